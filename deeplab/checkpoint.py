@@ -1,0 +1,154 @@
+"""A model is a folder: model.safetensors (the weights) and model.json (its card)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from deeplab.classes import ClassTable
+from deeplab.network import SegmentationNetwork
+from deeplab.zoo import build
+
+FORMAT = "deeplab-model/1"
+WEIGHTS, CARD = "model.safetensors", "model.json"
+BUNDLED = Path(__file__).parent / "models"
+
+
+class ModelError(ValueError):
+    """A model cannot be used; the message names the folder, what is wrong and what is accepted."""
+
+
+@dataclass
+class Model:
+    """A loaded model: the network (evaluation mode, CPU), its classes and card, and its digest."""
+
+    name: str
+    network: SegmentationNetwork
+    classes: ClassTable
+    card: dict[str, Any]
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """Name @ first 12 of the digest: how the results table names the model."""
+        return f"{self.name}@{self.digest[:12]}"
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CARD}"))
+
+
+def find(reference: str | Path) -> Path:
+    """A bundled model's name, or the path of a model folder, as a path. Raises ModelError where there is neither."""
+    if str(reference) in bundled():
+        return BUNDLED / str(reference)
+    path = Path(reference)
+    if not path.exists():
+        raise ModelError(f"no model {reference}: give a model folder or one of the bundled models: {', '.join(bundled())}")
+    if path.is_file():
+        raise ModelError(f"{path} is a file; a model is a folder with {WEIGHTS} and {CARD} (pickles are never loaded)")
+    return path
+
+
+def read_card(reference: str | Path) -> dict[str, Any]:
+    """The card of a model without its weights; ModelError as `load`."""
+    folder = find(reference)
+    return _parse_card(folder, _read(folder, CARD))
+
+
+def load(reference: str | Path) -> Model:
+    """Load a model folder or a bundled model by name.
+
+    Raises ModelError when a file is missing or damaged, the format is another version's, or the weights do not fit
+    the architecture key by key and shape by shape.
+    """
+    folder = find(reference)
+    card_bytes, weight_bytes = _read(folder, CARD), _read(folder, WEIGHTS)
+    card = _parse_card(folder, card_bytes)
+    try:
+        tensors = load_tensors(weight_bytes)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: not a safetensors file or damaged ({error}); pickles are never loaded") from error
+    try:
+        classes = ClassTable(
+            tuple(entry["name"] for entry in card["classes"]), tuple(tuple(entry["colour"]) for entry in card["classes"])
+        )
+        network = build(card["architecture"]["name"], len(classes), **card["architecture"].get("options", {}))
+        name = str(card["name"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / CARD}: {error!r}; the card does not describe a model of this version") from error
+    expected = network.state_dict()
+    differences = [f"{key} missing" for key in expected if key not in tensors]
+    differences += [f"{key} unknown" for key in tensors if key not in expected]
+    differences += [
+        f"{key} is {tuple(tensors[key].shape)}, not {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if differences:
+        shown = "; ".join(differences[:4])
+        raise ModelError(f"{folder}: {len(differences)} weights do not fit {card['architecture']['name']}: {shown}")
+    network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()})
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values() if value.is_floating_point()):
+        raise ModelError(f"{folder / WEIGHTS}: holds weights that are not finite")
+    return Model(name, network.eval(), classes, card, digest(weight_bytes, card_bytes))
+
+
+def save(folder: str | Path, network: SegmentationNetwork, card: dict[str, Any]) -> None:
+    """Write a model folder, complete or not at all. Convolution weights go to float16; vectors stay float32.
+
+    `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` is set here. An existing
+    model folder is replaced, any other folder is refused (ModelError).
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists():
+        raise ModelError(f"{folder} exists and is no model folder; it is left alone")
+    tensors = {
+        key: (value.half() if value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
+        for key, value in network.state_dict().items()
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (staging / WEIGHTS).write_bytes(save_tensors(tensors))
+        (staging / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for name in (WEIGHTS, CARD):  # the card last: without it the folder is no model
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def digest(weights: bytes, card: bytes) -> str:
+    """SHA-256 (hex) over weights and card: any change of either is another model."""
+    return hashlib.sha256(hashlib.sha256(weights).digest() + hashlib.sha256(card).digest()).hexdigest()
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{folder}: {name} cannot be read ({error.strerror}); a model folder has {WEIGHTS} and {CARD}") from error
+
+
+def _parse_card(folder: Path, data: bytes) -> dict[str, Any]:
+    try:
+        card = json.loads(data)
+    except ValueError as error:
+        raise ModelError(f"{folder / CARD}: not JSON ({error})") from error
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise ModelError(f"{folder / CARD}: format {found!r}; this version reads {FORMAT!r}")
+    return card

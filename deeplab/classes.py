@@ -1,0 +1,62 @@
+"""Class tables: id, name and colour of every class that a model knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and palette by class id (0 first). Colours are RGB, 0..255; id 255 is never a class but "ignored"."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colours):
+            raise ValueError(f"{len(self.names)} class names and {len(self.colours)} colours")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("class names must differ from each other")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_names(cls, names: Sequence[str]) -> ClassTable:
+        """Names with PASCAL VOC's palette, which gives any number of ids distinct colours."""
+        return cls(tuple(names), tuple(voc_colour(index) for index in range(len(names))))
+
+    def palette(self) -> list[int]:
+        """768 numbers for an 8-bit palette image: R, G, B of ids 0..255; ids that are no class in VOC's colours."""
+        colours = [*self.colours, *(voc_colour(index) for index in range(len(self.colours), 256))][:256]
+        return [value for colour in colours for value in colour]
+
+
+def voc_colour(index: int) -> tuple[int, int, int]:
+    """PASCAL VOC's colour of a class id: its bits dealt in turn to R, G and B from the highest bit downwards."""
+    red = green = blue = 0
+    for shift in range(7, -1, -1):
+        red |= (index & 1) << shift
+        green |= (index >> 1 & 1) << shift
+        blue |= (index >> 2 & 1) << shift
+        index >>= 3
+    return red, green, blue
+
+
+PETS = ClassTable(("background", "cat", "dog"), (voc_colour(0), voc_colour(8), voc_colour(12)))
+VOC = ClassTable.from_names(
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor".split()
+)
+CITYSCAPES = ClassTable(
+    tuple(
+        "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"
+        "bus,train,motorcycle,bicycle".split(",")
+    ),
+    (
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+        (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+)  # fmt: skip

@@ -1,0 +1,63 @@
+"""Heads: backbone features to class scores at the same stride."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from deeplab.holes import dense_gradients_pay, summed_by_shifts
+
+
+def _score_layer(inputs: int, classes: int, kernel: int, rate: int) -> nn.Conv2d:
+    """A class-score convolution, weights N(0, 0.01) and bias 0, as the v1 and v2 prototxts initialise theirs."""
+    layer = nn.Conv2d(inputs, classes, kernel, padding=rate * (kernel - 1) // 2, dilation=rate)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling as DeepLab v2 puts it on a ResNet (arXiv 1606.00915, section 3.2).
+
+    One 3x3 convolution straight to class scores for each rate, with bias, and the scores summed
+    (`fc1_voc12_c0..c3` in the released prototxt): B x D x h x w in, B x C x h x w out.
+    """
+
+    def __init__(self, inputs: int, classes: int, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
+        super().__init__()
+        self.rates = tuple(rates)
+        self.branches = nn.ModuleList(_score_layer(inputs, classes, 3, rate) for rate in rates)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if dense_gradients_pay(x):
+            weights, biases = [branch.weight for branch in self.branches], [branch.bias for branch in self.branches]
+            return summed_by_shifts(x, weights, biases, self.rates)
+        scores = self.branches[0](x)
+        for branch in self.branches[1:]:
+            scores = scores + branch(x)
+        return scores
+
+
+class LargeFOV(nn.Module):
+    """One 3x3 convolution with rate 12: DeepLab v2's LargeFOV on a ResNet (arXiv 1606.00915, Table 4)."""
+
+    def __init__(self, inputs: int, classes: int, rate: int = 12) -> None:
+        super().__init__()
+        self.score = _score_layer(inputs, classes, 3, rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.score(x)
+
+
+class Plain(nn.Module):
+    """One 1x1 convolution: the head without a wider field of view (arXiv 1606.00915, Table 4, first row)."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.score = _score_layer(inputs, classes, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.score(x)

@@ -1,0 +1,36 @@
+"""Losses. Label 255 is never learnt from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from deeplab.network import resize_scores
+
+IGNORE = 255
+Resolution = Literal["full", "stride"]
+
+
+def segmentation_loss(
+    scores: torch.Tensor, labels: torch.Tensor, align_corners: bool = True, resolution: Resolution = "full"
+) -> torch.Tensor:
+    """Mean cross-entropy over the labelled pixels of the whole batch (Caffe's VALID normalisation).
+
+    scores: B x C x h x w logits. labels: B x H x W, 0..C-1 or 255 (ignored). With no labelled pixel the loss is 0.
+    `resolution`: "full" brings the scores to H x W (as DeepLab v3 does); "stride" takes every s-th label instead, as
+    DeepLab v1 and v2 do (Interp shrink 8 on 321 is exactly `label[::8, ::8]`).
+    """
+    labels = labels.long()
+    if resolution == "full":
+        scores = resize_scores(scores, (labels.shape[1], labels.shape[2]), align_corners)
+    else:
+        height, width = scores.shape[-2:]
+        rows = (labels.shape[1] - 1) // max(1, height - 1)
+        columns = (labels.shape[2] - 1) // max(1, width - 1)
+        labels = labels[:, ::rows, ::columns]
+        if labels.shape[1:] != scores.shape[-2:]:
+            raise ValueError(f"labels every {rows} x {columns} give {tuple(labels.shape[1:])}, scores are {(height, width)}")
+    total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)

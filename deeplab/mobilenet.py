@@ -1,0 +1,117 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381, Table 2) with holes instead of late strides."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from deeplab.holes import dense_gradients_pay, depthwise_by_phases
+
+Padding = Literal["same", "symmetric"]
+
+# expansion t, channels c, repeats n, stride s: arXiv 1801.04381, Table 2.
+STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+
+
+class ConvBatchNorm(nn.Sequential):
+    """Convolution, then batch norm (submodules 0 and 1), then what else is given (2: the ReLU6).
+
+    In evaluation mode the batch norm is folded into the convolution's weight and bias for the pass: the same sums
+    with one trip less through memory, and one less through the gradient when it is frozen in training.
+    TensorFlow's "SAME" padding before a stride-2 convolution pads an even side by one at its end only and an odd side
+    by one at both ends, so that n becomes ceil(n / 2).
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *rest: nn.Module, same: bool = False) -> None:
+        super().__init__(conv, norm, *rest)
+        self.same = same
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv, norm = self[0], self[1]
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if self.same:
+            height, width = x.shape[-2:]
+            x = F.pad(x, (width % 2, 1, height % 2, 1))
+        if norm.training:
+            x = norm(conv(x))
+        else:
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+            rate = int(conv.dilation[0])
+            if rate > 1 and conv.groups == conv.in_channels and dense_gradients_pay(x):
+                x = depthwise_by_phases(x, weight, bias, rate)
+            else:
+                x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        for module in list(self)[2:]:
+            x = module(x)
+        return x
+
+
+def conv_bn_relu6(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1, padding: Padding = "same"
+) -> ConvBatchNorm:
+    """Convolution, batch norm, ReLU6. Submodule names 0, 1, 2 are torchvision's, so its weights fit."""
+    same = stride == 2 and padding == "same"
+    pad = 0 if same else dilation * (kernel - 1) // 2
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, pad, dilation, groups, bias=False)
+    return ConvBatchNorm(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True), same=same)
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 (linear), with a shortcut where the shapes allow one."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, dilation: int, padding: Padding) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(conv_bn_relu6(inputs, hidden, 1))
+        layers.append(conv_bn_relu6(hidden, hidden, 3, stride, groups=hidden, dilation=dilation, padding=padding))
+        self.conv = nn.Sequential(*layers)
+        self.project = ConvBatchNorm(nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.project(self.conv(x)) if self.shortcut else self.project(self.conv(x))
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 1.0 without its classifier: B x 3 x H x W in, B x 1280 x h x w out.
+
+    Keys are torchvision's (`features.N...`). Once `output_stride` is reached, further strides become holes: the
+    strided layer keeps its old dilation and those after it take the new one, so every kernel still sees the places
+    that it saw in ImageNet training.
+
+    `padding`: "same" is TensorFlow's, which Google's weights were trained with; "symmetric" is torchvision's. At the
+    sizes that the predictor and the crops use (8k + 1) every strided layer meets an odd side, and both are equal.
+    """
+
+    channels = 1280
+
+    def __init__(self, output_stride: int = 8, padding: Padding = "same") -> None:
+        super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride {output_stride}: 8, 16 and 32 are accepted")
+        if padding not in ("same", "symmetric"):
+            raise ValueError(f"padding {padding!r}: 'same' and 'symmetric' are accepted")
+        self.output_stride = output_stride
+        layers: list[nn.Module] = [conv_bn_relu6(3, 32, 3, 2, padding=padding)]
+        inputs, current, dilation = 32, 2, 1
+        for expansion, outputs, repeats, first_stride in STAGES:
+            for index in range(repeats):
+                stride, block_dilation = (first_stride if index == 0 else 1), dilation
+                if stride == 2 and current == output_stride:
+                    stride, dilation = 1, dilation * 2
+                else:
+                    current *= stride
+                layers.append(InvertedResidual(inputs, outputs, stride, expansion, block_dilation, padding))
+                inputs = outputs
+        layers.append(conv_bn_relu6(inputs, self.channels, 1))
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(x)

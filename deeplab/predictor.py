@@ -1,0 +1,148 @@
+"""Images to scores: equal shapes share a batch, large images are cut into tiles, scales are fused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+
+from deeplab.multiscale import Fusion, multiscale_scores, upsample
+from deeplab.network import SegmentationNetwork
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Predictor:
+    """Scores and label maps for lists of images of mixed sizes.
+
+    Every image is padded (bottom and right, with the backbone's mean colour) to its own place on the network's
+    lattice, never resized and never padded to a neighbour's size, so its result does not depend on what it is batched
+    with. Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended
+    linearly over the overlap, so memory is bounded by the tile.
+
+    scales: factors of the input, fused by `fusion` ("max" as in DeepLab v2, or "mean"). flip: also score the mirror
+    image. device: "auto" takes a GPU where there is one. precision: "auto" is float16 on a GPU and float32 on a CPU.
+    tile, overlap: pixels. batch_pixels: the most padded pixels that one pass takes at scale 1.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        fusion: Fusion = "max",
+        device: str = "auto",
+        precision: Precision = "auto",
+        tile: int = 1025,
+        overlap: int = 128,
+        batch_pixels: int | None = None,
+    ) -> None:
+        if not scales or any(not 0 < scale <= 4 for scale in scales):
+            raise ValueError(f"scales {tuple(scales)}: one or more factors above 0 and at most 4 are accepted")
+        if fusion not in ("max", "mean"):
+            raise ValueError(f"fusion {fusion!r}: 'max' and 'mean' are accepted")
+        if precision not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"precision {precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
+        if not 64 <= overlap + 64 <= tile:
+            raise ValueError(f"tile {tile}, overlap {overlap}: the tile must exceed the overlap by at least 64 pixels")
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if precision == "auto":
+            precision = "float16" if self.device.type == "cuda" else "float32"
+        self.precision = precision
+        # Depthwise and pointwise convolutions run fastest with channels innermost.
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.scales, self.flip, self.fusion = tuple(scales), flip, fusion
+        self.tile, self.overlap = network.lattice_size(tile), -(-overlap // network.stride) * network.stride
+        self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 600_000)
+        self.padding = np.round(network.normalization.mean_rgb).astype(np.uint8)
+
+    def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """H x W x 3 uint8 RGB images -> class scores, float16 C x h x w each, h = ceil((H - 1) / stride) + 1.
+
+        Score (i, j) lies on pixel (stride * i, stride * j). Raises ValueError for another shape or dtype.
+        """
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                raise ValueError(f"image of shape {image.shape}, {image.dtype}: H x W x 3 uint8 RGB is accepted")
+        results: list[np.ndarray | None] = [None] * len(images)
+        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            height, width = image.shape[:2]
+            if height * width > self.tile * self.tile:
+                results[index] = self._tiled(image)
+            else:
+                buckets[self.network.lattice_size(height), self.network.lattice_size(width)].append(index)
+        for (height, width), indices in buckets.items():
+            size = max(1, self.batch_pixels // (height * width))
+            for start in range(0, len(indices), size):
+                batch = indices[start : start + size]
+                for index, scores in zip(batch, self._batch([images[i] for i in batch], height, width), strict=True):
+                    results[index] = scores
+        return [scores for scores in results if scores is not None]
+
+    def labels(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """H x W x 3 uint8 RGB images -> label maps, H x W uint8 (uint16 above 256 classes)."""
+        scores = self.scores(images)
+        return [self.labels_of(s, *image.shape[:2]) for s, image in zip(scores, images, strict=True)]
+
+    def labels_of(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Scores at stride -> the class of each pixel, height x width."""
+        dtype = np.uint8 if len(scores) <= 256 else np.uint16
+        full = upsample(scores, height, width, self.network.stride, self.network.align_corners)
+        return full.argmax(0).astype(dtype)
+
+    def _batch(self, images: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
+        """Images that fit height x width (on the lattice) -> their scores; one pass per scale."""
+        pixels = np.empty((len(images), height, width, 3), np.uint8)
+        pixels[:] = self.padding
+        for slot, image in zip(pixels, images, strict=True):
+            slot[: image.shape[0], : image.shape[1]] = image
+        with torch.inference_mode(), self._autocast():
+            x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+            x = self.network.normalization.apply(x)
+            scores = multiscale_scores(self.network, x, self.scales, self.flip, self.fusion)
+            # Beyond half precision's range no score changes a decision any more.
+            return list(scores.clamp(-65504, 65504).half().cpu().numpy())
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bfloat16" else torch.float16)
+
+    def _tiled(self, image: np.ndarray) -> np.ndarray:
+        """Scores of a large image, tile by tile, blended where tiles overlap."""
+        stride = self.network.stride
+        height, width = image.shape[:2]
+        rows, tile_height = self._starts(height)
+        columns, tile_width = self._starts(width)
+        grid = (self.network.lattice_size(height) - 1) // stride + 1, (self.network.lattice_size(width) - 1) // stride + 1
+        total = np.zeros((self.network.classes, *grid), np.float32)
+        weight = np.zeros(grid, np.float32)
+        for top in rows:
+            for left in columns:
+                part = image[top : top + tile_height, left : left + tile_width]
+                scores = self._batch([part], tile_height, tile_width)[0].astype(np.float32)
+                i, j = top // stride, left // stride
+                h, w = min(scores.shape[1], grid[0] - i), min(scores.shape[2], grid[1] - j)
+                ramp = np.outer(self._ramp(scores.shape[1]), self._ramp(scores.shape[2]))[:h, :w]
+                total[:, i : i + h, j : j + w] += ramp * scores[:, :h, :w]
+                weight[i : i + h, j : j + w] += ramp
+        return (total / weight).astype(np.float16)
+
+    def _starts(self, side: int) -> tuple[list[int], int]:
+        """First pixels (multiples of the stride) of the tiles along one side, and the tiles' length on the lattice."""
+        if side <= self.tile:
+            return [0], self.network.lattice_size(side)
+        count = -(-(side - self.overlap) // (self.tile - self.overlap))
+        last = -(-(side - self.tile) // self.network.stride)
+        return [round(last * k / (count - 1)) * self.network.stride for k in range(count)], self.tile
+
+    def _ramp(self, length: int) -> np.ndarray:
+        """Weight of each score of a tile: 1 inside, falling linearly over the overlap towards both ends, never 0."""
+        edge = np.minimum(np.arange(length), np.arange(length)[::-1]) + 1.0
+        return np.minimum(1.0, edge / (self.overlap // self.network.stride + 1))

@@ -1,0 +1,208 @@
+"""The single-process training loop: deterministic, resumable at any saved step, and readable from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from deeplab import checkpoint, schedule
+from deeplab.classes import ClassTable
+from deeplab.datasets import LabelledFolder
+from deeplab.losses import segmentation_loss
+from deeplab.metrics import Confusion
+from deeplab.network import SegmentationNetwork
+from deeplab.predictor import Predictor
+from deeplab.presets import TrainingConfig
+from deeplab.transforms import Augmentation
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and what can be done."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told after each step: `validation` only after those that validated."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    validation: dict[str, Any] | None = None
+
+
+class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The endless training sequence as a pure function of its number: sample n is always the same crop.
+
+    Epoch e visits the images in an order drawn from (seed, e), and the augmentation of sample n draws from (seed, n).
+    So a resumed run, or one with more loader processes, sees exactly what an undisturbed one does.
+    """
+
+    def __init__(self, data: LabelledFolder, augment: Augmentation, config: TrainingConfig) -> None:
+        self.data, self.augment = data, augment
+        self.seed, self.length = config.seed, config.steps * config.batch_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image_of(self, number: int) -> int:
+        """Index in the data set of the image that sample `number` shows."""
+        epoch, position = divmod(number, len(self.data))
+        return int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.data))[position])
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, labels = self.data[self.image_of(number)]
+        image, labels = self.augment(image, labels, np.random.default_rng([self.seed, 2, number]))
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels)
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """The factor that `step` puts on every base learning rate."""
+    if config.schedule == "poly":
+        factor = schedule.poly(step, config.steps, config.power)
+    else:
+        factor = schedule.staircase(step, config.step_every)
+    return factor * schedule.warmup(step, config.warmup_steps)
+
+
+def parameter_groups(network: SegmentationNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Backbone x 1, head weights x m, head biases x 2m without weight decay, as in the released solvers."""
+    head = list(network.head.named_parameters())
+    base, m = config.learning_rate, config.head_multiplier
+    groups = [
+        (1.0, config.weight_decay, [p for p in network.backbone.parameters() if p.requires_grad]),
+        (m, config.weight_decay, [p for name, p in head if not name.endswith("bias")]),
+        (2 * m, 0.0, [p for name, p in head if name.endswith("bias")]),
+    ]
+    return [{"params": p, "lr": base * factor, "base_lr": base * factor, "weight_decay": decay} for factor, decay, p in groups]
+
+
+def validate(network: SegmentationNetwork, data: LabelledFolder, **options: Any) -> Confusion:
+    """Confusion of `network` over a data set; options are the Predictor's. Leaves the network in evaluation mode."""
+    predictor = Predictor(network, **options)
+    confusion = Confusion.empty(len(data.classes))
+    for image, labels in data:
+        confusion.add(labels, predictor.labels([image])[0])
+    return confusion
+
+
+def train(
+    network: SegmentationNetwork,
+    config: TrainingConfig,
+    training: LabelledFolder,
+    validation: LabelledFolder,
+    out: Path,
+    *,
+    card: dict[str, Any],
+    classes: ClassTable,
+    device: str = "auto",
+    workers: int = 1,
+    resume: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> dict[str, Any]:
+    """Train `network` and write the model folder `out` with the weights that scored best on `validation`.
+
+    The state (weights, optimizer, average, best so far) is saved at every validation in `out`/training-state.pt, and
+    one JSON line per validation goes to `out`/metrics.jsonl. `resume` continues from that state; without it a folder
+    that holds one is refused. `card`: what the model card says besides architecture, classes, training and metrics.
+    Returns the best validation summary. Raises TrainingError for a loss that is no number (state and best model stay),
+    or an unfit `out`.
+    """
+    state_file = out / "training-state.pt"
+    if state_file.exists() and not resume:
+        raise TrainingError(f"{out} holds an unfinished training: --resume continues it, another folder starts afresh")
+    if resume and not state_file.exists():
+        raise TrainingError(f"{out} holds no training state to resume")
+    out.mkdir(parents=True, exist_ok=True)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    torch.manual_seed(config.seed)
+    network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.freeze_batch_norm()
+    groups = parameter_groups(network, config)
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
+    start, best = 0, {"mean_iou": -1.0}
+    if resume:
+        state = torch.load(state_file, map_location=where, weights_only=True)
+        if state["config"] != json.dumps(config.as_dict()):
+            raise TrainingError(f"{out} was trained with another configuration: {state['config']}")
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start, best = state["average"], state["step"], state["best"]
+
+    augment = Augmentation(config.crop, config.scales, network.normalization.mean_rgb, config.mirror, config.colour)
+    loader = DataLoader(
+        Samples(training, augment, config),
+        batch_size=config.batch_size,
+        sampler=range(start * config.batch_size, config.steps * config.batch_size),
+        num_workers=workers,
+        pin_memory=where.type == "cuda",
+    )
+    for step, (images, labels) in enumerate(loader, start):
+        factor = learning_rate_factor(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        network.train()
+        x = network.normalization.apply(images.to(where)).contiguous(memory_format=torch.channels_last)
+        loss = segmentation_loss(network(x), labels.to(where), network.align_corners, config.loss)
+        if not math.isfinite(loss.item()):
+            first = step * config.batch_size
+            names = [training.stems[loader.dataset.image_of(n)] for n in range(first, first + config.batch_size)]  # type: ignore[attr-defined]
+            raise TrainingError(f"loss is {loss.item()} at step {step} on {', '.join(names)}; try a lower learning rate")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if average is not None:
+            update_average(average, network, config.ema, step)
+        done = step + 1
+        summary = None
+        if done % config.validate_every == 0 or done == config.steps:
+            trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
+            network.load_state_dict(average or trained)
+            summary = validate(network, validation, device=where.type).summary(list(classes.names))
+            if summary["mean_iou"] > best["mean_iou"]:  # type: ignore[operator]
+                best = {**summary, "step": done, "split": validation.split}
+                checkpoint.save(out, network, _card(card, config, classes, best))
+            network.load_state_dict(trained)
+            state = {"network": trained, "optimizer": optimizer.state_dict(), "average": average, "step": done, "best": best}
+            save_state(state_file, {**state, "config": json.dumps(config.as_dict())})
+            with (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"step": done, "loss": loss.item(), **summary}) + "\n")
+        report(Progress(done, config.steps, loss.item(), config.learning_rate * factor, summary))
+    state_file.unlink(missing_ok=True)
+    return best
+
+
+def update_average(average: dict[str, torch.Tensor], network: SegmentationNetwork, decay: float, step: int) -> None:
+    """average <- decay * average + (1 - decay) * weights, with a shorter memory over the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for key, value in network.state_dict().items():
+            if value.is_floating_point():
+                average[key].lerp_(value, 1 - decay)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write to a second name and rename, so that a kill in mid-write leaves the earlier state."""
+    staging = path.with_suffix(".tmp")
+    torch.save(state, staging)
+    os.replace(staging, path)
+
+
+def _card(card: dict[str, Any], config: TrainingConfig, classes: ClassTable, best: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **card,
+        "architecture": {"name": config.architecture, "options": config.options},
+        "classes": [{"name": n, "colour": list(c)} for n, c in zip(classes.names, classes.colours, strict=True)],
+        "training": config.as_dict(),
+        "metrics": {"validation": best},
+    }

@@ -1,0 +1,1 @@
+"""What a person starts and watches: the command line and the Prefect flows."""

@@ -1,0 +1,1 @@
+"""Ray and storage: how the work spreads over machines."""
