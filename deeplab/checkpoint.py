@@ -74,8 +74,17 @@ def load(reference: str | Path) -> Model:
     Raises ModelError when a file is missing or damaged, the format is another version's, or the weights do not fit
     the architecture key by key and shape by shape.
     """
+    return parse(*read(reference))
+
+
+def read(reference: str | Path) -> tuple[Path, bytes, bytes]:
+    """A model's folder, card and weights as they lie there, to be sent to where `parse` makes a model of them."""
     folder = find(reference)
-    card_bytes, weight_bytes = _read(folder, CARD), _read(folder, WEIGHTS)
+    return folder, _read(folder, CARD), _read(folder, WEIGHTS)
+
+
+def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
+    """The model that `read` read; `folder` only names it in errors. Raises ModelError as `load`."""
     card = _parse_card(folder, card_bytes)
     try:
         tensors = load_tensors(weight_bytes)
