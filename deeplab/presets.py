@@ -82,4 +82,32 @@ def pets() -> TrainingConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], TrainingConfig]] = {"pets-coarse": pets_coarse, "pets-context": pets_context, "pets": pets}
+def finetune() -> TrainingConfig:
+    """A practical start for 100 to 10,000 labelled images on one machine: the bundled backbone, your classes."""
+    return TrainingConfig(
+        preset="finetune",
+        architecture="mobilenet-v2-aspp",
+        steps=2000,
+        batch_size=8,
+        crop=321,
+        learning_rate=0.0005,
+        head_multiplier=4.0,
+        warmup_steps=50,
+        colour=0.3,
+        ema=0.998,
+        validate_every=200,
+    )
+
+
+def resnet101_v2() -> TrainingConfig:
+    """DeepLab v2 on ResNet-101 as re-implementations train it: 20k iterations of 10 crops of 321, poly, 2.5e-4."""
+    return TrainingConfig(preset="resnet101-v2", architecture="resnet101-aspp", loss="stride")
+
+
+PRESETS: dict[str, Callable[[], TrainingConfig]] = {
+    "finetune": finetune,
+    "resnet101-v2": resnet101_v2,
+    "pets-coarse": pets_coarse,
+    "pets-context": pets_context,
+    "pets": pets,
+}

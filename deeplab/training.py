@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from deeplab import checkpoint, schedule
 from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
+from deeplab.evaluation import evaluate
 from deeplab.losses import segmentation_loss
-from deeplab.metrics import Confusion
 from deeplab.network import SegmentationNetwork
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
@@ -84,15 +84,6 @@ def parameter_groups(network: SegmentationNetwork, config: TrainingConfig) -> li
         (2 * m, 0.0, [p for name, p in head if name.endswith("bias")]),
     ]
     return [{"params": p, "lr": base * factor, "base_lr": base * factor, "weight_decay": decay} for factor, decay, p in groups]
-
-
-def validate(network: SegmentationNetwork, data: LabelledFolder, **options: Any) -> Confusion:
-    """Confusion of `network` over a data set; options are the Predictor's. Leaves the network in evaluation mode."""
-    predictor = Predictor(network, **options)
-    confusion = Confusion.empty(len(data.classes))
-    for image, labels in data:
-        confusion.add(labels, predictor.labels([image])[0])
-    return confusion
 
 
 def train(
@@ -168,7 +159,7 @@ def train(
         if done % config.validate_every == 0 or done == config.steps:
             trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
             network.load_state_dict(average or trained)
-            summary = validate(network, validation, device=where.type).summary(list(classes.names))
+            summary = evaluate(Predictor(network, device=where.type), validation).total.summary(list(classes.names))
             if summary["mean_iou"] > best["mean_iou"]:  # type: ignore[operator]
                 best = {**summary, "step": done, "split": validation.split}
                 checkpoint.save(out, network, _card(card, config, classes, best))
