@@ -1,0 +1,52 @@
+"""pydensecrf behind our face, for comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from deeplab.crf.parameters import CRFParameters
+
+
+def pydensecrf_module() -> Any:
+    """pydensecrf.densecrf. ImportError that says how to install it where it is missing."""
+    try:
+        import pydensecrf.densecrf as module
+    except ImportError as error:
+        raise ImportError(
+            "backend 'pydensecrf' needs the package pydensecrf2 (import name pydensecrf), which builds with cython<3 only: "
+            "pip install --build-constraint build-constraints.txt 'deeplab-pipelines[pydensecrf]'"
+        ) from error
+    return module
+
+
+def pydensecrf_marginals(image: np.ndarray, logits: np.ndarray, parameters: CRFParameters) -> np.ndarray:
+    """Raw H x W x 3 uint8 image and logits C x H x W float32 -> marginals C x H x W float32.
+
+    The unary energy is -log softmax(logits), as C-contiguous float32: pydensecrf reads other layouts wrongly.
+    """
+    densecrf = pydensecrf_module()
+    classes, height, width = logits.shape
+    shifted = logits - logits.max(0)
+    energy = np.log(np.exp(shifted).sum(0)) - shifted
+    kinds = {
+        "symmetric": densecrf.NORMALIZE_SYMMETRIC,
+        "after": densecrf.NORMALIZE_AFTER,
+        "before": densecrf.NORMALIZE_BEFORE,
+        "none": densecrf.NO_NORMALIZATION,
+    }
+    normalization = kinds[parameters.normalization]
+    crf = densecrf.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(energy.reshape(classes, -1), dtype=np.float32))
+    if parameters.pos_w:
+        crf.addPairwiseGaussian(sxy=parameters.pos_xy, compat=parameters.pos_w, normalization=normalization)
+    if parameters.bi_w:
+        crf.addPairwiseBilateral(
+            sxy=parameters.bi_xy,
+            srgb=parameters.bi_rgb,
+            rgbim=np.ascontiguousarray(image),
+            compat=parameters.bi_w,
+            normalization=normalization,
+        )
+    return np.array(crf.inference(parameters.iterations), dtype=np.float32).reshape(classes, height, width)

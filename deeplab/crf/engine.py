@@ -1,0 +1,187 @@
+"""The one class of this package: an image and class scores in, a refined label map or marginals out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from deeplab.crf.inputs import Grid, check_grid, check_image, upsampled
+from deeplab.crf.native import engine_module
+from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters, Normalization
+
+Mode = Literal["fast", "exact"]
+Backend = Literal["native", "torch", "pydensecrf"]
+
+_NORMALIZATION_CODES = {"none": 0, "before": 1, "after": 2, "symmetric": 3}
+
+
+class DenseCRF:
+    """Fully connected CRF with Potts compatibility and Gaussian edge potentials, solved by mean field.
+
+    mode "exact": all classes, float32, the permutohedral lattice of Adams, Baek & Davis 2010: pydensecrf's model.
+    mode "fast": the same lattice, but a class whose probability stays below `prune` everywhere is not filtered (its
+    mass stays in the softmax), and a pixel is left alone once no marginal of it moves by more than `freeze`.
+    The kernels are described at `CRFParameters`; the defaults here are its "kazuto" set.
+
+    backend: "native" is the engine of this package (CPU), "torch" the same lattice in torch operations on `device`
+    (always exact), "pydensecrf" the package of that name, for comparison (always exact). threads: of the native
+    backend; the result does not depend on it. deterministic: the torch backend adds in a fixed order on a GPU too.
+
+    Buffers are kept between calls, so one object per worker is the intended use; calls from several threads take
+    turns. Pickles and copies as its parameters. ValueError for parameters out of range.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "fast",
+        *,
+        iterations: int = 10,
+        pos_w: float = 3.0,
+        pos_xy_std: float | tuple[float, float] = 1.0,
+        bi_w: float = 4.0,
+        bi_xy_std: float | tuple[float, float] = 67.0,
+        bi_rgb_std: float | tuple[float, float, float] = 3.0,
+        normalization: Normalization = "symmetric",
+        backend: Backend = "native",
+        threads: int = 1,
+        prune: float = 0.05,
+        freeze: float = 3e-4,
+        device: str = "cpu",
+        deterministic: bool = False,
+        build: Literal["auto", "avx2", "baseline"] = "auto",
+        block_lanes: int = 24,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode {mode!r}: 'fast' and 'exact' are accepted")
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend {backend!r}: 'native', 'torch' and 'pydensecrf' are accepted")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 64:
+            raise ValueError(f"threads {threads!r}: an integer from 1 to 64 is accepted")
+        if not 0 <= prune < 1:
+            raise ValueError(f"prune {prune!r}: a probability from 0 (keep all classes) to below 1 is accepted")
+        if not 0 <= freeze < 1:
+            raise ValueError(f"freeze {freeze!r}: a change of probability from 0 (never freeze) to below 1 is accepted")
+        if block_lanes not in (4, 8, 12, 16, 20, 24):
+            raise ValueError(f"block_lanes {block_lanes!r}: channels filtered together, 4, 8, 12, 16, 20 or 24")
+        self.mode, self.backend, self.threads = mode, backend, threads
+        self.prune, self.freeze = float(prune), float(freeze)
+        self.device, self.deterministic, self.build, self.block_lanes = device, deterministic, build, block_lanes
+        self.parameters = CRFParameters(iterations, pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, normalization)
+        self.stats: dict[str, float] = {}
+        """Of the last call: bilateral_vertices, gaussian_vertices, classes_kept, active_fraction (pixel updates done
+        over pixels x iterations) and milliseconds per stage (native backend)."""
+        self._engine: Any = None
+
+    @classmethod
+    def named(cls, name: str, mode: Mode = "fast", **overrides: Any) -> DenseCRF:
+        """The CRF of one of PARAMETER_SETS; `overrides` are arguments of the class. ValueError for an unknown name."""
+        if name not in PARAMETER_SETS:
+            raise ValueError(f"no CRF parameters are named {name!r}: {', '.join(PARAMETER_SETS)} are known")
+        return cls(mode, **{**dataclasses.asdict(PARAMETER_SETS[name]), **overrides})
+
+    def labels(
+        self,
+        image: np.ndarray,
+        scores: np.ndarray | None = None,
+        probabilities: np.ndarray | None = None,
+        stride: float | None = None,
+        align_corners: bool = True,
+    ) -> np.ndarray:
+        """The most probable class of every pixel: H x W uint8, uint16 above 256 classes.
+
+        image: H x W x 3 uint8 RGB, as decoded. scores: class logits C x h x w (float16, float32 or float64), or
+        probabilities (raised to 1e-5 at least, as pydensecrf's users do). Without `stride`, h x w is H x W; with it,
+        score (i, j) lies on pixel (stride * i, stride * j) and is interpolated bilinearly between, or, where
+        align_corners is False, pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end.
+        ValueError for anything that is not as said; it names what is accepted.
+        """
+        image, grid = self._checked(image, scores, probabilities, stride, align_corners)
+        dtype = np.uint8 if len(grid.values) <= 256 else np.uint16
+        if self.backend == "native":
+            return self._native(image, grid, np.empty(image.shape[:2], dtype))
+        return self._other(image, grid).argmax(0).astype(dtype)
+
+    def marginals(
+        self,
+        image: np.ndarray,
+        scores: np.ndarray | None = None,
+        probabilities: np.ndarray | None = None,
+        stride: float | None = None,
+        align_corners: bool = True,
+    ) -> np.ndarray:
+        """Approximate marginal probabilities, C x H x W float32, summing to 1 over the classes. Arguments as `labels`."""
+        image, grid = self._checked(image, scores, probabilities, stride, align_corners)
+        if self.backend == "native":
+            return self._native(image, grid, np.empty((len(grid.values), *image.shape[:2]), np.float32))
+        return self._other(image, grid)
+
+    def short(self) -> str:
+        """Mode and parameters in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
+        return f"{self.mode} {self.parameters.short()}"
+
+    def __repr__(self) -> str:
+        return f"DenseCRF({self.short()!r}, backend={self.backend!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_engine": None, "stats": {}}
+
+    def release(self) -> None:
+        """Give back the buffers that are kept for the next image."""
+        if self._engine is not None:
+            self._engine.release()
+
+    def _checked(
+        self, image: object, scores: object, probabilities: object, stride: float | None, align_corners: bool
+    ) -> tuple[np.ndarray, Grid]:
+        checked = check_image(image)
+        return checked, check_grid(checked, scores, probabilities, stride, align_corners)
+
+    def _native(self, image: np.ndarray, grid: Grid, out: np.ndarray) -> np.ndarray:
+        if self._engine is None:
+            self._engine = engine_module().Engine(self.build)
+        p = self.parameters
+        self.stats = self._engine.refine(
+            image,
+            grid.values,
+            step=grid.step,
+            shift=grid.shift,
+            probabilities=grid.probabilities,
+            full_size=grid.full_size,
+            out=out,
+            iterations=p.iterations,
+            pos_w=p.pos_w,
+            pos_x=p.pos_xy[0],
+            pos_y=p.pos_xy[1],
+            bi_w=p.bi_w,
+            bi_x=p.bi_xy[0],
+            bi_y=p.bi_xy[1],
+            bi_r=p.bi_rgb[0],
+            bi_g=p.bi_rgb[1],
+            bi_b=p.bi_rgb[2],
+            normalization=_NORMALIZATION_CODES[p.normalization],
+            fast=self.mode == "fast",
+            prune=self.prune,
+            freeze=self.freeze,
+            block_lanes=self.block_lanes,
+            threads=self.threads,
+        )
+        return out
+
+    def _other(self, image: np.ndarray, grid: Grid) -> np.ndarray:
+        logits = upsampled(grid, *image.shape[:2])
+        if self.backend == "pydensecrf":
+            from deeplab.crf.bridge import pydensecrf_marginals
+
+            self.stats = {"classes_kept": len(logits), "active_fraction": 1.0}
+            return pydensecrf_marginals(image, logits, self.parameters)
+        import torch
+
+        from deeplab.crf.torch_lattice import mean_field
+
+        images = torch.from_numpy(image)[None].to(self.device)
+        unary = torch.from_numpy(logits)[None].to(self.device)
+        result, vertices = mean_field(images, unary, self.parameters, deterministic=self.deterministic)
+        self.stats = {"classes_kept": len(logits), "active_fraction": 1.0, **vertices}
+        return result[0].cpu().numpy()

@@ -1,0 +1,366 @@
+// The engine for images and the filter for arbitrary features. Compiled once per instruction set; see CMakeLists.txt.
+#include "output.hpp"
+
+namespace crf {
+namespace CRF_BUILD {
+namespace {
+
+// The lattice over positions depends on the image's size only, so images of one size share it.
+struct PositionLattice {
+    Lattice<2> lattice;
+    Buffer<float> ones;  // the filter's response to ones
+    int height = 0, width = 0;
+    float deviation[2] = {0, 0};
+    uint64_t used = 0;
+};
+
+// A pixel's row and column for every place of the tile order.
+struct Coordinates {
+    Buffer<uint16_t> x, y;
+    int height = 0, width = 0;
+};
+
+class ImageEngine : public Engine {
+public:
+    ~ImageEngine() override { delete workers_; }
+
+    Status refine(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
+                  uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) override {
+        try {
+            FlushDenormals flush;
+            return refine_checked(image, height, width, scores, settings, labels8, labels16, marginals, stats);
+        } catch (OutOfMemory) {
+            release();
+            return Status::out_of_memory;
+        }
+    }
+    size_t bytes() const override {
+        size_t n = unary_.bytes() + space_.bytes() + scratch_.bytes() + bilateral_.bytes() + factors_.bytes() + ones_.bytes();
+        n += coordinates_.x.bytes() + coordinates_.y.bytes();
+        for (const PositionLattice& p : positions_) n += p.lattice.bytes() + p.ones.bytes();
+        return n;
+    }
+    void release() override {
+        unary_.release();
+        space_.release();
+        scratch_.release();
+        release_lattice(bilateral_);
+        factors_.release();
+        ones_.release();
+        coordinates_.x.release();
+        coordinates_.y.release();
+        coordinates_.height = 0;
+        for (PositionLattice& p : positions_) {
+            release_lattice(p.lattice);
+            p.ones.release();
+            p.height = 0;
+        }
+    }
+
+private:
+    static constexpr size_t large = 1 << 20;  // pixels from which memory goes before reuse
+
+    template <int D> static void release_lattice(Lattice<D>& lattice) {
+        lattice.id.release();
+        lattice.weight.release();
+        lattice.met.release();
+        for (Chains& c : lattice.chains) {
+            for (Buffer<uint32_t>& b : c.runs) b.release();
+            c.clear();
+        }
+    }
+
+    Status refine_checked(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
+                          uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) {
+        if (height > 65535 || width > 65535) return Status::too_large;
+        double start = now_ms();
+        PixelOrder order{height, width};
+        bool big = order.count() >= large;
+        Status status = unary_.load(scores, order, settings.fast, settings.prune, settings.block_lanes);
+        if (status != Status::ok) return status;
+        stats.classes_kept = unary_.kept;
+        double now = now_ms();
+        stats.unary_ms = now - start;
+        start = now;
+
+        locate_pixels(order);
+        Field field{nullptr, nullptr, nullptr, unary_.has_rest ? unary_.rest.data() : nullptr, nullptr, nullptr, order.count()};
+        const float *ones5 = nullptr, *ones2 = nullptr;
+        if (settings.gaussian.weight != 0) {
+            PositionLattice* p = nullptr;
+            status = position_lattice(order, settings.gaussian, p);
+            if (status != Status::ok) return status;
+            field.lattice2 = &p->lattice;
+            ones2 = p->ones.data();
+            stats.gaussian_vertices = int64_t(p->lattice.vertices);
+        }
+        if (settings.bilateral.weight != 0) {
+            status = bilateral_lattice(image, order, settings.bilateral);
+            if (status != Status::ok) return status;
+            field.lattice5 = &bilateral_;
+            float* a = space_.values5.reserve(bilateral_.vertices);
+            filter_ones<5>(bilateral_, a, ones_.reserve(order.count()));
+            ones5 = ones_.data();
+            stats.bilateral_vertices = int64_t(bilateral_.vertices);
+        }
+        if (big) scratch_.release();
+        set_factors(settings, order.count(), ones5, ones2);
+        field.factors = factors_.data();
+        if (big) ones_.release();
+        if (field.lattice5) field.values5 = space_.values5.reserve(bilateral_.vertices * unary_.lanes);
+        if (field.lattice2) field.values2 = space_.values2.reserve(field.lattice2->vertices * unary_.lanes);
+        now = now_ms();
+        stats.lattice_ms = now - start;
+
+        start_workers(settings.threads);
+        switch (unary_.lanes) {
+            case 4: infer<4>(field, settings, stats); break;
+            case 8: infer<8>(field, settings, stats); break;
+            case 12: infer<12>(field, settings, stats); break;
+            case 16: infer<16>(field, settings, stats); break;
+            case 20: infer<20>(field, settings, stats); break;
+            default: infer<24>(field, settings, stats); break;
+        }
+
+        start = now_ms();
+        bool from_logits = settings.fast;
+        const float* rows = from_logits ? unary_.logits.data() : space_.rows.data();
+        if (labels8) write_labels(unary_, order, rows, labels8);
+        if (labels16) write_labels(unary_, order, rows, labels16);
+        if (marginals) write_marginals(unary_, order, rows, from_logits, marginals);
+        stats.output_ms = now_ms() - start;
+        return Status::ok;
+    }
+
+    template <int L> void infer(const Field& field, const Settings& settings, Stats& stats) {
+        Inference<L>(field, unary_, space_, workers_, stats).run(settings);
+    }
+
+    void locate_pixels(const PixelOrder& order) {
+        if (coordinates_.height == order.height && coordinates_.width == order.width) return;
+        coordinates_.height = 0;
+        uint16_t *x = coordinates_.x.reserve(order.count()), *y = coordinates_.y.reserve(order.count());
+        order.runs([&](size_t at, int row, int column, int length) {
+            for (int i = 0; i < length; ++i) {
+                x[at + i] = uint16_t(column + i);
+                y[at + i] = uint16_t(row);
+            }
+        });
+        coordinates_.height = order.height;
+        coordinates_.width = order.width;
+    }
+    // Places first .. first + 7; past the end, the last place again.
+    CRF_INLINE void positions(size_t first, size_t count, float8& x, float8& y) const {
+        int8 column{}, row{};
+        for (int i = 0; i < 8; ++i) {
+            size_t p = first + i < count ? first + i : count - 1;
+            column[i] = coordinates_.x[p];
+            row[i] = coordinates_.y[p];
+        }
+        x = __builtin_convertvector(column, float8);
+        y = __builtin_convertvector(row, float8);
+    }
+
+    Status position_lattice(const PixelOrder& order, const Kernel& kernel, PositionLattice*& found) {
+        PositionLattice* oldest = &positions_[0];
+        for (PositionLattice& p : positions_) {
+            if (p.height == order.height && p.width == order.width && p.deviation[0] == kernel.deviation[0] &&
+                p.deviation[1] == kernel.deviation[1]) {
+                p.used = ++clock_;
+                found = &p;
+                return Status::ok;
+            }
+            if (p.used < oldest->used) oldest = &p;
+        }
+        if (order.count() >= large)  // one large lattice at a time
+            for (PositionLattice& p : positions_) {
+                release_lattice(p.lattice);
+                p.ones.release();
+                p.height = 0;
+            }
+        PositionLattice& p = *oldest;
+        p.height = 0;
+        size_t count = order.count();
+        float sx = 1 / kernel.deviation[0], sy = 1 / kernel.deviation[1];
+        double low[2] = {0, 0}, high[2] = {double(order.width) * sx, double(order.height) * sy};
+        Status status = p.lattice.build(count, low, high, [&](size_t first, float8* f) {
+            positions(first, count, f[0], f[1]);
+            f[0] = f[0] * sx;
+            f[1] = f[1] * sy;
+        }, scratch_);
+        if (status != Status::ok) return status;
+        float* a = space_.values2.reserve(p.lattice.vertices);
+        filter_ones<2>(p.lattice, a, p.ones.reserve(count));
+        p.height = order.height;
+        p.width = order.width;
+        p.deviation[0] = kernel.deviation[0];
+        p.deviation[1] = kernel.deviation[1];
+        p.used = ++clock_;
+        found = &p;
+        return Status::ok;
+    }
+
+    Status bilateral_lattice(const uint8_t* image, const PixelOrder& order, const Kernel& kernel) {
+        size_t count = order.count();
+        float scale[5];
+        double low[5] = {0, 0, 0, 0, 0}, high[5];
+        for (int i = 0; i < 5; ++i) scale[i] = 1 / kernel.deviation[i];
+        for (int i = 0; i < 5; ++i) high[i] = (i == 0 ? order.width : i == 1 ? order.height : 256) * double(scale[i]);
+        return bilateral_.build(count, low, high, [&](size_t first, float8* f) {
+            positions(first, count, f[0], f[1]);
+            f[0] = f[0] * scale[0];
+            f[1] = f[1] * scale[1];
+            int8 red{}, green{}, blue{};
+            for (int i = 0; i < 8; ++i) {
+                size_t p = first + i < count ? first + i : count - 1;
+                const uint8_t* at = image + (size_t(coordinates_.y[p]) * order.width + coordinates_.x[p]) * 3;
+                red[i] = at[0];
+                green[i] = at[1];
+                blue[i] = at[2];
+            }
+            f[2] = __builtin_convertvector(red, float8) * scale[2];
+            f[3] = __builtin_convertvector(green, float8) * scale[3];
+            f[4] = __builtin_convertvector(blue, float8) * scale[4];
+        }, scratch_);
+    }
+
+    void set_factors(const Settings& settings, size_t count, const float* ones5, const float* ones2) {
+        Factors* factors = factors_.reserve(count);
+        float gain5 = settings.bilateral.weight * Lattice<5>::gain(), gain2 = settings.gaussian.weight * Lattice<2>::gain();
+        for (size_t p = 0; p < count; ++p) {
+            Factors f{1, gain5, 1, gain2};
+            if (ones5) normalise(settings.normalization, ones5[p], f.splat5, f.slice5);
+            if (ones2) normalise(settings.normalization, ones2[p], f.splat2, f.slice2);
+            factors[p] = f;
+        }
+    }
+    static CRF_INLINE void normalise(Normalization kind, float ones, float& before, float& after) {
+        if (kind == Normalization::symmetric) {
+            float n = 1 / std::sqrt(ones + 1e-20f);
+            before *= n;
+            after *= n;
+        } else if (kind == Normalization::before) {
+            before *= 1 / (ones + 1e-20f);
+        } else if (kind == Normalization::after) {
+            after *= 1 / (ones + 1e-20f);
+        }
+    }
+    void start_workers(int threads) {
+        if (threads > most_threads) threads = most_threads;
+        if (workers_ && workers_->threads() == threads) return;
+        delete workers_;
+        workers_ = threads > 1 ? make_workers(threads) : nullptr;
+    }
+
+    Unary unary_;
+    Workspace space_;
+    Scratch scratch_;
+    Lattice<5> bilateral_;
+    Buffer<float> ones_;
+    Buffer<Factors> factors_;
+    Coordinates coordinates_;
+    PositionLattice positions_[4];
+    uint64_t clock_ = 0;
+    Workers* workers_ = nullptr;
+};
+
+template <int D> class FeatureFilter {
+public:
+    Status build(const float* features, size_t count, Scratch& scratch) {
+        double low[D], high[D];
+        for (int i = 0; i < D; ++i) {
+            low[i] = high[i] = features[i];
+            for (size_t p = 0; p < count; ++p) {
+                double f = features[p * D + i];
+                low[i] = f < low[i] ? f : low[i];
+                high[i] = f > high[i] ? f : high[i];
+            }
+        }
+        return lattice.build(count, low, high, [&](size_t first, float8* f) {
+            for (int i = 0; i < 8; ++i) {
+                size_t p = first + i < count ? first + i : count - 1;
+                for (int k = 0; k < D; ++k) f[k][i] = features[p * D + k];
+            }
+        }, scratch);
+    }
+    void apply(const float* values, int channels, float* out, Buffer<float>& room, Buffer<float>& rows) const {
+        constexpr int L = 8, K = D + 1;
+        size_t count = lattice.points;
+        float* a = room.reserve(lattice.vertices * L);
+        float* q = rows.reserve(count * L);
+        float gain = lattice.gain();
+        for (int c = 0; c < channels; c += L) {
+            int present = channels - c < L ? channels - c : L;
+            for (int l = 0; l < L; ++l)
+                for (size_t p = 0; p < count; ++p) q[p * L + l] = l < present ? values[(c + l) * count + p] : 0.0f;
+            std::memset(a, 0, lattice.vertices * L * sizeof(float));
+            for (size_t p = 0; p < count; ++p)
+                scatter<L, K>(a, lattice.id.data() + p * K, lattice.weight.data() + p * K, Row<L>::load(q + p * L));
+            for (const Chains& chains : lattice.chains) blur<L>(a, chains, 0, 1);
+            for (size_t p = 0; p < count; ++p)
+                (gather<L, K>(a, lattice.id.data() + p * K, lattice.weight.data() + p * K) * gain).store(q + p * L);
+            for (int l = 0; l < present; ++l)
+                for (size_t p = 0; p < count; ++p) out[(c + l) * count + p] = q[p * L + l];
+        }
+    }
+    Lattice<D> lattice;
+};
+
+class AnyFilter : public Filter {
+public:
+    Status build(const float* features, int64_t count, int dimensions) override {
+        try {
+            FlushDenormals flush;
+            dimensions_ = dimensions;
+            Status status = Status::ok;
+            with([&](auto& f) { status = f.build(features, size_t(count), scratch_); });
+            scratch_.release();
+            return status;
+        } catch (OutOfMemory) {
+            return Status::out_of_memory;
+        }
+    }
+    Status apply(const float* values, int channels, float* out) override {
+        try {
+            FlushDenormals flush;
+            with([&](auto& f) { f.apply(values, channels, out, room_, rows_); });
+            return Status::ok;
+        } catch (OutOfMemory) {
+            return Status::out_of_memory;
+        }
+    }
+    int64_t vertices() const override {
+        int64_t n = 0;
+        const_cast<AnyFilter*>(this)->with([&](auto& f) { n = int64_t(f.lattice.vertices); });
+        return n;
+    }
+
+private:
+    template <class F> void with(const F& f) {
+        switch (dimensions_) {
+            case 1: f(d1_); break;
+            case 2: f(d2_); break;
+            case 3: f(d3_); break;
+            case 4: f(d4_); break;
+            case 5: f(d5_); break;
+            case 6: f(d6_); break;
+        }
+    }
+    int dimensions_ = 0;
+    FeatureFilter<1> d1_;
+    FeatureFilter<2> d2_;
+    FeatureFilter<3> d3_;
+    FeatureFilter<4> d4_;
+    FeatureFilter<5> d5_;
+    FeatureFilter<6> d6_;
+    Scratch scratch_;
+    Buffer<float> room_, rows_;
+};
+
+}  // namespace
+
+Engine* make_engine() { return new ImageEngine; }
+Filter* make_filter() { return new AnyFilter; }
+
+}  // namespace CRF_BUILD
+}  // namespace crf

@@ -1,0 +1,155 @@
+// The permutohedral lattice of a set of points: splatting ids and weights, and the chains of neighbours to blur along.
+#pragma once
+
+#include "simplex.hpp"
+#include "vertex_table.hpp"
+
+namespace crf {
+namespace CRF_BUILD {
+
+// Vertices linked along one direction, as runs of ids. Short runs are stored by length, so that the blur has no
+// unpredictable inner loop: pairs, triples and quadruples, and longer runs as a length followed by ids.
+struct Chains {
+    Buffer<uint32_t> runs[4];
+    size_t used[4] = {0, 0, 0, 0};
+
+    void clear() {
+        for (size_t& n : used) n = 0;
+    }
+    CRF_INLINE void append(const uint32_t* ids, size_t length) {
+        int kind = length < 5 ? int(length) - 2 : 3;
+        size_t need = length + (kind == 3);
+        if ((used[kind] + need) * sizeof(uint32_t) > runs[kind].bytes())
+            runs[kind].grow((used[kind] + need) * 3 / 2 + 4096, used[kind]);
+        uint32_t* to = runs[kind].data() + used[kind];
+        if (kind == 3) *to++ = uint32_t(length);
+        std::memcpy(to, ids, length * sizeof(uint32_t));
+        used[kind] += need;
+    }
+    // The blur reads a few ids past the end to prefetch; they must be valid ones.
+    void finish() {
+        for (int kind = 0; kind < 4; ++kind)
+            if (used[kind]) std::memset(runs[kind].data() + used[kind], 0, 32 * sizeof(uint32_t));
+    }
+    size_t bytes() const { return runs[0].bytes() + runs[1].bytes() + runs[2].bytes() + runs[3].bytes(); }
+};
+
+// What the lattice's construction needs for a while; shared between lattices.
+struct Scratch {
+    VertexTable table;
+    Buffer<uint32_t> next, chain;
+    Buffer<uint8_t> has_previous;
+    size_t bytes() const { return table.bytes() + next.bytes() + chain.bytes() + has_previous.bytes(); }
+    void release() {
+        table.release();
+        next.release();
+        chain.release();
+        has_previous.release();
+    }
+};
+
+constexpr size_t fresh_step = 64;  // points between two marks of how many vertices have been met
+
+template <int D> class Lattice {
+public:
+    size_t vertices = 0, points = 0;
+    Buffer<uint32_t> id;    // points x (D + 1)
+    Buffer<float> weight;   // points x (D + 1)
+    Buffer<uint32_t> met;   // vertices met before point 64 k: ids are in the order of first touch
+    Chains chains[D + 1];
+
+    // features(first, float8[D]): features of the points first .. first+7, in units of the deviations; lanes past
+    // the end may hold anything finite. Throws OutOfMemory; returns false where ids or keys do not suffice.
+    template <class Features>
+    Status build(size_t count, const double* lowest, const double* highest, const Features& features, Scratch& scratch) {
+        if (count >= (size_t(1) << 31) / (D + 1)) return Status::too_large;
+        float scale[D];
+        elevation_scales<D>(scale);
+        double low[D + 1], high[D + 1];
+        elevated_bounds<D>(scale, lowest, highest, low, high);
+        KeyLayout<D> layout;
+        if (!layout.fit(low, high)) return Status::key_range;
+        points = count;
+        id.reserve((count + 8) * (D + 1));
+        weight.reserve((count + 8) * (D + 1));
+        met.reserve(count / fresh_step + 2);
+        VertexTable& table = scratch.table;
+        table.clear(count * 3 / 2 + 64);
+        constexpr int batch = 8 * (D + 1);
+        uint64_t keys[2][batch], mixed[2][batch];
+        int pending = 0;
+        for (size_t first = 0, turn = 0; first < count + 8; first += 8, turn ^= 1) {
+            int present = first >= count ? 0 : int(count - first < 8 ? count - first : 8);
+            if (present) {
+                float8 feature[D];
+                features(first, feature);
+                Simplices<D> simplices;
+                simplices.locate(feature, scale);
+                for (int lane = 0; lane < present; ++lane) {
+                    simplices.keys(lane, layout, keys[turn] + lane * (D + 1));
+                    for (int r = 0; r <= D; ++r) weight[(first + lane) * (D + 1) + r] = simplices.weight[r][lane];
+                }
+                for (int k = 0; k < present * (D + 1); ++k) {
+                    mixed[turn][k] = VertexTable::mix(keys[turn][k]);
+                    table.prefetch(mixed[turn][k]);
+                }
+            }
+            // The batch before this one: its slots have arrived in the cache by now.
+            if (pending) {
+                size_t from = first - 8;
+                if (from % fresh_step == 0) met[from / fresh_step] = uint32_t(table.size());
+                table.make_room(batch);
+                for (int k = 0; k < pending * (D + 1); ++k)
+                    id[from * (D + 1) + k] = table.insert(keys[turn ^ 1][k], mixed[turn ^ 1][k]);
+            }
+            pending = present;
+        }
+        vertices = table.size();
+        met[(count + fresh_step - 1) / fresh_step] = uint32_t(vertices);
+        for (int j = 0; j <= D; ++j) link(layout.step(j), chains[j], scratch);
+        return Status::ok;
+    }
+
+    // Factor of the D + 1 blurs' gain: what one splat, blur and slice must be multiplied with (Adams et al. 2010).
+    static float gain() { return 1.0f / (1.0f + std::pow(2.0f, -float(D))); }
+
+    size_t bytes() const {
+        size_t n = id.bytes() + weight.bytes() + met.bytes();
+        for (const Chains& c : chains) n += c.bytes();
+        return n;
+    }
+
+private:
+    void link(uint64_t step, Chains& out, Scratch& scratch) {
+        const VertexTable& table = scratch.table;
+        constexpr size_t batch = 32;
+        uint32_t* next = scratch.next.reserve(vertices);
+        uint8_t* has_previous = scratch.has_previous.reserve(vertices);
+        uint32_t* chain = scratch.chain.reserve(vertices);
+        std::memset(has_previous, 0, vertices);
+        uint64_t mixed[2][batch];
+        for (size_t first = 0, turn = 0; first < vertices + batch; first += batch, turn ^= 1) {
+            for (size_t v = first; v < first + batch && v < vertices; ++v) {
+                mixed[turn][v - first] = VertexTable::mix(table.key(v) + step);
+                table.prefetch(mixed[turn][v - first]);
+            }
+            if (!first) continue;
+            for (size_t v = first - batch; v < first && v < vertices; ++v) {
+                uint32_t n = table.find(table.key(v) + step, mixed[turn ^ 1][v - (first - batch)]);
+                next[v] = n;
+                if (n != VertexTable::none) has_previous[n] = 1;
+            }
+        }
+        out.clear();
+        for (size_t v = 0; v < vertices; ++v) {
+            if (has_previous[v] || next[v] == VertexTable::none) continue;
+            size_t length = 0;
+            for (uint32_t n = uint32_t(v); n != VertexTable::none; n = next[n]) chain[length++] = n;
+            out.append(chain, length);
+        }
+        out.finish();
+    }
+};
+
+}  // namespace CRF_BUILD
+}  // namespace crf

@@ -1,0 +1,167 @@
+// Mean-field updates (Krahenbuhl & Koltun 2011, algorithm 1): splat of marginals, slice of messages, softmax.
+#pragma once
+
+#include "filtering.hpp"
+#include "unary.hpp"
+
+namespace crf {
+namespace CRF_BUILD {
+
+// Per pixel: factors before the splat and after the slice of each kernel. They hold the normalisation, the kernel's
+// weight and the lattice's gain, so that no separate pass is needed.
+struct Factors {
+    float splat5, slice5, splat2, slice2;
+};
+
+struct Field {
+    const Lattice<5>* lattice5;  // null: the kernel is absent
+    const Lattice<2>* lattice2;
+    const Factors* factors;
+    const float* rest;  // null: no class was dropped
+    float *values5, *values2;
+    size_t pixels;
+};
+
+template <int L> CRF_INLINE Row<L> softmax(Row<L> x, float rest) {
+    if (__builtin_expect(x.above(80.0f), 0)) {
+        float peak = x.max();
+        x = x - Row<L>::all(peak);
+        rest *= exponential(float4{} - (peak < 80 ? peak : 80))[0];
+    }
+    Row<L> e = x.exp();
+    return e * (1.0f / (e.sum() + rest));
+}
+
+template <int L, int K> CRF_INLINE void scatter(float* a, const uint32_t* id, const float* w, const Row<L>& q) {
+    for (int r = 0; r < K; ++r) {
+        float* to = a + size_t(id[r]) * L;
+        Row<L> sum = Row<L>::load(to);
+        sum.add(w[r], q);
+        sum.store(to);
+    }
+}
+template <int L, int K> CRF_INLINE Row<L> gather(const float* a, const uint32_t* id, const float* w) {
+    Row<L> sum = Row<L>::load(a + size_t(id[0]) * L) * w[0];
+    for (int r = 1; r < K; ++r) sum.add(w[r], Row<L>::load(a + size_t(id[r]) * L));
+    return sum;
+}
+template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
+    Row<L> sum = Row<L>::all(0);
+    const Factors& f = field.factors[p];
+    if (field.lattice5) sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
+    if (field.lattice2) sum.add(f.slice2, gather<L, 3>(field.values2, field.lattice2->id.data() + p * 3, field.lattice2->weight.data() + p * 3));
+    return sum;
+}
+
+// Splat of every pixel by one thread; each vertex's row is zeroed just before its first use, while it is in the cache.
+// rows: of pixels; FromLogits: the softmax is taken on the way.
+template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows) {
+    for (size_t first = 0, mark = 0; first < field.pixels; first += fresh_step, ++mark) {
+        if (field.lattice5) {
+            size_t from = field.lattice5->met[mark], to = field.lattice5->met[mark + 1];
+            std::memset(field.values5 + from * L, 0, (to - from) * L * sizeof(float));
+        }
+        if (field.lattice2) {
+            size_t from = field.lattice2->met[mark], to = field.lattice2->met[mark + 1];
+            std::memset(field.values2 + from * L, 0, (to - from) * L * sizeof(float));
+        }
+        size_t end = first + fresh_step < field.pixels ? first + fresh_step : field.pixels;
+        for (size_t p = first; p < end; ++p) {
+            Row<L> q = Row<L>::load(rows + p * L);
+            if constexpr (FromLogits) q = softmax<L>(q, field.rest ? field.rest[p] : 0.0f);
+            const Factors& f = field.factors[p];
+            if (field.lattice5) scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6, q * f.splat5);
+            if (field.lattice2) scatter<L, 3>(field.values2, field.lattice2->id.data() + p * 3, field.lattice2->weight.data() + p * 3, q * f.splat2);
+        }
+    }
+}
+
+// Splat of listed pixels (all when `list` is null; rows in the order of the list) into one thread's share of the
+// vertices: every vertex adds its pixels in the same order whatever the number of threads.
+template <int L, int D>
+void splat_share(const Lattice<D>& lattice, float* a, const Factors* factors, const uint32_t* list, size_t count, const float* rows,
+                 int part, int parts, bool zero) {
+    size_t from, to;
+    share(lattice.vertices, 64, part, parts, from, to);
+    if (zero) std::memset(a + from * L, 0, (to - from) * L * sizeof(float));
+    const uint32_t* ids = lattice.id.data();
+    const float* weights = lattice.weight.data();
+    for (size_t k = 0; k < count; ++k) {
+        size_t p = list ? list[k] : k;
+        const uint32_t* id = ids + p * (D + 1);
+        Row<L> q = Row<L>::load(rows + k * L) * (D == 5 ? factors[p].splat5 : factors[p].splat2);
+        if (parts == 1) {
+            scatter<L, D + 1>(a, id, weights + p * (D + 1), q);
+            continue;
+        }
+        for (int r = 0; r <= D; ++r) {
+            if (id[r] < from || id[r] >= to) continue;
+            float* at = a + size_t(id[r]) * L;
+            Row<L> sum = Row<L>::load(at);
+            sum.add(weights[p * (D + 1) + r], q);
+            sum.store(at);
+        }
+    }
+}
+
+// Exact mode: marginals = softmax(logits + message), pixels [from, to).
+template <int L> void update_exact(const Field& field, const float* logits, float* marginals, size_t from, size_t to) {
+    for (size_t p = from; p < to; ++p)
+        softmax<L>(Row<L>::load(logits + p * L) + message<L>(field, p), 0).store(marginals + p * L);
+}
+
+// What one thread's part of a fast update leaves: pixels whose change is splatted, and pixels that stay active.
+struct Survivors {
+    size_t from, changed, active;
+};
+constexpr float negligible = 1e-5f;  // changes of marginals below this are not propagated
+
+// Fast mode: the filter is linear, so only changes of marginals travel. Adds the message of the last changes to the
+// logits of the active pixels [from, to) of the list, and leaves their new changes, packed from row `from` on.
+template <int L>
+Survivors update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
+                      uint32_t* changed, uint32_t* active, float* changes) {
+    Survivors out{from, 0, 0};
+    for (size_t k = from; k < to; ++k) {
+        size_t p = list ? list[k] : k;
+        float rest = field.rest ? field.rest[p] : 0.0f;
+        Row<L> x = Row<L>::load(logits + p * L);
+        Row<L> old = softmax<L>(x, rest);
+        x = x + message<L>(field, p);
+        x.store(logits + p * L);
+        Row<L> change = softmax<L>(x, rest) - old;
+        change.store(changes + (from + out.changed) * L);
+        changed[from + out.changed] = uint32_t(p);
+        out.changed += change.beyond(negligible);
+        active[from + out.active] = uint32_t(p);
+        out.active += change.beyond(freeze);
+    }
+    return out;
+}
+
+// Messages alone, where channels are filtered in several blocks.
+template <int L> void slice_messages(const Field& field, const uint32_t* list, size_t from, size_t to, float* out) {
+    for (size_t k = from; k < to; ++k) message<L>(field, list ? list[k] : k).store(out + k * L);
+}
+
+// Softmax over several planes of L lanes in place; gives the factor's sum back through the rows.
+template <int L>
+CRF_INLINE void softmax_planes(float* rows, size_t plane, int blocks, float rest) {
+    float peak = 0;
+    for (int b = 0; b < blocks; ++b) {
+        float m = Row<L>::load(rows + b * plane).max();
+        if (m > peak) peak = m;
+    }
+    if (peak < 80) peak = 0;
+    float sum = rest * (peak > 0 ? exponential(float4{} - (peak < 80 ? peak : 80))[0] : 1.0f);
+    for (int b = 0; b < blocks; ++b) {
+        Row<L> e = (Row<L>::load(rows + b * plane) - Row<L>::all(peak)).exp();
+        sum += e.sum();
+        e.store(rows + b * plane);
+    }
+    float scale = 1.0f / sum;
+    for (int b = 0; b < blocks; ++b) (Row<L>::load(rows + b * plane) * scale).store(rows + b * plane);
+}
+
+}  // namespace CRF_BUILD
+}  // namespace crf

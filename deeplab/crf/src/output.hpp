@@ -1,0 +1,67 @@
+// Final rows to label maps and marginals in image order.
+#pragma once
+
+#include "inference.hpp"
+
+namespace crf {
+namespace CRF_BUILD {
+
+// rows: what the largest channel is read from, `blocks` planes of pixels x lanes.
+template <class Label>
+void write_labels(const Unary& unary, const PixelOrder& order, const float* rows, Label* out) {
+    size_t plane = order.count() * unary.lanes;
+    order.runs([&](size_t at, int y, int x, int length) {
+        for (int i = 0; i < length; ++i) {
+            int best = 0;
+            float top = -2 * largest_score;
+            for (int b = 0, c = 0; b < unary.blocks; ++b) {
+                const float* row = rows + b * plane + (at + i) * unary.lanes;
+                for (int l = 0; l < unary.lanes && c < unary.kept; ++l, ++c)
+                    if (row[l] > top) top = row[l], best = c;
+            }
+            out[size_t(y) * order.width + x + i] = Label(unary.kept_class[best]);
+        }
+    });
+}
+
+// Marginals classes x height x width. logits: softmax first, and share the dropped classes' mass among them.
+inline void write_marginals(Unary& unary, const PixelOrder& order, const float* rows, bool logits, float* out) {
+    size_t pixels = order.count(), plane = pixels * unary.lanes;
+    int wide = unary.blocks * unary.lanes;
+    Buffer<float> values, shares;
+    values.reserve(size_t(PixelOrder::tile) * wide);
+    shares.reserve(unary.classes);
+    if (unary.has_rest) std::memset(out, 0, pixels * unary.classes * sizeof(float));
+    order.runs([&](size_t at, int y, int x, int length) {
+        size_t pixel = size_t(y) * order.width + x;
+        for (int i = 0; i < length; ++i) {
+            float* v = values.data() + size_t(i) * wide;
+            for (int b = 0; b < unary.blocks; ++b)
+                std::memcpy(v + b * unary.lanes, rows + b * plane + (at + i) * unary.lanes, unary.lanes * sizeof(float));
+            if (!logits) continue;
+            float rest = unary.has_rest ? unary.rest[at + i] : 0.0f;
+            float peak = 0;
+            for (int k = 0; k < unary.kept; ++k) peak = v[k] > peak ? v[k] : peak;
+            if (peak > 0) rest *= exponential(float4{} - (peak < 80 ? peak : 80))[0];
+            float sum = rest;
+            for (int k = 0; k < wide; k += 4) {
+                float4 e = exponential<float4>(*(const loose4*)(v + k) - peak);
+                *(loose4*)(v + k) = e;
+                sum += total(e);
+            }
+            for (int k = 0; k < wide; ++k) v[k] /= sum;
+            rest /= sum;
+            if (rest < 1e-7f) continue;
+            unary.dropped_shares(y, x + i, shares.data());
+            for (int c = 0; c < unary.classes; ++c)
+                if (shares[c] > 0) out[c * pixels + pixel + i] = rest * shares[c];
+        }
+        for (int k = 0; k < unary.kept; ++k) {
+            float* to = out + size_t(unary.kept_class[k]) * pixels + pixel;
+            for (int i = 0; i < length; ++i) to[i] = values[size_t(i) * wide + k];
+        }
+    });
+}
+
+}  // namespace CRF_BUILD
+}  // namespace crf

@@ -1,0 +1,314 @@
+// Scores to logits in pixel order: which classes are kept, upsampling, and the mass of the dropped ones.
+#pragma once
+
+#include "pixel_order.hpp"
+
+namespace crf {
+namespace CRF_BUILD {
+
+constexpr float padding = -1000.0f;    // logit of lanes without a class
+constexpr float lowest_logit = -1e6f;  // keeps differences of extreme scores finite
+constexpr float smallest_probability = 1e-5f;
+constexpr float largest_score = 1e30f;  // accepted magnitude: sums and differences of scores stay finite
+
+// Logits U (at most 0) as `blocks` planes of pixels x lanes, and per pixel the dropped classes' sum of exp(U).
+class Unary {
+public:
+    int classes = 0, kept = 0, lanes = 0, blocks = 0;
+    Buffer<int> kept_class;  // class of every channel
+    Buffer<float> logits, rest;
+    bool has_rest = false;
+
+    Status load(const Scores& scores, const PixelOrder& order, bool prune, float threshold, int block_lanes) {
+        scores_ = scores;
+        classes = scores.classes;
+        stride_ = (classes + 3) / 4 * 4;
+        float* best = best_.reserve(stride_);
+        for (int c = 0; c < stride_; ++c) best[c] = 0;
+        if (scores.full_size) {
+            Status status = survey_full_size(order, prune);
+            if (status != Status::ok) return status;
+        } else {
+            Status status = survey_grid(prune);
+            if (status != Status::ok) return status;
+        }
+        choose(prune, threshold, block_lanes);
+        if (!scores.full_size) reduce_grid();
+        fill(order);
+        return Status::ok;
+    }
+
+    // Shares of the dropped classes at a pixel, summing to 1, into share[class]; kept classes get 0.
+    void dropped_shares(int y, int x, float* share) {
+        float sum = 0, top = -2 * largest_score;
+        for (int c = 0; c < classes; ++c) {
+            share[c] = 0;
+            if (!dropped_[c]) continue;
+            share[c] = value_at(c, y, x);
+            if (share[c] > top) top = share[c];
+        }
+        for (int c = 0; c < classes; ++c)
+            if (dropped_[c]) {
+                share[c] = scores_.probabilities ? clip(share[c]) : exponential(float4{} + (share[c] - top))[0];
+                sum += share[c];
+            }
+        for (int c = 0; c < classes; ++c)
+            if (dropped_[c]) share[c] /= sum;
+    }
+    size_t bytes() const {
+        return logits.bytes() + rest.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() + peak_.bytes();
+    }
+    void release() {
+        Buffer<float>* all[] = {&logits, &rest, &grid_, &reduced_, &row_, &total_, &peak_, &grid_rest_, &rest_row_};
+        for (Buffer<float>* b : all) b->release();
+    }
+
+private:
+    static CRF_INLINE float clip(float p) { return p > smallest_probability ? p : smallest_probability; }
+    static CRF_INLINE bool finite(float x) { return x - x == 0; }
+
+    struct Position {
+        int low, high;
+        float weight;
+    };
+    Position position(int pixel, int length) const {
+        float at = pixel * scores_.step + scores_.shift;
+        at = at < 0 ? 0 : at > length - 1 ? float(length - 1) : at;
+        int low = int(at);
+        if (low > length - 2) low = length > 1 ? length - 2 : 0;
+        return {low, length > 1 ? low + 1 : 0, at - low};
+    }
+    float value_at(int c, int y, int x) const {
+        const float* plane = scores_.values + size_t(c) * scores_.rows * scores_.columns;
+        if (scores_.full_size) return plane[size_t(y) * scores_.columns + x];
+        Position v = position(y, scores_.rows), h = position(x, scores_.columns);
+        const float *a = plane + size_t(v.low) * scores_.columns, *b = plane + size_t(v.high) * scores_.columns;
+        float upper = a[h.low] + h.weight * (a[h.high] - a[h.low]), lower = b[h.low] + h.weight * (b[h.high] - b[h.low]);
+        return upper + v.weight * (lower - upper);
+    }
+
+    // Planes to pixel-major: `count` values from `offset` of every plane. Missing lanes are padded.
+    void transpose(size_t offset, int count, const int* chosen, int chosen_count, int stride, float* out) const {
+        size_t plane = size_t(scores_.rows) * scores_.columns;
+        float fill = scores_.probabilities ? 0.0f : -largest_score;
+        for (int c = 0; c < stride; c += 4) {
+            const float* from[4];
+            for (int k = 0; k < 4; ++k)
+                from[k] = c + k < chosen_count ? scores_.values + plane * (chosen ? chosen[c + k] : c + k) + offset : nullptr;
+            if (from[3]) {
+                for (int x = 0; x < count; ++x)
+                    *(loose4*)(out + size_t(x) * stride + c) = float4{from[0][x], from[1][x], from[2][x], from[3][x]};
+            } else {
+                for (int x = 0; x < count; ++x)
+                    for (int k = 0; k < 4; ++k) out[size_t(x) * stride + c + k] = from[k] ? from[k][x] : fill;
+            }
+        }
+    }
+    // One point's softmax (or probabilities): updates the classes' maxima; gives the peak score and the sum.
+    CRF_INLINE Status survey_point(const float* row, float& peak, float& sum) {
+        float* best = best_.data();
+        int4 fine = int4{} - 1;
+        for (int c = 0; c < stride_; c += 4) {
+            float4 x = *(const loose4*)(row + c);
+            fine = fine & (int4)(x <= largest_score) & (int4)(x >= -largest_score);
+        }
+        if (!(fine[0] & fine[1] & fine[2] & fine[3])) return Status::not_finite;
+        if (scores_.probabilities) {
+            float plain = 0;
+            sum = 0;
+            for (int c = 0; c < classes; ++c) {
+                if (row[c] < -1e-3f) return Status::not_a_distribution;
+                plain += row[c];
+                sum += clip(row[c]);
+                if (row[c] > best[c]) best[c] = row[c];
+            }
+            return plain > 0.98f && plain < 1.02f ? Status::ok : Status::not_a_distribution;
+        }
+        float4 top = *(const loose4*)row;
+        for (int c = 4; c < stride_; c += 4) top = larger<float4>(top, *(const loose4*)(row + c));
+        peak = largest(top);
+        float4 all{};
+        float* e = exponentials_.data();
+        for (int c = 0; c < stride_; c += 4) {
+            float4 x = exponential<float4>(*(const loose4*)(row + c) - peak);
+            *(loose4*)(e + c) = x;
+            all = all + x;
+        }
+        sum = total(all);
+        float scale = 1 / sum;
+        for (int c = 0; c < stride_; c += 4)
+            *(loose4*)(best + c) = larger<float4>(*(const loose4*)(best + c), *(const loose4*)(e + c) * scale);
+        return Status::ok;
+    }
+    Status survey_full_size(const PixelOrder& order, bool prune) {
+        exponentials_.reserve(stride_);
+        float* row = row_.reserve(size_t(order.width) * stride_);
+        if (prune) {
+            total_.reserve(order.count());
+            peak_.reserve(order.count());
+        }
+        for (int y = 0; y < order.height; ++y) {
+            transpose(size_t(y) * order.width, order.width, nullptr, classes, stride_, row);
+            for (int x = 0; x < order.width; ++x) {
+                float peak = 0, sum = 0;
+                Status status = survey_point(row + size_t(x) * stride_, peak, sum);
+                if (status != Status::ok) return status;
+                if (!prune) continue;
+                total_[size_t(y) * order.width + x] = sum;
+                peak_[size_t(y) * order.width + x] = peak;
+            }
+        }
+        return Status::ok;
+    }
+    // Every grid point and the points half way between: the softmax of interpolated scores can peak inside a cell.
+    Status survey_grid(bool prune) {
+        exponentials_.reserve(stride_);
+        int rows = scores_.rows, columns = scores_.columns;
+        float* grid = grid_.reserve(size_t(rows) * columns * stride_);
+        transpose(0, rows * columns, nullptr, classes, stride_, grid);
+        float* middle = row_.reserve(stride_);
+        int step = prune && !scores_.probabilities ? 1 : 2;
+        for (int i = 0; i < 2 * rows - 1; i += step)
+            for (int j = 0; j < 2 * columns - 1; j += step) {
+                const float* corner[4];
+                for (int k = 0; k < 4; ++k) {
+                    int y = i / 2 + (k & 1) * (i & 1), x = j / 2 + (k >> 1) * (j & 1);
+                    corner[k] = grid + (size_t(y) * columns + x) * stride_;
+                }
+                const float* point = corner[0];
+                if ((i | j) & 1) {
+                    for (int c = 0; c < stride_; ++c) middle[c] = 0.25f * (corner[0][c] + corner[1][c] + corner[2][c] + corner[3][c]);
+                    point = middle;
+                }
+                float peak = 0, sum = 0;
+                Status status = survey_point(point, peak, sum);
+                if (status != Status::ok) return status;
+            }
+        return Status::ok;
+    }
+    void choose(bool prune, float threshold, int block_lanes) {
+        kept = 0;
+        int* chosen = kept_class.reserve(classes);
+        uint8_t* dropped = dropped_.reserve(classes);
+        int top = 0;
+        for (int c = 0; c < classes; ++c)
+            if (best_[c] > best_[top]) top = c;
+        for (int c = 0; c < classes; ++c) {
+            dropped[c] = prune && best_[c] < threshold && c != top;
+            if (!dropped[c]) chosen[kept++] = c;
+        }
+        has_rest = kept < classes;
+        blocks = (kept + block_lanes - 1) / block_lanes;
+        lanes = ((kept + blocks - 1) / blocks + 3) / 4 * 4;
+    }
+    // The grid of the kept classes, and the dropped ones joined into one: log-sum-exp of scores, sum of probabilities.
+    void reduce_grid() {
+        size_t points = size_t(scores_.rows) * scores_.columns;
+        int wide = lanes * blocks;
+        float* reduced = reduced_.reserve(points * wide);
+        float* joined = grid_rest_.reserve(points);
+        float fill = scores_.probabilities ? 0.0f : -largest_score;
+        for (size_t p = 0; p < points; ++p) {
+            const float* row = grid_.data() + p * stride_;
+            for (int k = 0; k < wide; ++k) reduced[p * wide + k] = k < kept ? row[kept_class[k]] : fill;
+            if (!has_rest) continue;
+            float top = -2 * largest_score, sum = 0;
+            for (int c = 0; c < classes; ++c)
+                if (dropped_[c] && row[c] > top) top = row[c];
+            for (int c = 0; c < classes; ++c)
+                if (dropped_[c]) sum += scores_.probabilities ? clip(row[c]) : exponential(float4{} + (row[c] - top))[0];
+            joined[p] = scores_.probabilities ? sum : top + logarithm(float4{} + sum)[0];
+        }
+    }
+    void fill(const PixelOrder& order) {
+        int wide = lanes * blocks;
+        size_t plane = order.count() * lanes;
+        logits.reserve(plane * blocks);
+        if (has_rest) rest.reserve(order.count());
+        int columns = scores_.columns;
+        float* row = row_.reserve(size_t(columns) * wide);
+        float* rest_row = rest_row_.reserve(columns);
+        Buffer<Position> across;
+        across.reserve(order.width);
+        for (int x = 0; x < order.width; ++x) across[x] = scores_.full_size ? Position{x, x, 0.0f} : position(x, columns);
+        for (int y = 0; y < order.height; ++y) {
+            if (scores_.full_size) {
+                transpose(size_t(y) * columns, columns, kept_class.data(), kept, wide, row);
+            } else {
+                Position v = position(y, scores_.rows);
+                const float* a = reduced_.data() + size_t(v.low) * columns * wide;
+                const float* b = reduced_.data() + size_t(v.high) * columns * wide;
+                for (size_t k = 0; k < size_t(columns) * wide; k += 4) {
+                    float4 upper = *(const loose4*)(a + k);
+                    *(loose4*)(row + k) = upper + v.weight * (*(const loose4*)(b + k) - upper);
+                }
+                const float *c = grid_rest_.data() + size_t(v.low) * columns, *d = grid_rest_.data() + size_t(v.high) * columns;
+                for (int x = 0; has_rest && x < columns; ++x) rest_row[x] = c[x] + v.weight * (d[x] - c[x]);
+            }
+            for (int x = 0; x < order.width; ++x) {
+                Position h = across[x];
+                size_t place = order.place(y, x);
+                store_pixel(row + size_t(h.low) * wide, row + size_t(h.high) * wide, h.weight, place, plane);
+                if (!has_rest) continue;
+                size_t pixel = size_t(y) * order.width + x;
+                if (scores_.full_size) finish_full_size(place, plane, total_[pixel], peak_[pixel]);
+                else finish_pixel(place, plane, rest_row[h.low] + h.weight * (rest_row[h.high] - rest_row[h.low]));
+            }
+        }
+    }
+    // Interpolates one pixel's channels and turns them into logits with maximum 0.
+    CRF_INLINE void store_pixel(const float* a, const float* b, float weight, size_t place, size_t plane) {
+        float4 top = splat_value<float4>(-2 * largest_score);
+        for (int k = 0, block = 0; block < blocks; ++block) {
+            float* out = logits.data() + block * plane + place * lanes;
+            for (int l = 0; l < lanes; l += 4, k += 4) {
+                float4 left = *(const loose4*)(a + k);
+                float4 x = left + weight * (*(const loose4*)(b + k) - left);
+                if (scores_.probabilities) x = logarithm(larger<float4>(x, splat_value<float4>(smallest_probability)));
+                top = larger<float4>(top, x);
+                *(loose4*)(out + l) = x;
+            }
+        }
+        float peak = scores_.probabilities ? 0.0f : largest(top);
+        peak_now_ = peak;
+        for (int k = 0, block = 0; block < blocks; ++block) {
+            float* out = logits.data() + block * plane + place * lanes;
+            for (int l = 0; l < lanes; l += 4, k += 4)
+                *(loose4*)(out + l) = larger<float4>(*(const loose4*)(out + l) - peak, splat_value<float4>(lowest_logit));
+            for (int l = 0; l < lanes; ++l)
+                if (k - lanes + l >= kept) out[l] = padding;
+        }
+    }
+    CRF_INLINE void finish_pixel(size_t place, size_t plane, float joined) {
+        if (scores_.probabilities) {
+            rest[place] = joined;
+            return;
+        }
+        // The joined score may be the largest; then the logits move below it.
+        float over = joined - peak_now_;
+        if (over > 0)
+            for (int block = 0; block < blocks; ++block)
+                for (int l = 0; l < lanes; ++l) logits[block * plane + place * lanes + l] -= over;
+        rest[place] = over > 0 ? 1.0f : exponential(float4{} + over)[0];
+    }
+    CRF_INLINE void finish_full_size(size_t place, size_t plane, float sum, float peak) {
+        float over = scores_.probabilities ? 0.0f : peak - peak_now_;
+        float held = 0;
+        for (int block = 0; block < blocks; ++block)
+            for (int l = 0; l < lanes; l += 4) {
+                loose4* at = (loose4*)(logits.data() + block * plane + place * lanes + l);
+                *at = *at - over;
+                held += total(exponential<float4>(*at));
+            }
+        rest[place] = sum > held ? sum - held : 0.0f;
+    }
+
+    Scores scores_{};
+    int stride_ = 0;
+    float peak_now_ = 0;
+    Buffer<float> best_, exponentials_, grid_, reduced_, grid_rest_, row_, rest_row_, total_, peak_;
+    Buffer<uint8_t> dropped_;
+};
+
+}  // namespace CRF_BUILD
+}  // namespace crf
