@@ -23,7 +23,11 @@ class SegmentOptions(BaseModel):
     flip: bool = Field(default=False, description="Also score the mirror image and average")
     fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused; max is DeepLab v2's")
     crf: bool = Field(default=True, description="Refine masks with the dense CRF")
-    crf_params: str = Field(default="deeplab-v2", description="Named CRF parameter set")
+    crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
+        default="kazuto", description="Named CRF parameter set"
+    )
+    crf_mode: Literal["fast", "exact"] = Field(default="fast", description="fast prunes absent classes; exact is pydensecrf's model")
+    crf_backend: Literal["native", "torch", "pydensecrf"] = Field(default="native", description="What computes the CRF")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above tile x tile pixels are scored in tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")

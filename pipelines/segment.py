@@ -129,7 +129,7 @@ def _run_chunks(
         stride=model.network.stride,
         align_corners=model.network.align_corners,
         predictor=options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"}),
-        crf={"parameters": options.crf_params} if options.crf else None,
+        crf={"name": options.crf_params, "mode": options.crf_mode, "backend": options.crf_backend} if options.crf else None,
         max_pixels=options.max_pixels,
         run=summary.run,
         threads=1,

@@ -151,7 +151,7 @@ def _engine(parameters: tuple[tuple[str, Any], ...]) -> Any:
     """The CRF with its buffers, one per process."""
     from deeplab.crf import DenseCRF
 
-    return DenseCRF(**dict(parameters))
+    return DenseCRF.named(**dict(parameters))
 
 
 def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:
