@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import ray
 
+from deeplab.errors import UserError
+
 CONNECT_SECONDS = 30
 OBJECT_STORE_BYTES = 2 << 30
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError):
     """The Ray cluster cannot be reached or started; the message says which and what to check."""
 
 
@@ -103,7 +105,9 @@ def _check(address: str) -> None:
         raise ClusterError(f"address {address!r}: host:port of a Ray head or 'auto' is accepted")
     probe = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)"
     try:
-        done = subprocess.run([sys.executable, "-c", probe, address], capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", probe, address], capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s") from error
     if done.returncode:

@@ -189,6 +189,6 @@ def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:
 
 def single_threaded() -> dict[str, str]:
     """Environment of worker processes: one thread each, since every core has its own process."""
-    return {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
         name: value for name, value in os.environ.items() if name.startswith("AWS_")
     }
