@@ -68,6 +68,9 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ parts print into the progress bar, for every actor pool a false alarm (ray-project/ray#53727); what
+    # goes wrong in earnest arrives as an exception. Set the variable yourself to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}

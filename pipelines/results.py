@@ -143,7 +143,7 @@ class ResultsTable:
 
     def dataset(self, model: str | None = None) -> pads.Dataset:
         """All rows as a pyarrow dataset, of one model if asked."""
-        return self.delta.to_pyarrow_dataset(partitions=[("model", "=", model)] if model else None)
+        return self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
 
     def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
         """Run SQL with DuckDB, in which the table is called `results`."""

@@ -20,7 +20,7 @@ from deeplab.errors import UserError
 from pipelines import inventory, plan, storage
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
-from pipelines.stages import Task, single_threaded
+from pipelines.stages import Task
 
 
 class TooManyErrors(UserError):
@@ -180,7 +180,6 @@ def _run_chunk(
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
     blocks = [images.slice(start, layout.images_per_block).select(["uri", "version"]).combine_chunks() for start in starts]
-    environment = {"env_vars": single_threaded()}
     dataset = (
         ray.data.from_arrow(blocks)
         .map_batches(
@@ -191,7 +190,6 @@ def _run_chunk(
             batch_format="pyarrow",
             num_cpus=layout.scorer_cpus,
             num_gpus=layout.scorer_gpus or None,
-            runtime_env=environment,
         )
         .map_batches(
             refine,
@@ -199,7 +197,6 @@ def _run_chunk(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=layout.refine_cpus,
-            runtime_env=environment,
         )
     )
     replaced = [row_key(*row) for row in zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)]
