@@ -122,7 +122,7 @@ def save(folder: str | Path, network: SegmentationNetwork, card: dict[str, Any])
     model folder is replaced, any other folder is refused (ModelError).
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists():
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists()):
         raise ModelError(f"{folder} exists and is no model folder; it is left alone")
     tensors = {
         key: (value.half() if value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
