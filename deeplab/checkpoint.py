@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from deeplab.classes import ClassTable
+from deeplab.errors import UserError
 from deeplab.network import SegmentationNetwork
 from deeplab.zoo import build
 
@@ -25,7 +26,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 BUNDLED = Path(__file__).parent / "models"
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model cannot be used; the message names the folder, what is wrong and what is accepted."""
 
 

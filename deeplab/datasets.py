@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS, ImageError, decode, decode_labels
 from deeplab.losses import IGNORE
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """The data set cannot be used; the message names the file and what is accepted."""
 
 
@@ -35,7 +36,9 @@ class LabelledFolder:
         images = {path.stem: path for path in sorted((self.root / "images").glob("*")) if path.suffix.lower() in EXTENSIONS}
         missing = [stem for stem in self.stems if stem not in images]
         if missing:
-            raise DatasetError(f"{self.root / 'images'}: no image for {', '.join(missing[:5])} ({len(missing)} of {len(self.stems)})")
+            raise DatasetError(
+                f"{self.root / 'images'}: no image for {', '.join(missing[:5])} ({len(missing)} of {len(self.stems)})"
+            )
         self.images = [images[stem] for stem in self.stems]
 
     def _lines(self, name: str) -> list[str]:

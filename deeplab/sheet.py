@@ -14,7 +14,9 @@ CELL, GAP, CAPTION, LEGEND = 240, 12, 22, 44
 INK, PAPER, SOFT = (32, 32, 36), (250, 250, 248), (120, 120, 126)
 
 
-def contact_sheet(entries: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str, columns: int = 3) -> Image.Image:
+def contact_sheet(
+    entries: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str, columns: int = 3
+) -> Image.Image:
     """(caption, H x W x 3 uint8 photo, H x W labels) entries -> a picture, `columns` pairs a row."""
     columns = max(1, min(columns, len(entries)))
     rows = -(-len(entries) // columns)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from deeplab import checkpoint, schedule
 from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
+from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
 from deeplab.losses import segmentation_loss
 from deeplab.network import SegmentationNetwork
@@ -25,7 +26,7 @@ from deeplab.presets import TrainingConfig
 from deeplab.transforms import Augmentation
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot start or go on; the message says why and what can be done."""
 
 

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from deeplab import checkpoint
+from deeplab.errors import UserError
 from deeplab.mobilenet import MobileNetV2
 from deeplab.network import SegmentationNetwork
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights do not fit; the message lists what is missing, unknown or of another shape."""
 
 
@@ -57,7 +58,9 @@ def load_backbone(backbone: nn.Module, tensors: dict[str, torch.Tensor], keys: d
     problems = [f"{k} missing" for k in expected if k not in mapped and not k.endswith("num_batches_tracked")]
     problems += [f"{k} unknown" for k in mapped if k not in expected]
     problems += [
-        f"{k} is {tuple(v.shape)}, not {tuple(expected[k].shape)}" for k, v in mapped.items() if k in expected and v.shape != expected[k].shape
+        f"{k} is {tuple(v.shape)}, not {tuple(expected[k].shape)}"
+        for k, v in mapped.items()
+        if k in expected and v.shape != expected[k].shape
     ]
     if problems:
         raise WeightsError(f"{len(problems)} weights do not fit {type(backbone).__name__}: {'; '.join(problems[:6])}")

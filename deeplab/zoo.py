@@ -12,7 +12,6 @@ from deeplab.mobilenet import MobileNetV2
 from deeplab.network import CAFFE, TENSORFLOW, SegmentationNetwork
 from deeplab.resnet import ResNet
 
-
 RATES = (6, 12, 18, 24)  # ASPP-L, arXiv 1606.00915, section 4.1.2: the best of the paper's, on VGG and on ResNet
 
 
@@ -35,7 +34,12 @@ def _mobilenet_v2_aspp(classes: int, output_stride: int = 8, padding: str = "sam
 
 def _resnet_aspp(depth: int) -> Callable[..., SegmentationNetwork]:
     def build_resnet(
-        classes: int, output_stride: int = 8, stride_in: str = "1x1", ceil_pool: bool = True, dilate_first: bool = True, eps: float = 1e-5
+        classes: int,
+        output_stride: int = 8,
+        stride_in: str = "1x1",
+        ceil_pool: bool = True,
+        dilate_first: bool = True,
+        eps: float = 1e-5,
     ) -> SegmentationNetwork:
         backbone = ResNet(depth, output_stride, stride_in, ceil_pool, dilate_first, eps)  # type: ignore[arg-type]
         rates = [rate * 8 // output_stride for rate in RATES]

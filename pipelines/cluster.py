@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import ray
 
+from deeplab.errors import UserError
+
 CONNECT_SECONDS = 30
 OBJECT_STORE_BYTES = 2 << 30
 
 
-class ClusterError(RuntimeError):
+class ClusterError(UserError):
     """The Ray cluster cannot be reached or started; the message says which and what to check."""
 
 
@@ -66,6 +68,9 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ parts print into the progress bar, for every actor pool a false alarm (ray-project/ray#53727); what
+    # goes wrong in earnest arrives as an exception. Set the variable yourself to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -103,7 +108,9 @@ def _check(address: str) -> None:
         raise ClusterError(f"address {address!r}: host:port of a Ray head or 'auto' is accepted")
     probe = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)"
     try:
-        done = subprocess.run([sys.executable, "-c", probe, address], capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", probe, address], capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s") from error
     if done.returncode:

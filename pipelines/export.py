@@ -143,13 +143,15 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
         f"SELECT uri, mask, confidence FROM results WHERE status = 'ok' ORDER BY {order} LIMIT ?", [2 * count], model
     ).fetchall()
     result = Exported()
-    entries = []
+    entries: list[tuple[str, np.ndarray, np.ndarray]] = []
     for uri, mask, confidence in found:
         pair = _photo(uri, masks.decode_png(mask), result)
         if pair is not None and len(entries) < count:
             entries.append((f"{Path(name_of(uri)).name}   confidence {confidence:.2f}", *pair))
     if not entries:
-        raise ResultsError(f"{table.uri}: no photo of model {model} can be shown ({len(found)} ok rows, {len(result.skipped)} unreadable)")
+        raise ResultsError(
+            f"{table.uri}: no photo of model {model} can be shown ({len(found)} ok rows, {len(result.skipped)} unreadable)"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(entries, table.classes(model), model).save(path)
     result.files = len(entries)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS
 from pipelines import storage
 
@@ -23,7 +24,7 @@ KNOWN_IMAGES = (*EXTENSIONS, ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", "
 MISSING = "missing"
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError):
     """The archive cannot be listed or holds no images; the message says what was looked for."""
 
 
@@ -113,12 +114,15 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
     elif path.suffix in (".txt", ".lst", ".list") and path.is_file():
         yield from _from_list(path)
     elif path.is_file():
-        stat = path.stat()
-        yield path.name, (storage.canonical(str(path)), stat.st_size, storage.local_version(stat)), True
+        yield from _looked_up([storage.canonical(str(path))], True)
     elif any(character in archive for character in "*?["):
-        yield from _looked_up((storage.canonical(found) for found in glob.iglob(str(path), recursive=True) if os.path.isfile(found)), False)
+        yield from _looked_up(
+            (storage.canonical(found) for found in glob.iglob(str(path), recursive=True) if os.path.isfile(found)), False
+        )
     else:
-        raise ArchiveError(f"{archive}: no such folder or file; a folder, a glob, a .txt list, a .parquet inventory or s3:// is accepted")
+        raise ArchiveError(
+            f"{archive}: no such folder or file; a folder, a glob, a .txt list, a .parquet inventory or s3:// is accepted"
+        )
 
 
 def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
@@ -131,7 +135,9 @@ def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
             with os.scandir(folder) as scan:
                 items = sorted(scan, key=lambda item: item.name)
         except OSError as error:
-            raise ArchiveError(f"{folder}: cannot be listed ({error.strerror}); --exclude cannot skip it, fix its permissions") from error
+            raise ArchiveError(
+                f"{folder}: cannot be listed ({error.strerror}); --exclude cannot skip it, fix its permissions"
+            ) from error
         folders = []
         for item in items:
             if item.name.startswith("."):
@@ -177,7 +183,9 @@ def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
     columns = source.schema_arrow.names
     if "uri" not in columns or not pa.types.is_string(source.schema_arrow.field("uri").type):
-        raise ArchiveError(f"{archive}: an inventory needs a string column `uri` (and may have `version`, `bytes`); this has {columns}")
+        raise ArchiveError(
+            f"{archive}: an inventory needs a string column `uri` (and may have `version`, `bytes`); this has {columns}"
+        )
     wanted = [name for name in ("uri", "version", "bytes") if name in columns]
     for batch in source.iter_batches(columns=wanted):
         rows = [{**row, "uri": storage.canonical(row["uri"])} for row in batch.to_pylist() if row["uri"]]

@@ -26,7 +26,9 @@ class SegmentOptions(BaseModel):
     crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
         default="kazuto", description="Named CRF parameter set"
     )
-    crf_mode: Literal["fast", "exact"] = Field(default="fast", description="fast prunes absent classes; exact is pydensecrf's model")
+    crf_mode: Literal["fast", "exact"] = Field(
+        default="fast", description="fast prunes absent classes; exact is pydensecrf's model"
+    )
     crf_backend: Literal["native", "torch", "pydensecrf"] = Field(default="native", description="What computes the CRF")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above tile x tile pixels are scored in tiles")

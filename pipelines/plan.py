@@ -73,7 +73,9 @@ def make(
     if chunk_size < 1:
         raise ValueError(f"chunk size {chunk_size}: at least 1 is accepted")
     with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '700MB'; SET preserve_insertion_order = false; SET temp_directory = '{path.parent}'")
+        connection.execute(
+            f"SET memory_limit = '700MB'; SET preserve_insertion_order = false; SET temp_directory = '{path.parent}'"
+        )
         source = connection.read_parquet(str(inventory))
         connection.register("inventory", source)
         connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
@@ -90,6 +92,6 @@ def make(
             ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
             """
         )
-        archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]  # type: ignore[index]
+        archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
     images = pq.read_metadata(path).num_rows
     return Plan(path, model, chunk_size, images, archive - images, archive)

@@ -15,6 +15,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from deeplab.classes import ClassTable
+from deeplab.errors import UserError
 from pipelines import storage
 
 SCHEMA = pa.schema(
@@ -40,7 +41,7 @@ FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
 
 
-class ResultsError(ValueError):
+class ResultsError(UserError):
     """The results table cannot be used; the message says what is there and what is accepted."""
 
 
@@ -142,7 +143,7 @@ class ResultsTable:
 
     def dataset(self, model: str | None = None) -> pads.Dataset:
         """All rows as a pyarrow dataset, of one model if asked."""
-        return self.delta.to_pyarrow_dataset(partitions=[("model", "=", model)] if model else None)
+        return self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
 
     def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
         """Run SQL with DuckDB, in which the table is called `results`."""
@@ -179,8 +180,13 @@ def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
     if found is None:
         return False
     if pa.types.is_map(wanted):
-        return pa.types.is_map(found) and _same_type(found.key_type, wanted.key_type) and _same_type(found.item_type, wanted.item_type)
-    for kinds in ((pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view), (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
+        return (
+            pa.types.is_map(found) and _same_type(found.key_type, wanted.key_type) and _same_type(found.item_type, wanted.item_type)
+        )
+    for kinds in (
+        (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    ):
         if any(kind(wanted) for kind in kinds):
             return any(kind(found) for kind in kinds)
     return found == wanted

@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 
 from deeplab import checkpoint
+from deeplab.errors import UserError
 from pipelines import inventory, plan, storage
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
-from pipelines.stages import Task, single_threaded
+from pipelines.stages import Task
 
 
-class TooManyErrors(RuntimeError):
+class TooManyErrors(UserError):
     """The share of error rows passed `max_error_rate`; what is good has been committed. `summary` says the rest."""
 
     def __init__(self, message: str, summary: Summary) -> None:
@@ -30,7 +31,7 @@ class TooManyErrors(RuntimeError):
         self.summary = summary
 
 
-class SegmentError(RuntimeError):
+class SegmentError(UserError):
     """A chunk could not be finished for a reason of the system's; earlier chunks stay committed."""
 
 
@@ -81,7 +82,11 @@ def segment(options: SegmentOptions, watch: Watch = lambda progress: None) -> Su
     with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
         watch(Progress("inventory"))
         found = inventory.take(
-            options.archive, Path(folder) / "inventory.parquet", include=options.include, exclude=options.exclude, limit=options.limit
+            options.archive,
+            Path(folder) / "inventory.parquet",
+            include=options.include,
+            exclude=options.exclude,
+            limit=options.limit,
         )
         summary.archive_images, summary.passed_over = found.images, found.passed_over
         watch(Progress("plan", total=found.images))
@@ -171,11 +176,10 @@ def _run_chunk(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    counter = Counter.options(num_cpus=0).remote()
+    counter: Any = Counter.remote()  # type: ignore[attr-defined]
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
     blocks = [images.slice(start, layout.images_per_block).select(["uri", "version"]).combine_chunks() for start in starts]
-    environment = {"env_vars": single_threaded()}
     dataset = (
         ray.data.from_arrow(blocks)
         .map_batches(
@@ -186,7 +190,6 @@ def _run_chunk(
             batch_format="pyarrow",
             num_cpus=layout.scorer_cpus,
             num_gpus=layout.scorer_gpus or None,
-            runtime_env=environment,
         )
         .map_batches(
             refine,
@@ -194,7 +197,6 @@ def _run_chunk(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=layout.refine_cpus,
-            runtime_env=environment,
         )
     )
     replaced = [row_key(*row) for row in zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)]
@@ -249,7 +251,7 @@ def _fill_from_table(summary: Summary, table: ResultsTable) -> None:
 
 def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
     """Share of all pixels per class name, of one run if asked; in the order of the class table."""
-    pixels = {name: 0 for name in table.classes(model).names}
+    pixels = dict.fromkeys(table.classes(model).names, 0)
     where = "WHERE status = 'ok'" + (" AND run = ?" if run else "")
     result = table.query(f"SELECT class_pixels FROM results {where}", [run] if run else [], model)
     while rows := result.fetchmany(10_000):

@@ -50,13 +50,15 @@ def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
     # Masks are compressed already; what else there is repeats a lot.
     compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
     compression |= {"class_pixels.key_value.key": "zstd", "class_pixels.key_value.value": "zstd"}
-    pq.write_table(rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"])
+    pq.write_table(
+        rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"]
+    )
     size = storage.write_whole(f"{table_uri}/{relative}", sink.getvalue().to_pybytes())
-    statistics = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
+    statistics: dict[str, Any] = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
     for name in STATISTICS:
         values = rows[name].to_pylist()
-        statistics["minValues"][name], statistics["maxValues"][name] = min(values), max(values)  # type: ignore[index]
-        statistics["nullCount"][name] = 0  # type: ignore[index]
+        statistics["minValues"][name], statistics["maxValues"][name] = min(values), max(values)
+        statistics["nullCount"][name] = 0
     errors = sum(status != "ok" for status in rows["status"].to_pylist())
     return PartFile(relative, size, rows.num_rows, errors, json.dumps(statistics))
 
@@ -88,7 +90,8 @@ class ResultsSink(Datasink[list[PartFile]]):
         if rows != self.expected:
             raise RuntimeError(f"{self.chunk}: {rows} rows were written for {self.expected} images; nothing was committed")
         table = ResultsTable.open(self.table_uri)
-        adds, removes = [part.add_action(self.model) for part in parts], []
+        adds = [part.add_action(self.model) for part in parts]
+        removes: list[RemoveAction] = []
         if self.replaced:
             rewritten, removes = without_errors(table, self.model, self.replaced)
             adds += rewritten
@@ -99,7 +102,8 @@ class ResultsSink(Datasink[list[PartFile]]):
 
 def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tuple[list[AddAction], list[RemoveAction]]:
     """Rewrite the files that hold error rows of these images without those rows: what to add and what to remove."""
-    adds, removes = [], []
+    adds: list[AddAction] = []
+    removes: list[RemoveAction] = []
     taken = pa.array(keys)
     partition = {"model": model}
     for fragment in table.dataset(model).get_fragments():
@@ -114,5 +118,3 @@ def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tupl
         relative = fragment.path.rsplit("/", 2)
         removes.append(RemoveAction("/".join(relative[-2:]), True, int(time.time() * 1000), None, partition))
     return adds, removes
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,10 +184,3 @@ def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:
     errors = sum(row["status"] != "ok" for row in rows)
     report("refine", rows[0]["uri"], len(rows), errors, seconds)
     return pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
-
-
-def single_threaded() -> dict[str, str]:
-    """Environment of worker processes: one thread each, since every core has its own process."""
-    return {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {
-        name: value for name, value in os.environ.items() if name.startswith("AWS_")
-    }

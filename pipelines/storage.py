@@ -10,8 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
+from deeplab.errors import UserError
 
-class StorageError(OSError):
+
+class StorageError(UserError, OSError):
     """A place cannot be reached, read or written; the message names it and what is accepted."""
 
 
@@ -133,18 +135,18 @@ def write_whole(uri: str, data: bytes) -> int:
     """Write one object so that it appears complete or not at all (one PUT, or a second name and a rename)."""
     if is_s3(uri):
         system, path = filesystem(uri)
-        with system.open_output_stream(path) as stream:
-            stream.write(data)
+        with system.open_output_stream(path) as upload:
+            upload.write(data)
         return len(data)
-    path = local_path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(staging, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(staging, path)
+        os.replace(staging, target)
     finally:
         staging.unlink(missing_ok=True)
     return len(data)
