@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,16 +38,21 @@ def label_with(root, value: int) -> None:
     Image.fromarray(labels).save(root / "labels" / "picture_1.png")
 
 
+def picture(mode: str, size: tuple[int, int]) -> Callable[[Path], None]:
+    return lambda root: Image.new(mode, size).save(root / "labels" / "picture_1.png")
+
+
+def contents(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_bytes(data)
+
+
 DAMAGE = {
     "a value that is no class": (lambda root: label_with(root, 2), r"labels/picture_1\.png: value 2; 0\.\.1 and 255"),
-    "another size": (
-        lambda root: Image.new("L", (40, 41)).save(root / "labels" / "picture_1.png"),
-        r"labels/picture_1\.png: labels are \(41, 40\), the image is \(41, 41\)",
-    ),
-    "labels in colour": (lambda root: Image.new("RGB", (41, 41)).save(root / "labels" / "picture_1.png"), r"picture_1\.png.*mode RGB"),
+    "another size": (picture("L", (40, 41)), r"labels/picture_1\.png: labels are \(41, 40\), the image is \(41, 41\)"),
+    "labels in colour": (picture("RGB", (41, 41)), r"picture_1\.png.*mode RGB"),
     "no labels": (lambda root: (root / "labels" / "picture_1.png").unlink(), r"labels/picture_1\.png"),
-    "labels cut short": (lambda root: (root / "labels" / "picture_1.png").write_bytes(b"\x89PNG\r\n"), r"labels/picture_1\.png"),
-    "a broken image": (lambda root: (root / "images" / "picture_1.png").write_bytes(b"hello"), r"images/picture_1\.png: not an image"),
+    "labels cut short": (contents("labels/picture_1.png", b"\x89PNG\r\n"), r"labels/picture_1\.png"),
+    "a broken image": (contents("images/picture_1.png", b"hello"), r"images/picture_1\.png: not an image"),
 }
 
 
