@@ -124,7 +124,7 @@ def train(
     groups = parameter_groups(network, config)
     optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
-    start, best = 0, {"mean_iou": -1.0}
+    start, best = 0, dict[str, Any](mean_iou=-1.0)
     if resume:
         state = torch.load(state_file, map_location=where, weights_only=True)
         if state["config"] != json.dumps(config.as_dict()):
@@ -170,7 +170,7 @@ def train(
             trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
             network.load_state_dict(average or trained)
             summary = evaluate(Predictor(network, device=where.type), validation).total.summary(list(classes.names))
-            if summary["mean_iou"] > best["mean_iou"]:  # type: ignore[operator]
+            if summary["mean_iou"] > best["mean_iou"]:
                 best = {**summary, "step": done, "split": validation.split}
                 checkpoint.save(out, network, _card(card, config, classes, best))
             network.load_state_dict(trained)
