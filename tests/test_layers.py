@@ -47,11 +47,6 @@ def test_pipelines_know_no_flows_and_no_prefect(path):
     assert not imports(path) & {"prefect", "flows"}
 
 
-def test_flows_hold_no_tensors():
-    for path in sources("flows"):
-        assert not imports(path) & {"torch", "torchvision", "safetensors"}, path
-
-
 def test_only_the_cluster_module_starts_or_joins_ray():
     for package in OURS:
         for path in sources(package):
