@@ -28,6 +28,9 @@ class LabelledFolder:
         if not self.root.is_dir():
             raise DatasetError(f"{self.root}: no such folder; a data set has images/, labels/, classes.txt and SPLIT.txt")
         self.classes = self._lines("classes.txt")
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise DatasetError(f"{self.root / 'classes.txt'}: names {repeated[0]} twice; every class has its own name")
         if not 2 <= len(self.classes) <= IGNORE:
             raise DatasetError(f"{self.root / 'classes.txt'}: {len(self.classes)} classes; 2 to {IGNORE} are accepted")
         self.stems = self._lines(f"{split}.txt")
@@ -45,6 +48,8 @@ class LabelledFolder:
         path = self.root / name
         try:
             return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
         except OSError as error:
             splits = sorted(p.stem for p in self.root.glob("*.txt") if p.stem != "classes")
             raise DatasetError(f"{path}: cannot be read ({error.strerror}); splits here: {', '.join(splits) or 'none'}") from error

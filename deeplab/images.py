@@ -8,7 +8,7 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow opens many more formats, some through outside programs (EPS) or rarely tested parsers; these are what photo
 # and raster archives hold. MPO opens as JPEG; Pillow knows no such name when opening.
@@ -61,7 +61,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"over the limit of {max_pixels:,} pixels ({error})") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"not an image of an accepted format ({', '.join(FORMATS)})") from error
     except MemoryError:
         raise

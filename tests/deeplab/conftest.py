@@ -78,6 +78,9 @@ def small_network() -> Callable[..., SegmentationNetwork]:
         torch.manual_seed(seed)
         network = SegmentationNetwork(SmallBackbone(), ASPP(SmallBackbone.channels, classes, rates), classes, TENSORFLOW)
         with torch.no_grad():
+            for module in network.backbone.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
             for branch in network.head.branches:
                 branch.weight.normal_(0, 0.3)
                 branch.bias.normal_(0, 0.1)

@@ -50,3 +50,6 @@ def test_a_table_with_two_equal_names_or_a_missing_colour_is_refused():
         ClassTable.from_names(["cat", "dog", "cat"])
     with pytest.raises(ValueError, match="2 class names and 1 colours"):
         ClassTable(("cat", "dog"), ((0, 0, 0),))
+    for colour in ((0, 0), (0, 0, 256), (0, 0, -1), (0.5, 0, 0)):
+        with pytest.raises(ValueError, match=r"colour .* of class dog"):
+            ClassTable(("cat", "dog"), ((0, 0, 0), colour))  # type: ignore[arg-type]
