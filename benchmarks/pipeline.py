@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="pets")
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores; {arguments.images} photos of 320 pixels")
+    print(
+        f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores; {arguments.images} photos of 320 pixels"
+    )
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "photos"
         archive.mkdir()
@@ -103,7 +105,7 @@ def main() -> None:
             plain, plain_start = run_loop(paths, arguments.model, arguments.processes)
             rate, start = run_pipeline(archive, len(paths), arguments.model, arguments.processes, Path(folder))
             ratios.append(rate / plain)
-            print(f"{repeat}: loop {plain:.2f} images/s after {plain_start:.1f} s, segment {rate:.2f} images/s after {start:.1f} s")
+            print(f"{repeat}: loop {plain:.2f} images/s after {plain_start:.1f} s, segment {rate:.2f} after {start:.1f} s")
         print(f"segment / loop, median of {arguments.repeats}: {statistics.median(ratios):.2f}x")
 
 

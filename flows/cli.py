@@ -38,6 +38,9 @@ app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: every foreseen trouble is one line on stderr and an exit code, never a traceback."""
     # A terminated run ends like an interrupted one: Ray is taken down, committed chunks stay.
@@ -45,9 +48,10 @@ def main() -> None:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app()
-    except KeyboardInterrupt:
-        stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there")
+        raise
     except UserError as error:
         stderr.print("[red]error[/]:", escape(str(error)))
         sys.exit(1)

@@ -118,7 +118,7 @@ def _print(summary: Any) -> None:
     for reason, count in summary.errors_by_reason.items():
         table.add_row("", f"{count} x {escape(reason)}")
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
-    table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s (without start-up)")
+    table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s, workers starting included")
     table.add_row("seconds by stage", f"{stages} (summed over processes)")
     table.add_row(
         "class shares", ", ".join(f"{name} {share:.1%}" for name, share in summary.class_shares.items() if share > 0) or "-"

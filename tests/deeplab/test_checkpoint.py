@@ -158,6 +158,7 @@ def test_a_damaged_model_is_refused_with_what_is_wrong(model, kind):
 
 def test_a_pickle_is_not_even_opened(model, tmp_path):
     """A pickle that would write a file when loaded."""
+
     class Trap:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
             return exec, (f"open({str(tmp_path / 'sprung')!r}, 'w')",)

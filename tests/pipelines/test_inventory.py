@@ -28,7 +28,9 @@ def test_a_folder_is_listed_with_all_folders_below_it_and_true_sizes(tmp_path: P
     }
 
 
-@pytest.mark.parametrize("name", ["with space.jpg", "percent%20.jpg", "hash#1.jpg", "ümlaut 犬.jpg", "line\nbreak.jpg", "q?.jpg", "[x].jpg"])
+@pytest.mark.parametrize(
+    "name", ["with space.jpg", "percent%20.jpg", "hash#1.jpg", "ümlaut 犬.jpg", "line\nbreak.jpg", "q?.jpg", "[x].jpg"]
+)
 def test_any_file_name_comes_back_as_the_same_file(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -28,7 +28,8 @@ def write_inventory(path: Path, rows: list[tuple[str, str]]) -> Path:
 def table_with(path: Path, rows: list[tuple[str, str, str]], model: str = MODEL) -> ResultsTable:
     table = ResultsTable.ensure(str(path))
     made = [
-        {"uri": uri, "version": version, "status": status, "run": "r", "segmented_at": datetime.now(UTC)} for uri, version, status in rows
+        {"uri": uri, "version": version, "status": status, "run": "r", "segmented_at": datetime.now(UTC)}
+        for uri, version, status in rows
     ]
     if made:
         part = write_part(table.uri, model, pa.Table.from_pylist(made, schema=FILE_SCHEMA))
@@ -59,7 +60,9 @@ keys = st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"]))
 def test_the_plan_is_the_set_difference(tmp_path_factory: pytest.TempPathFactory, archive: dict, done: dict, retry: bool) -> None:
     root = tmp_path_factory.mktemp("plan")
     table = table_with(root / "t", [(uri, version, status) for (uri, version), status in done.items()])
-    todo = plan.make(write_inventory(root / "i.parquet", list(archive.items())), table, MODEL, root / "p.parquet", retry_errors=retry)
+    todo = plan.make(
+        write_inventory(root / "i.parquet", list(archive.items())), table, MODEL, root / "p.parquet", retry_errors=retry
+    )
     counted = {key for key, status in done.items() if status == "ok" or not retry}
     assert sorted(planned(todo)) == sorted(set(archive.items()) - counted)
 

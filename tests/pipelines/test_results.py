@@ -70,7 +70,9 @@ def test_the_same_chunk_is_committed_once_however_often_it_is_tried(table: Resul
 def test_duckdb_polars_and_pandas_read_the_table_with_their_own_readers(table: ResultsTable, tmp_path: Path) -> None:
     put(table, "chunk-1", ("a", "ok"), ("b", "error"))
     files = f"{tmp_path}/results/model=*/*.parquet"
-    by_files = duckdb.sql(f"SELECT uri, class_pixels['cat'], model FROM read_parquet('{files}', hive_partitioning=true) ORDER BY uri")
+    by_files = duckdb.sql(
+        f"SELECT uri, class_pixels['cat'], model FROM read_parquet('{files}', hive_partitioning=true) ORDER BY uri"
+    )
     assert by_files.fetchall() == [("file:///a", 4, MODEL), ("file:///b", 4, MODEL)]
     frame = polars.read_delta(str(tmp_path / "results")).sort("uri")
     assert frame["uri"].to_list() == ["file:///a", "file:///b"]

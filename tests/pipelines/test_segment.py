@@ -200,5 +200,3 @@ def test_confidence_is_the_mean_winning_probability(tmp_path: Path, model: Path)
     scores = Predictor(checkpoint.load(model).network).scores([image])[0].astype(np.float64)
     probabilities = np.exp(scores) / np.exp(scores).sum(0)
     assert rows(tmp_path / "results")["photo_000.jpg"]["confidence"] == pytest.approx(probabilities.max(0).mean(), abs=1e-3)
-
-
