@@ -90,9 +90,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="pets")
     arguments = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, {multiprocessing.cpu_count()} cores; {arguments.images} photos of 320 pixels"
-    )
+    print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores; {arguments.images} photos of 320 pixels")
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "photos"
         archive.mkdir()
