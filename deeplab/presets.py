@@ -13,7 +13,8 @@ class TrainingConfig:
 
     `learning_rate` is the backbone's; the head's is `head_multiplier` times that, and its bias twice that again
     without weight decay (the released prototxts). `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of
-    the running mean of the weights that is validated and saved, 0 for none. `loss`: labels at "full" resolution or
+    the running mean of the weights that is validated and saved, 0 for none. `dropout`: share of the backbone's output
+    channels that a training step leaves out. `loss`: labels at "full" resolution or
     every "stride"-th (deeplab.losses). `colour`, `scales`, `crop`: deeplab.transforms.
     """
 
@@ -36,6 +37,7 @@ class TrainingConfig:
     colour: float = 0.0
     loss: Literal["full", "stride"] = "full"
     ema: float = 0.0
+    dropout: float = 0.0
     validate_every: int = 500
     seed: int = 0
 
@@ -78,7 +80,17 @@ def pets_context() -> TrainingConfig:
 def pets() -> TrainingConfig:
     """Third part: stride 8 (`--init` from the second)."""
     return replace(
-        pets_context(), preset="pets", options={}, steps=700, batch_size=6, crop=321, learning_rate=0.0005, validate_every=100
+        pets_context(),
+        preset="pets",
+        options={},
+        steps=360,
+        batch_size=6,
+        crop=321,
+        learning_rate=0.0015,
+        head_multiplier=2.0,
+        warmup_steps=30,
+        dropout=0.2,
+        validate_every=90,
     )
 
 

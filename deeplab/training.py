@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab import checkpoint, schedule
@@ -154,7 +155,9 @@ def train(
             group["lr"] = group["base_lr"] * factor
         network.train()
         x = network.normalization.apply(images.to(where)).contiguous(memory_format=torch.channels_last)
-        loss = segmentation_loss(network(x), labels.to(where), network.align_corners, config.loss)
+        torch.manual_seed(int(np.random.default_rng([config.seed, 3, step]).integers(2**31)))  # dropout, too, is a function of the step
+        features = F.dropout2d(network.backbone(x), config.dropout, training=config.dropout > 0)
+        loss = segmentation_loss(network.head(features), labels.to(where), network.align_corners, config.loss)
         if not math.isfinite(loss.item()):
             raise diverged(f"loss is {loss.item()}", step)
         optimizer.zero_grad()

@@ -68,6 +68,8 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray starts its workers at niceness 15, where any other load on the machine brings a run to a halt.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray's C++ parts print into the progress bar, for every actor pool a false alarm (ray-project/ray#53727); what
     # goes wrong in earnest arrives as an exception. Set the variable yourself to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
