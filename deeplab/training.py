@@ -155,7 +155,8 @@ def train(
             group["lr"] = group["base_lr"] * factor
         network.train()
         x = network.normalization.apply(images.to(where)).contiguous(memory_format=torch.channels_last)
-        torch.manual_seed(int(np.random.default_rng([config.seed, 3, step]).integers(2**31)))  # dropout, too, is a function of the step
+        # Dropout, too, is a function of the step.
+        torch.manual_seed(int(np.random.default_rng([config.seed, 3, step]).integers(2**31)))
         features = F.dropout2d(network.backbone(x), config.dropout, training=config.dropout > 0)
         loss = segmentation_loss(network.head(features), labels.to(where), network.align_corners, config.loss)
         if not math.isfinite(loss.item()):
