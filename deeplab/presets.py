@@ -46,6 +46,8 @@ class TrainingConfig:
         for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"{name} {value}: at least 1 is accepted")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: 0 up to below 1 is accepted")
         if self.learning_rate <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate {self.learning_rate}, ema {self.ema}: above 0, and 0 up to below 1, are accepted")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+
 from deeplab.heads import ASPP
 from deeplab.mobilenet import MobileNetV2
 from deeplab.network import CAFFE, TENSORFLOW, SegmentationNetwork
@@ -73,9 +75,14 @@ ARCHITECTURES = {
 }
 
 
-def build(name: str, classes: int, **options: Any) -> SegmentationNetwork:
-    """A freshly initialised network by its zoo name. ValueError for an unknown name, with the nearest one."""
+def build(name: str, classes: int, *, seed: int | None = None, **options: Any) -> SegmentationNetwork:
+    """A freshly initialised network by its zoo name; the same one for the same `seed`.
+
+    ValueError for an unknown name, with the nearest one.
+    """
     if name not in ARCHITECTURES:
         near = get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)
         raise ValueError(f"unknown architecture {name!r}; nearest: {near[0]}; known: {', '.join(ARCHITECTURES)}")
+    if seed is not None:
+        torch.manual_seed(seed)
     return ARCHITECTURES[name].build(classes, **options)

@@ -199,7 +199,9 @@ def _run_chunk(
             num_cpus=layout.refine_cpus,
         )
     )
-    replaced = [row_key(*row) for row in zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)]
+    named = zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)
+    # A row for a file that was not there gives way to any row for it.
+    replaced = [row_key(uri, version) for uri, found in named for version in (found, inventory.MISSING)]
     sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, replaced if options.retry_errors else ())
     finished = threading.Event()
 

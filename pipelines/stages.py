@@ -16,7 +16,7 @@ import pyarrow as pa
 from deeplab import checkpoint, masks
 from deeplab.classes import ClassTable
 from deeplab.images import ImageError, decode
-from deeplab.multiscale import upsample
+from deeplab.multiscale import winning_classes
 from pipelines import storage
 from pipelines.results import FILE_SCHEMA
 
@@ -170,8 +170,7 @@ def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:
         scores = np.frombuffer(item["scores"], np.float16).reshape(item["grid"])
         start = time.perf_counter()
         if crf is None:
-            dtype = np.uint8 if len(scores) <= 256 else np.uint16
-            labels = upsample(scores, height, width, stride, align_corners).argmax(0).astype(dtype)
+            labels = winning_classes(scores, height, width, stride, align_corners)
         else:
             image = decode(item["encoded"], task.max_pixels)
             labels = crf.labels(image, scores=scores, stride=stride, align_corners=align_corners)

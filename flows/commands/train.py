@@ -42,8 +42,6 @@ def train(
 
     The state is saved at every validation: after a crash the same command with --resume goes on bit for bit.
     """
-    import torch
-
     from deeplab import weights, zoo
     from deeplab.classes import ClassTable
     from deeplab.datasets import LabelledFolder
@@ -56,8 +54,7 @@ def train(
     overrides = {"steps": steps, "batch_size": batch_size, "crop": crop, "learning_rate": learning_rate, "seed": seed}
     config = dataclasses.replace(PRESETS[preset](), **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
     training, validation = LabelledFolder(dataset, split), LabelledFolder(dataset, val_split)
-    torch.manual_seed(config.seed)
-    network = zoo.build(config.architecture, len(training.classes), **config.options)
+    network = zoo.build(config.architecture, len(training.classes), seed=config.seed, **config.options)
     started = weights.initialise(network, init)
     stdout.print(
         f"{config.architecture}, preset {config.preset}: {started}; {len(training)} images to train, {len(validation)} to validate"

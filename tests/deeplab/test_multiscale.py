@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from deeplab.multiscale import multiscale_scores, resample, upsample
+from deeplab.multiscale import multiscale_scores, resample, upsample, winning_classes
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [((5, 7), (33, 49)), ((41, 31), (321, 241)), ((33, 49), (5, 7))])
@@ -48,6 +51,40 @@ def test_pixel_8i_has_exactly_score_i(height, width):
 
 def test_reading_beyond_the_last_score_repeats_it():
     np.testing.assert_allclose(upsample(np.array([[[1.0, 3.0]]]), 1, 12, 8)[0, 0, 8:], 3.0)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("size", "stride"), [((530, 1030), 8), ((1, 700), 8), ((512, 513), 8), ((300, 40), 4)])
+def test_the_winning_class_of_a_large_map_is_that_of_the_whole_upsampled_map(size, stride, align_corners):
+    grid = tuple(-(-(side - 1) // stride) + 1 for side in size)
+    scores = np.random.default_rng(0).normal(size=(4, *grid)).astype(np.float16)
+    full = scores.astype(np.float64)
+    for axis, side in ((1, size[0]), (2, size[1])):
+        places = np.arange(side) / stride if align_corners else (np.arange(side) + 0.5) / stride - 0.5
+        low = np.clip(np.floor(places), 0, full.shape[axis] - 1).astype(int)
+        share = np.clip(places - low, 0, 1).reshape([-1 if a == axis else 1 for a in range(3)])
+        upper = np.minimum(low + 1, full.shape[axis] - 1)
+        full = np.take(full, low, axis) * (1 - share) + np.take(full, upper, axis) * share
+    first, second = np.sort(full, 0)[:-3:-1]
+    decided = first - second > 1e-4
+    assert decided.mean() > 0.99
+    labels = winning_classes(scores, *size, stride, align_corners)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels[decided], full.argmax(0)[decided])
+
+
+def test_the_winning_class_of_a_large_map_takes_little_memory():
+    """40 classes at 1200 x 1200 would be 230 MB of upsampled scores."""
+    script = (
+        "import resource, torch, numpy as np; from deeplab.multiscale import winning_classes\n"
+        "torch.set_num_threads(1)\n"
+        "scores = np.ones((40, 151, 151), np.float16)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "winning_classes(scores, 1200, 1200, 8)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from deeplab.zoo import build
 CLASSES = ClassTable.from_names(["ground", "square"])
 CONFIG = TrainingConfig(
     preset="tiny", architecture="mobilenet-v2-aspp", steps=6, batch_size=2, crop=33, learning_rate=0.02, scales=(0.75, 1.0, 1.25),
-    head_multiplier=2.0, colour=0.2, ema=0.9, validate_every=2, warmup_steps=1, weight_decay=1e-4,
+    head_multiplier=2.0, colour=0.2, ema=0.9, validate_every=2, warmup_steps=1, weight_decay=1e-4, dropout=0.1,
 )  # fmt: skip
 
 
@@ -112,12 +112,12 @@ def test_an_infinite_loss_stops_with_the_pictures_and_keeps_the_last_state(run, 
 
     passes = []
 
-    def poison(module, inputs):
-        passes.append(module.training)
+    def poison(backbone, inputs):
+        passes.append(backbone.training)
         if sum(passes) == 3:
-            module.head.branches[0].bias.data.fill_(float("nan"))
+            network.head.branches[0].bias.data.fill_(float("nan"))
 
-    network.register_forward_pre_hook(poison)
+    network.backbone.register_forward_pre_hook(poison)
     config = replace(CONFIG, validate_every=1, batch_size=1)
     with pytest.raises(TrainingError, match=r"loss is nan at step 2 on picture_\d; .*lower learning rate"):
         run("poisoned", config, network=network)
@@ -209,6 +209,8 @@ def test_a_configuration_out_of_range_is_refused(field):
         replace(CONFIG, **{field: 0})
     with pytest.raises(ValueError, match=r"ema 1\.0.*accepted"):
         replace(CONFIG, ema=1.0)
+    with pytest.raises(ValueError, match=r"dropout -0\.1.*accepted"):
+        replace(CONFIG, dropout=-0.1)
 
 
 @pytest.mark.parametrize("name", PRESETS)

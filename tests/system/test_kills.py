@@ -123,3 +123,29 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_is_committed(start: Start, tmp_path
     wait_for(lambda: not processes("raylet", process.pid), "Ray to end")
     assert finish(start, *command)["images"] == 48 - 6 * kept
     assert len(found(results)) == 48
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test fills")
+def test_a_full_disk_is_an_error_that_says_so_and_the_next_run_goes_on(
+    start: Start, tmp_path: Path, archive: Path, model: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        command = ("segment", str(archive), str(small / "results"), "--model", str(model), "--chunk-size", "12", *OPTIONS)
+        process = start(*command)
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+        kept = commits(small / "results")
+        subprocess.run(["mount", "-o", "remount,size=16m", str(small)], check=True)
+        assert finish(start, *command)["images"] == 48 - 12 * kept
+        assert len(found(small / "results")) == 48
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=False)
