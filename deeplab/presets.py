@@ -11,7 +11,8 @@ from typing import Any, Literal
 class TrainingConfig:
     """Everything that decides what a training run computes; it goes into the model card whole.
 
-    `learning_rate` is the backbone's; the head's is `head_multiplier` times that, and its bias twice that again
+    `optimizer`: "sgd" with `momentum`, the papers'; or "adamw", whose steps do not depend on the scale of a weight: right for a
+    backbone whose batch norm is folded away, where SGD must creep. `learning_rate` is the backbone's; the head's is `head_multiplier` times that, and its bias twice that again
     without weight decay (the released prototxts). `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of
     the running mean of the weights that is validated and saved, 0 for none. `dropout`: share of the backbone's output
     channels that a training step leaves out. `loss`: labels at "full" resolution or
@@ -24,6 +25,7 @@ class TrainingConfig:
     steps: int = 20_000
     batch_size: int = 10
     crop: int = 321
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 2.5e-4
     head_multiplier: float = 10.0
     momentum: float = 0.9

@@ -123,7 +123,11 @@ def train(
     network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.freeze_batch_norm()
     groups = parameter_groups(network, config)
-    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
     start, best = 0, dict[str, Any](mean_iou=-1.0)
     if resume:
