@@ -90,8 +90,8 @@ def test_bad_parameters_are_refused(parameters):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_deviations_too_small_for_the_key_range_are_refused(backend):
+    image = np.random.default_rng(0).integers(0, 256, IMAGE.shape, dtype=np.uint8)
     with pytest.raises(ValueError, match="raise the deviations"):
-        image = np.random.default_rng(0).integers(0, 256, IMAGE.shape, dtype=np.uint8)
         DenseCRF(bi_rgb_std=0.001, bi_xy_std=0.001, backend=backend).labels(image, SCORES)
 
 
