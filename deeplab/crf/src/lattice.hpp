@@ -113,6 +113,15 @@ public:
     // Factor of the D + 1 blurs' gain: what one splat, blur and slice must be multiplied with (Adams et al. 2010).
     static float gain() { return 1.0f / (1.0f + std::pow(2.0f, -float(D))); }
 
+    void release() {
+        id.release();
+        weight.release();
+        met.release();
+        for (Chains& c : chains) {
+            for (Buffer<uint32_t>& b : c.runs) b.release();
+            c.clear();
+        }
+    }
     size_t bytes() const {
         size_t n = id.bytes() + weight.bytes() + met.bytes();
         for (const Chains& c : chains) n += c.bytes();
