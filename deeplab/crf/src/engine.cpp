@@ -262,6 +262,7 @@ public:
             low[i] = high[i] = features[i];
             for (size_t p = 0; p < count; ++p) {
                 double f = features[p * D + i];
+                if (!(f - f == 0)) return Status::not_finite;
                 low[i] = f < low[i] ? f : low[i];
                 high[i] = f > high[i] ? f : high[i];
             }
