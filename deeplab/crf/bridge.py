@@ -45,7 +45,7 @@ def pydensecrf_marginals(image: np.ndarray, logits: np.ndarray, parameters: CRFP
         crf.addPairwiseBilateral(
             sxy=parameters.bi_xy,
             srgb=parameters.bi_rgb,
-            rgbim=np.ascontiguousarray(image),
+            rgbim=np.array(image, order="C"),  # a copy: it takes writable arrays only
             compat=parameters.bi_w,
             normalization=normalization,
         )

@@ -71,7 +71,7 @@ class DenseCRF:
         self.parameters = CRFParameters(iterations, pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, normalization)
         self.stats: dict[str, float] = {}
         """Of the last call: bilateral_vertices, gaussian_vertices, classes_kept, active_fraction (pixel updates done
-        over pixels x iterations) and milliseconds per stage (native backend)."""
+        over pixels x iterations) and the calling thread's CPU milliseconds per stage (native backend)."""
         self._engine: Any = None
 
     @classmethod

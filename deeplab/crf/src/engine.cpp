@@ -44,14 +44,14 @@ public:
         unary_.release();
         space_.release();
         scratch_.release();
-        release_lattice(bilateral_);
+        bilateral_.release();
         factors_.release();
         ones_.release();
         coordinates_.x.release();
         coordinates_.y.release();
         coordinates_.height = 0;
         for (PositionLattice& p : positions_) {
-            release_lattice(p.lattice);
+            p.lattice.release();
             p.ones.release();
             p.height = 0;
         }
@@ -59,16 +59,6 @@ public:
 
 private:
     static constexpr size_t large = 1 << 20;  // pixels from which memory goes before reuse
-
-    template <int D> static void release_lattice(Lattice<D>& lattice) {
-        lattice.id.release();
-        lattice.weight.release();
-        lattice.met.release();
-        for (Chains& c : lattice.chains) {
-            for (Buffer<uint32_t>& b : c.runs) b.release();
-            c.clear();
-        }
-    }
 
     Status refine_checked(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
                           uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) {
@@ -174,7 +164,7 @@ private:
         }
         if (order.count() >= large)  // one large lattice at a time
             for (PositionLattice& p : positions_) {
-                release_lattice(p.lattice);
+                p.lattice.release();
                 p.ones.release();
                 p.height = 0;
             }
@@ -272,6 +262,7 @@ public:
             low[i] = high[i] = features[i];
             for (size_t p = 0; p < count; ++p) {
                 double f = features[p * D + i];
+                if (!(f - f == 0)) return Status::not_finite;
                 low[i] = f < low[i] ? f : low[i];
                 high[i] = f > high[i] ? f : high[i];
             }

@@ -89,6 +89,6 @@ Workers* make_workers(int threads);  // null when threads cannot be started
 
 void* allocate(size_t bytes);  // 64-byte aligned, null on failure
 void deallocate(void* memory);
-double now_ms();
+double now_ms();  // CPU time of the calling thread
 
 }  // namespace crf

@@ -74,7 +74,7 @@ public:
         weight.reserve((count + 8) * (D + 1));
         met.reserve(count / fresh_step + 2);
         VertexTable& table = scratch.table;
-        table.clear(count * 3 / 2 + 64);
+        table.clear(count / 2 + 64, layout.bits);
         constexpr int batch = 8 * (D + 1);
         uint64_t keys[2][batch], mixed[2][batch];
         int pending = 0;
@@ -113,6 +113,15 @@ public:
     // Factor of the D + 1 blurs' gain: what one splat, blur and slice must be multiplied with (Adams et al. 2010).
     static float gain() { return 1.0f / (1.0f + std::pow(2.0f, -float(D))); }
 
+    void release() {
+        id.release();
+        weight.release();
+        met.release();
+        for (Chains& c : chains) {
+            for (Buffer<uint32_t>& b : c.runs) b.release();
+            c.clear();
+        }
+    }
     size_t bytes() const {
         size_t n = id.bytes() + weight.bytes() + met.bytes();
         for (const Chains& c : chains) n += c.bytes();
@@ -125,7 +134,6 @@ private:
         constexpr size_t batch = 32;
         uint32_t* next = scratch.next.reserve(vertices);
         uint8_t* has_previous = scratch.has_previous.reserve(vertices);
-        uint32_t* chain = scratch.chain.reserve(vertices);
         std::memset(has_previous, 0, vertices);
         uint64_t mixed[2][batch];
         for (size_t first = 0, turn = 0; first < vertices + batch; first += batch, turn ^= 1) {
@@ -140,14 +148,59 @@ private:
                 if (n != VertexTable::none) has_previous[n] = 1;
             }
         }
-        out.clear();
-        for (size_t v = 0; v < vertices; ++v) {
-            if (has_previous[v] || next[v] == VertexTable::none) continue;
-            size_t length = 0;
-            for (uint32_t n = uint32_t(v); n != VertexTable::none; n = next[n]) chain[length++] = n;
-            out.append(chain, length);
-        }
+        collect(next, has_previous, scratch, out);
         out.finish();
+    }
+
+    // Links to runs. Runs are sorted out by length one step at a time, so that look-ups of different runs overlap and
+    // no branch depends on a run's length.
+    void collect(const uint32_t* next, const uint8_t* has_previous, Scratch& scratch, Chains& out) {
+        constexpr uint32_t none = VertexTable::none;
+        uint32_t* four = scratch.chain.reserve(2 * vertices + 16);  // runs that go on, by their first four vertices
+        uint32_t* start = four + vertices + 8;
+        size_t starts = 0;
+        for (size_t v = 0; v < vertices; ++v) {
+            start[starts] = uint32_t(v);
+            starts += !has_previous[v] & (next[v] != none);
+        }
+        out.clear();
+        uint32_t *two = out.runs[0].reserve(vertices + 8), *three = out.runs[1].reserve(vertices + 8);
+        size_t n2 = 0, n3 = 0, n4 = 0;
+        for (size_t k = 0; k < starts; ++k) {
+            uint32_t a = start[k], b = next[a], c = next[b];
+            two[n2] = a;
+            two[n2 + 1] = b;
+            n2 += c == none ? 2 : 0;
+            three[n3] = a;
+            three[n3 + 1] = b;
+            three[n3 + 2] = c;
+            n3 += c == none ? 0 : 3;
+        }
+        size_t longer = n3;
+        n3 = 0;
+        for (size_t k = 0; k < longer; k += 3) {
+            uint32_t a = three[k], b = three[k + 1], c = three[k + 2], d = next[c];
+            four[n4] = a;
+            four[n4 + 1] = b;
+            four[n4 + 2] = c;
+            four[n4 + 3] = d;
+            n4 += d == none ? 0 : 4;
+            three[n3] = a;
+            three[n3 + 1] = b;
+            three[n3 + 2] = c;
+            n3 += d == none ? 3 : 0;
+        }
+        out.used[0] = n2;
+        out.used[1] = n3;
+        for (size_t k = 0; k < n4; k += 4) {
+            if (next[four[k + 3]] == none) {
+                out.append(four + k, 4);
+                continue;
+            }
+            size_t length = 0;  // the starts are dead by now
+            for (uint32_t n = four[k]; n != none; n = next[n]) start[length++] = n;
+            out.append(start, length);
+        }
     }
 };
 

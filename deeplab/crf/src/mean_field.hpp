@@ -114,7 +114,8 @@ template <int L> void update_exact(const Field& field, const float* logits, floa
 struct Survivors {
     size_t from, changed, active;
 };
-constexpr float negligible = 1e-5f;  // changes of marginals below this are not propagated
+// Changes of marginals below this are not propagated.
+CRF_INLINE float quiet_below(float freeze) { return freeze < 1e-5f ? freeze : 1e-5f; }
 
 // Fast mode: the filter is linear, so only changes of marginals travel. Adds the message of the last changes to the
 // logits of the active pixels [from, to) of the list, and leaves their new changes, packed from row `from` on.
@@ -122,6 +123,7 @@ template <int L>
 Survivors update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
                       uint32_t* changed, uint32_t* active, float* changes) {
     Survivors out{from, 0, 0};
+    float quiet = quiet_below(freeze);
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;
@@ -132,7 +134,7 @@ Survivors update_fast(const Field& field, float* logits, const uint32_t* list, s
         Row<L> change = softmax<L>(x, rest) - old;
         change.store(changes + (from + out.changed) * L);
         changed[from + out.changed] = uint32_t(p);
-        out.changed += change.beyond(negligible);
+        out.changed += change.beyond(quiet);
         active[from + out.active] = uint32_t(p);
         out.active += change.beyond(freeze);
     }

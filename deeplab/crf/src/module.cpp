@@ -37,7 +37,7 @@ bool use_avx2(const std::string& build) {
 void raise(Status status) {
     switch (status) {
         case Status::ok: return;
-        case Status::not_finite: throw nb::value_error("scores or probabilities contain NaN, infinity or a magnitude above 1e30: finite values are accepted");
+        case Status::not_finite: throw nb::value_error("scores, probabilities or features contain NaN, infinity or a magnitude above 1e30: finite values are accepted");
         case Status::not_a_distribution: throw nb::value_error("probabilities are negative or do not sum to one over the classes (within 0.02): give a softmax, or pass logits as scores");
         case Status::key_range: throw nb::value_error("a deviation is too small for the size of the image or the range of the features: the lattice's coordinates do not fit 64 bits; raise the deviations");
         case Status::too_large: throw nb::value_error("the image is too large: at most 65535 pixels a side and 357 million pixels are accepted; refine it in windows");

@@ -15,6 +15,7 @@ template <int D> struct KeyLayout {
     uint64_t unit[D + 1];  // 1 of coordinate i; the last coordinate is implied and has none
     uint64_t ones;         // 1 of every coordinate
     uint64_t bias;         // makes every coordinate positive
+    int bits;              // of a key
 
     // lowest, highest: of each elevated coordinate. False where 64 bits do not suffice.
     bool fit(const double* lowest, const double* highest) {
@@ -26,14 +27,15 @@ template <int D> struct KeyLayout {
             double margin = 4 * (D + 1);
             double range = highest[i] - lowest[i] + 2 * margin;
             if (!(range < 2e9) || !(std::fabs(lowest[i]) < 1e9) || !(std::fabs(highest[i]) < 1e9)) return false;
-            int bits = 1;
-            while (bits < 32 && double(uint64_t(1) << bits) <= range + 1) ++bits;
-            if (shift + bits > 64) return false;
+            int width = 1;
+            while (width < 32 && double(uint64_t(1) << width) <= range + 1) ++width;
+            if (shift + width > 64) return false;
             unit[i] = uint64_t(1) << shift;
             ones += unit[i];
             bias += uint64_t(int64_t(margin - std::floor(lowest[i]))) << shift;
-            shift += bits;
+            shift += width;
         }
+        bits = shift;
         return true;
     }
     // The step along direction j: +1 everywhere but -D at coordinate j.

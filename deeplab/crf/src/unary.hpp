@@ -55,6 +55,7 @@ public:
         for (int c = 0; c < classes; ++c)
             if (dropped_[c]) share[c] /= sum;
     }
+    size_t logits_plane() const { return plane_; }
     size_t bytes() const {
         return logits.bytes() + rest.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() + peak_.bytes();
     }
@@ -223,6 +224,7 @@ private:
     void fill(const PixelOrder& order) {
         int wide = lanes * blocks;
         size_t plane = order.count() * lanes;
+        plane_ = plane;
         logits.reserve(plane * blocks);
         if (has_rest) rest.reserve(order.count());
         int columns = scores_.columns;
@@ -305,6 +307,7 @@ private:
 
     Scores scores_{};
     int stride_ = 0;
+    size_t plane_ = 0;
     float peak_now_ = 0;
     Buffer<float> best_, exponentials_, grid_, reduced_, grid_rest_, row_, rest_row_, total_, peak_;
     Buffer<uint8_t> dropped_;

@@ -1,5 +1,5 @@
-// Vertex keys to ids, numbered in the order of first touch: an open-addressing hash table of 32-bit slots, each an id
-// and a tag that rejects most foreign keys without a look at them.
+// Vertex keys to ids, numbered in the order of first touch: an open-addressing hash table of 64-bit slots. A slot holds
+// the whole key beside the id where both fit, so that a look-up touches one place; else a part of the key's hash.
 #pragma once
 
 #include "memory.hpp"
@@ -12,45 +12,49 @@ class VertexTable {
 public:
     static constexpr uint32_t none = 0xffffffffu;
 
-    void clear(size_t expected) {
+    // key_bits: every key is below 2^key_bits.
+    void clear(size_t expected, int key_bits) {
         size_ = 0;
+        id_bits_ = 64 - key_bits;
+        whole_ = id_bits_ >= 12;
+        if (!whole_ || id_bits_ > 31) id_bits_ = 31;
         int bits = 12;
         while ((size_t(1) << bits) < 2 * expected) ++bits;
-        id_bits_ = 22;
         resize(bits);
         keys_.reserve(expected + 1024);
+        key_room_ = keys_.bytes() / sizeof(uint64_t);
     }
-    // Before up to `count` insertions; pointers into keys may move.
+    // Before up to `count` insertions.
     CRF_INLINE void make_room(size_t count) {
-        if (size_ + count >= key_room() || 2 * (size_ + count) > (size_t(1) << slot_bits_)) enlarge(count);
+        if (size_ + count >= limit_ || size_ + count >= key_room_) enlarge(count);
     }
     CRF_INLINE static uint64_t mix(uint64_t key) { return (key ^ (key >> 29)) * 0x9e3779b97f4a7c15ull; }
-    CRF_INLINE void prefetch(uint64_t mixed) const { __builtin_prefetch(&slots_[mixed >> (64 - slot_bits_)]); }
+    CRF_INLINE void prefetch(uint64_t mixed) const { __builtin_prefetch(&slots_[mixed >> shift_]); }
 
     CRF_INLINE uint32_t insert(uint64_t key, uint64_t mixed) {
-        size_t mask = (size_t(1) << slot_bits_) - 1;
-        size_t at = mixed >> (64 - slot_bits_);
-        uint32_t tag = uint32_t(mixed) << id_bits_;
-        for (;; at = (at + 1) & mask) {
-            uint32_t slot = slots_[at];
+        uint64_t tag = tag_of(key, mixed);
+        for (size_t at = mixed >> shift_;; at = (at + 1) & mask_) {
+            uint64_t slot = slots_[at];
             if (slot == 0) {
                 keys_[size_] = key;
-                slots_[at] = tag | uint32_t(size_ + 1);
+                slots_[at] = tag | (size_ + 1);
                 return uint32_t(size_++);
             }
-            uint32_t id = slot & id_mask();
-            if ((slot & ~id_mask()) == tag && keys_[id - 1] == key) return id - 1;
+            if ((slot & ~id_mask()) == tag) {
+                uint32_t id = uint32_t(slot & id_mask()) - 1;
+                if (whole_ || keys_[id] == key) return id;
+            }
         }
     }
     CRF_INLINE uint32_t find(uint64_t key, uint64_t mixed) const {
-        size_t mask = (size_t(1) << slot_bits_) - 1;
-        size_t at = mixed >> (64 - slot_bits_);
-        uint32_t tag = uint32_t(mixed) << id_bits_;
-        for (;; at = (at + 1) & mask) {
-            uint32_t slot = slots_[at];
+        uint64_t tag = tag_of(key, mixed);
+        for (size_t at = mixed >> shift_;; at = (at + 1) & mask_) {
+            uint64_t slot = slots_[at];
             if (slot == 0) return none;
-            uint32_t id = slot & id_mask();
-            if ((slot & ~id_mask()) == tag && keys_[id - 1] == key) return id - 1;
+            if ((slot & ~id_mask()) == tag) {
+                uint32_t id = uint32_t(slot & id_mask()) - 1;
+                if (whole_ || keys_[id] == key) return id;
+            }
         }
     }
     size_t size() const { return size_; }
@@ -62,35 +66,39 @@ public:
     }
 
 private:
-    uint32_t id_mask() const { return (1u << id_bits_) - 1; }
-    size_t key_room() const { return keys_.bytes() / sizeof(uint64_t); }
+    uint64_t id_mask() const { return (uint64_t(1) << id_bits_) - 1; }
+    CRF_INLINE uint64_t tag_of(uint64_t key, uint64_t mixed) const { return (whole_ ? key : mixed) << id_bits_; }
+
     void resize(int bits) {
-        slot_bits_ = bits;
-        slots_.reserve(size_t(1) << bits);
-        std::memset(slots_.data(), 0, sizeof(uint32_t) << bits);
+        shift_ = 64 - bits;
+        mask_ = (size_t(1) << bits) - 1;
+        limit_ = size_t(1) << (bits - 1);
+        slots_.reserve(mask_ + 1);
+        std::memset(slots_.data(), 0, (mask_ + 1) * sizeof(uint64_t));
     }
     void enlarge(size_t count) {
         size_t wanted = size_ + count + 1;
-        if (wanted >= key_room()) keys_.grow(wanted + wanted / 2, size_);
-        int bits = slot_bits_;
-        while (2 * wanted > (size_t(1) << bits)) ++bits;
-        int ids = id_bits_;
-        while (2 * wanted > (size_t(1) << ids) && ids < 31) ++ids;
-        if (bits == slot_bits_ && ids == id_bits_) return;
-        id_bits_ = ids;
-        resize(bits);
-        size_t mask = (size_t(1) << slot_bits_) - 1;
+        if (wanted >= key_room_) {
+            keys_.grow(wanted * 2, size_);
+            key_room_ = keys_.bytes() / sizeof(uint64_t);
+        }
+        if (wanted < limit_) return;
+        if (whole_ && 2 * wanted >= id_mask()) {
+            whole_ = false;
+            id_bits_ = 31;
+        }
+        resize(64 - shift_ + 1);
         for (size_t id = 0; id < size_; ++id) {
             uint64_t mixed = mix(keys_[id]);
-            size_t at = mixed >> (64 - slot_bits_);
-            while (slots_[at]) at = (at + 1) & mask;
-            slots_[at] = (uint32_t(mixed) << id_bits_) | uint32_t(id + 1);
+            size_t at = mixed >> shift_;
+            while (slots_[at]) at = (at + 1) & mask_;
+            slots_[at] = tag_of(keys_[id], mixed) | (id + 1);
         }
     }
-    Buffer<uint32_t> slots_;
-    Buffer<uint64_t> keys_;
-    size_t size_ = 0;
-    int slot_bits_ = 12, id_bits_ = 22;
+    Buffer<uint64_t> slots_, keys_;
+    size_t size_ = 0, mask_ = 0, limit_ = 0, key_room_ = 0;
+    int shift_ = 52, id_bits_ = 31;
+    bool whole_ = false;
 };
 
 }  // namespace CRF_BUILD
