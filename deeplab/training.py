@@ -210,7 +210,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def _card(card: dict[str, Any], config: TrainingConfig, classes: ClassTable, best: dict[str, Any]) -> dict[str, Any]:
     return {
         **card,
-        "architecture": {"name": config.architecture, "options": config.options},
+        "architecture": {"name": config.architecture, "options": {**config.options, **config.saved_options}},
         "classes": [{"name": n, "colour": list(c)} for n, c in zip(classes.names, classes.colours, strict=True)],
         "training": config.as_dict(),
         "metrics": {"validation": best},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -89,7 +91,9 @@ def segment(
             display.update(phases[progress.phase], progress.done, progress.total or None, f"{chunk} {errors}".strip())
 
         try:
-            summary = run(options, watch)
+            # Ray prints of dead workers to stdout, which belongs to the summary.
+            with contextlib.redirect_stdout(sys.stderr):
+                summary = run(options, watch)
         except TooManyErrors as error:
             summary, code, failure = error.summary, TOO_MANY_ERRORS, str(error)
     if as_json:
