@@ -13,12 +13,12 @@ class TrainingConfig:
 
     `options` are the architecture's; `saved_options` replace some of them in the saved model (and not in training or
     validation): the weights of a network that was trained at stride 16 also run at stride 8.
-    `optimizer`: "sgd" with `momentum`, the papers'; or "adamw", whose steps do not depend on the scale of a weight: right for a
-    backbone whose batch norm is folded away, where SGD must creep. `learning_rate` is the backbone's; the head's is `head_multiplier` times that, and its bias twice that again
-    without weight decay (the released prototxts). `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of
-    the running mean of the weights that is validated and saved, 0 for none. `dropout`: share of the backbone's output
-    channels that a training step leaves out. `loss`: labels at "full" resolution or
-    every "stride"-th (deeplab.losses). `colour`, `scales`, `crop`: deeplab.transforms.
+    `optimizer`: "sgd" with `momentum`, the papers'; or "adamw", whose steps do not depend on the scale of a weight: right
+    for a backbone whose batch norm is folded away, where SGD must creep. `learning_rate` is the backbone's; the head's is
+    `head_multiplier` times that, and its bias twice that again without weight decay (the released prototxts).
+    `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of the running mean of the weights that is validated
+    and saved, 0 for none. `dropout`: share of the backbone's output channels that a training step leaves out. `loss`:
+    labels at "full" resolution or every "stride"-th (deeplab.losses). `colour`, `scales`, `crop`: deeplab.transforms.
     """
 
     preset: str
