@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from deeplab.classes import ClassTable
+from deeplab.errors import UserError
 from deeplab.network import SegmentationNetwork
 from deeplab.zoo import build
 
@@ -25,7 +26,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 BUNDLED = Path(__file__).parent / "models"
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model cannot be used; the message names the folder, what is wrong and what is accepted."""
 
 
@@ -74,8 +75,17 @@ def load(reference: str | Path) -> Model:
     Raises ModelError when a file is missing or damaged, the format is another version's, or the weights do not fit
     the architecture key by key and shape by shape.
     """
+    return parse(*read(reference))
+
+
+def read(reference: str | Path) -> tuple[Path, bytes, bytes]:
+    """A model's folder, card and weights as they lie there, to be sent to where `parse` makes a model of them."""
     folder = find(reference)
-    card_bytes, weight_bytes = _read(folder, CARD), _read(folder, WEIGHTS)
+    return folder, _read(folder, CARD), _read(folder, WEIGHTS)
+
+
+def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
+    """The model that `read` read; `folder` only names it in errors. Raises ModelError as `load`."""
     card = _parse_card(folder, card_bytes)
     try:
         tensors = load_tensors(weight_bytes)
@@ -106,23 +116,38 @@ def load(reference: str | Path) -> Model:
     return Model(name, network.eval(), classes, card, digest(weight_bytes, card_bytes))
 
 
+def replaceable(folder: Path) -> bool:
+    """Whether a model may be written there: nothing, an empty folder or an earlier model."""
+    return not folder.exists() or (folder / CARD).exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def storable(network: SegmentationNetwork) -> bool:
+    """Whether all weights are finite as `save` stores them: matrices and kernels in half precision."""
+    return all(bool(torch.isfinite(value).all()) for value in _stored(network).values() if value.is_floating_point())
+
+
+def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
+    return {
+        key: (value.half() if value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
+        for key, value in network.state_dict().items()
+    }
+
+
 def save(folder: str | Path, network: SegmentationNetwork, card: dict[str, Any]) -> None:
     """Write a model folder, complete or not at all. Convolution weights go to float16; vectors stay float32.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` is set here. An existing
-    model folder is replaced, any other folder is refused (ModelError).
+    model folder is replaced; any other folder, and weights that are not finite, are refused (ModelError).
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists():
+    if not replaceable(folder):
         raise ModelError(f"{folder} exists and is no model folder; it is left alone")
-    tensors = {
-        key: (value.half() if value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
-        for key, value in network.state_dict().items()
-    }
+    if not storable(network):
+        raise ModelError(f"{folder}: not saved, as some weights are not finite in half precision")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (staging / WEIGHTS).write_bytes(save_tensors(tensors))
+        (staging / WEIGHTS).write_bytes(save_tensors(_stored(network)))
         (staging / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for name in (WEIGHTS, CARD):  # the card last: without it the folder is no model

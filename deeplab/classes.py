@@ -18,6 +18,9 @@ class ClassTable:
             raise ValueError(f"{len(self.names)} class names and {len(self.colours)} colours")
         if len(set(self.names)) != len(self.names):
             raise ValueError("class names must differ from each other")
+        for name, colour in zip(self.names, self.colours, strict=True):
+            if len(colour) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colour):
+                raise ValueError(f"colour {colour} of class {name}: three whole numbers 0..255 are accepted")
 
     def __len__(self) -> int:
         return len(self.names)

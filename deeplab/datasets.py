@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS, ImageError, decode, decode_labels
 from deeplab.losses import IGNORE
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """The data set cannot be used; the message names the file and what is accepted."""
 
 
@@ -27,6 +28,9 @@ class LabelledFolder:
         if not self.root.is_dir():
             raise DatasetError(f"{self.root}: no such folder; a data set has images/, labels/, classes.txt and SPLIT.txt")
         self.classes = self._lines("classes.txt")
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise DatasetError(f"{self.root / 'classes.txt'}: names {repeated[0]} twice; every class has its own name")
         if not 2 <= len(self.classes) <= IGNORE:
             raise DatasetError(f"{self.root / 'classes.txt'}: {len(self.classes)} classes; 2 to {IGNORE} are accepted")
         self.stems = self._lines(f"{split}.txt")
@@ -35,13 +39,17 @@ class LabelledFolder:
         images = {path.stem: path for path in sorted((self.root / "images").glob("*")) if path.suffix.lower() in EXTENSIONS}
         missing = [stem for stem in self.stems if stem not in images]
         if missing:
-            raise DatasetError(f"{self.root / 'images'}: no image for {', '.join(missing[:5])} ({len(missing)} of {len(self.stems)})")
+            raise DatasetError(
+                f"{self.root / 'images'}: no image for {', '.join(missing[:5])} ({len(missing)} of {len(self.stems)})"
+            )
         self.images = [images[stem] for stem in self.stems]
 
     def _lines(self, name: str) -> list[str]:
         path = self.root / name
         try:
             return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
         except OSError as error:
             splits = sorted(p.stem for p in self.root.glob("*.txt") if p.stem != "classes")
             raise DatasetError(f"{path}: cannot be read ({error.strerror}); splits here: {', '.join(splits) or 'none'}") from error

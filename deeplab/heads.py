@@ -33,7 +33,8 @@ class ASPP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if dense_gradients_pay(x):
-            weights, biases = [branch.weight for branch in self.branches], [branch.bias for branch in self.branches]
+            weights = [branch.get_parameter("weight") for branch in self.branches]
+            biases = [branch.get_parameter("bias") for branch in self.branches]
             return summed_by_shifts(x, weights, biases, self.rates)
         scores = self.branches[0](x)
         for branch in self.branches[1:]:

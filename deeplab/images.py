@@ -8,11 +8,11 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow opens many more formats, some through outside programs (EPS) or rarely tested parsers; these are what photo
-# and raster archives hold.
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF", "PPM")
+# and raster archives hold. MPO opens as JPEG; Pillow knows no such name when opening.
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF", "PPM")
 EXTENSIONS = (
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .tif .tiff .webp .bmp .dib .gif .jp2 .j2k .jpx .avif .ppm .pgm .pbm .pnm".split()
 )
@@ -61,7 +61,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"over the limit of {max_pixels:,} pixels ({error})") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"not an image of an accepted format ({', '.join(FORMATS)})") from error
     except MemoryError:
         raise
@@ -87,7 +87,7 @@ def decode_labels(data: bytes) -> np.ndarray:
             return np.array(image)
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise ImageError(f"labels are PNG: {_one_line(error)}") from error
 
 

@@ -27,10 +27,10 @@ def segmentation_loss(
         scores = resize_scores(scores, (labels.shape[1], labels.shape[2]), align_corners)
     else:
         height, width = scores.shape[-2:]
-        rows = (labels.shape[1] - 1) // max(1, height - 1)
-        columns = (labels.shape[2] - 1) // max(1, width - 1)
-        labels = labels[:, ::rows, ::columns]
-        if labels.shape[1:] != scores.shape[-2:]:
-            raise ValueError(f"labels every {rows} x {columns} give {tuple(labels.shape[1:])}, scores are {(height, width)}")
+        sides = tuple(labels.shape[1:])
+        steps = [(side - 1) / max(1, score - 1) for side, score in zip(sides, (height, width), strict=True)]
+        labels = labels[:, :: max(1, int(steps[0])), :: max(1, int(steps[1]))]
+        if labels.shape[1:] != scores.shape[-2:] or steps != [int(step) for step in steps]:
+            raise ValueError(f"labels of {sides} do not lie on scores of {(height, width)}: sides of stride * k + 1 do")
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1)

@@ -26,7 +26,7 @@ class Confusion:
     def add(self, labels: np.ndarray, predicted: np.ndarray, where: np.ndarray | None = None) -> None:
         """Count one image. labels, predicted: H x W ids; 255 in `labels` is left out, as is where `where` is False.
 
-        Raises ValueError when the shapes differ or a label is neither 255 nor below the class count.
+        Raises ValueError when the shapes differ or a label is neither 255 nor a class id.
         """
         if labels.shape != predicted.shape:
             raise ValueError(f"labels are {labels.shape}, the prediction is {predicted.shape}")
@@ -35,9 +35,10 @@ class Confusion:
         if where is not None:
             valid &= where
         truth, guess = labels[valid].astype(np.int64), predicted[valid].astype(np.int64)
-        if truth.size and truth.max() >= classes:
-            raise ValueError(f"label {truth.max()} is outside 0..{classes - 1} and not {IGNORE}")
-        inside = guess < classes
+        wrong = truth[(truth < 0) | (truth >= classes)]
+        if wrong.size:
+            raise ValueError(f"label {wrong[0]} is outside 0..{classes - 1} and not {IGNORE}")
+        inside = (guess >= 0) & (guess < classes)
         self.missed += np.bincount(truth[~inside], minlength=classes)
         pairs = truth[inside] * classes + guess[inside]
         self.counts += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)

@@ -6,49 +6,13 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from deeplab.holes import dense_gradients_pay, depthwise_by_phases
+from deeplab.layers import ConvBatchNorm
 
 Padding = Literal["same", "symmetric"]
 
 # expansion t, channels c, repeats n, stride s: arXiv 1801.04381, Table 2.
 STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-
-
-class ConvBatchNorm(nn.Sequential):
-    """Convolution, then batch norm (submodules 0 and 1), then what else is given (2: the ReLU6).
-
-    In evaluation mode the batch norm is folded into the convolution's weight and bias for the pass: the same sums
-    with one trip less through memory, and one less through the gradient when it is frozen in training.
-    TensorFlow's "SAME" padding before a stride-2 convolution pads an even side by one at its end only and an odd side
-    by one at both ends, so that n becomes ceil(n / 2).
-    """
-
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *rest: nn.Module, same: bool = False) -> None:
-        super().__init__(conv, norm, *rest)
-        self.same = same
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv, norm = self[0], self[1]
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        if self.same:
-            height, width = x.shape[-2:]
-            x = F.pad(x, (width % 2, 1, height % 2, 1))
-        if norm.training:
-            x = norm(conv(x))
-        else:
-            assert norm.running_mean is not None and norm.running_var is not None
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-            rate = int(conv.dilation[0])
-            if rate > 1 and conv.groups == conv.in_channels and dense_gradients_pay(x):
-                x = depthwise_by_phases(x, weight, bias, rate)
-            else:
-                x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        for module in list(self)[2:]:
-            x = module(x)
-        return x
 
 
 def conv_bn_relu6(

@@ -41,13 +41,33 @@ def resample(maps: torch.Tensor, size: tuple[int, int], step: float, align_corne
     """
     rows = interpolation_matrix(size[0], maps.shape[-2], step, align_corners, maps.device)
     columns = interpolation_matrix(size[1], maps.shape[-1], step, align_corners, maps.device)
-    return rows @ maps @ columns.T
+    with torch.autocast(maps.device.type, enabled=False):  # half precision would move positions by up to 1/256 of the side
+        return rows @ maps.float() @ columns.T
 
 
 def upsample(scores: np.ndarray, height: int, width: int, stride: int, align_corners: bool = True) -> np.ndarray:
     """C x h x w scores at `stride` -> C x height x width float32."""
     maps = torch.from_numpy(np.ascontiguousarray(scores)).float()
     return resample(maps, (height, width), 1.0 / stride, align_corners).numpy()
+
+
+def winning_classes(scores: np.ndarray, height: int, width: int, stride: int, align_corners: bool = True) -> np.ndarray:
+    """C x h x w scores at `stride` -> the class of the largest score at each pixel: H x W uint8, uint16 above 256 classes.
+
+    Block by block, as the upsampled scores of one large image would fill gigabytes.
+    """
+    block = 64 * stride
+    labels = np.empty((height, width), np.uint8 if len(scores) <= 256 else np.uint16)
+    for top in range(0, height, block):
+        for left in range(0, width, block):
+            target = labels[top : top + block, left : left + block]
+            # One score further up and left than the block starts: without aligned corners its first pixels read it.
+            above, before = min(top, stride), min(left, stride)
+            rows, columns = target.shape[0] + above, target.shape[1] + before
+            i, j = (top - above) // stride, (left - before) // stride
+            part = scores[:, i : i + rows // stride + 2, j : j + columns // stride + 2]
+            target[:] = upsample(part, rows, columns, stride, align_corners)[:, above:, before:].argmax(0)
+    return labels
 
 
 def multiscale_scores(

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from deeplab.multiscale import Fusion, multiscale_scores, upsample
+from deeplab.multiscale import Fusion, multiscale_scores, winning_classes
 from deeplab.network import SegmentationNetwork
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -92,9 +92,7 @@ class Predictor:
 
     def labels_of(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
         """Scores at stride -> the class of each pixel, height x width."""
-        dtype = np.uint8 if len(scores) <= 256 else np.uint16
-        full = upsample(scores, height, width, self.network.stride, self.network.align_corners)
-        return full.argmax(0).astype(dtype)
+        return winning_classes(scores, height, width, self.network.stride, self.network.align_corners)
 
     def _batch(self, images: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
         """Images that fit height x width (on the lattice) -> their scores; one pass per scale."""

@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab import checkpoint, schedule
 from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
+from deeplab.errors import UserError
+from deeplab.evaluation import evaluate
 from deeplab.losses import segmentation_loss
-from deeplab.metrics import Confusion
 from deeplab.network import SegmentationNetwork
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
 from deeplab.transforms import Augmentation
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot start or go on; the message says why and what can be done."""
 
 
@@ -86,15 +88,6 @@ def parameter_groups(network: SegmentationNetwork, config: TrainingConfig) -> li
     return [{"params": p, "lr": base * factor, "base_lr": base * factor, "weight_decay": decay} for factor, decay, p in groups]
 
 
-def validate(network: SegmentationNetwork, data: LabelledFolder, **options: Any) -> Confusion:
-    """Confusion of `network` over a data set; options are the Predictor's. Leaves the network in evaluation mode."""
-    predictor = Predictor(network, **options)
-    confusion = Confusion.empty(len(data.classes))
-    for image, labels in data:
-        confusion.add(labels, predictor.labels([image])[0])
-    return confusion
-
-
 def train(
     network: SegmentationNetwork,
     config: TrainingConfig,
@@ -114,23 +107,29 @@ def train(
     The state (weights, optimizer, average, best so far) is saved at every validation in `out`/training-state.pt, and
     one JSON line per validation goes to `out`/metrics.jsonl. `resume` continues from that state; without it a folder
     that holds one is refused. `card`: what the model card says besides architecture, classes, training and metrics.
-    Returns the best validation summary. Raises TrainingError for a loss that is no number (state and best model stay),
-    or an unfit `out`.
+    Returns the best validation summary. Raises TrainingError for a loss or weights that are no numbers (state and best
+    model stay), or an unfit `out`.
     """
     state_file = out / "training-state.pt"
     if state_file.exists() and not resume:
         raise TrainingError(f"{out} holds an unfinished training: --resume continues it, another folder starts afresh")
     if resume and not state_file.exists():
         raise TrainingError(f"{out} holds no training state to resume")
+    if not resume and not checkpoint.replaceable(out):
+        raise TrainingError(f"{out} exists and is no model folder; it is left alone, name another")
     out.mkdir(parents=True, exist_ok=True)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     torch.manual_seed(config.seed)
     network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.freeze_batch_norm()
     groups = parameter_groups(network, config)
-    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
-    start, best = 0, {"mean_iou": -1.0}
+    start, best = 0, dict[str, Any](mean_iou=-1.0)
     if resume:
         state = torch.load(state_file, map_location=where, weights_only=True)
         if state["config"] != json.dumps(config.as_dict()):
@@ -140,8 +139,15 @@ def train(
         average, start, best = state["average"], state["step"], state["best"]
 
     augment = Augmentation(config.crop, config.scales, network.normalization.mean_rgb, config.mirror, config.colour)
+    samples = Samples(training, augment, config)
+
+    def diverged(what: str, step: int) -> TrainingError:
+        numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
+        names = [training.stems[samples.image_of(number)] for number in numbers]
+        return TrainingError(f"{what} at step {step} on {', '.join(names)}; try a lower learning rate")
+
     loader = DataLoader(
-        Samples(training, augment, config),
+        samples,
         batch_size=config.batch_size,
         sampler=range(start * config.batch_size, config.steps * config.batch_size),
         num_workers=workers,
@@ -153,11 +159,12 @@ def train(
             group["lr"] = group["base_lr"] * factor
         network.train()
         x = network.normalization.apply(images.to(where)).contiguous(memory_format=torch.channels_last)
-        loss = segmentation_loss(network(x), labels.to(where), network.align_corners, config.loss)
+        # Dropout, too, is a function of the step, so that a resumed run drops the same channels.
+        torch.manual_seed(int(np.random.default_rng([config.seed, 3, step]).integers(2**31)))
+        features = F.dropout2d(network.backbone(x), config.dropout, training=config.dropout > 0)
+        loss = segmentation_loss(network.head(features), labels.to(where), network.align_corners, config.loss)
         if not math.isfinite(loss.item()):
-            first = step * config.batch_size
-            names = [training.stems[loader.dataset.image_of(n)] for n in range(first, first + config.batch_size)]  # type: ignore[attr-defined]
-            raise TrainingError(f"loss is {loss.item()} at step {step} on {', '.join(names)}; try a lower learning rate")
+            raise diverged(f"loss is {loss.item()}", step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -166,10 +173,12 @@ def train(
         done = step + 1
         summary = None
         if done % config.validate_every == 0 or done == config.steps:
+            if not checkpoint.storable(network):
+                raise diverged("weights are beyond half precision", step)
             trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
             network.load_state_dict(average or trained)
-            summary = validate(network, validation, device=where.type).summary(list(classes.names))
-            if summary["mean_iou"] > best["mean_iou"]:  # type: ignore[operator]
+            summary = evaluate(Predictor(network, device=where.type), validation).total.summary(list(classes.names))
+            if summary["mean_iou"] > best["mean_iou"]:
                 best = {**summary, "step": done, "split": validation.split}
                 checkpoint.save(out, network, _card(card, config, classes, best))
             network.load_state_dict(trained)

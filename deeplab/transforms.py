@@ -12,7 +12,10 @@ from deeplab.losses import IGNORE
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to one (image, labels) pair, in DeepLab v2's order (`TransformImgAndSeg`): scale, pad, crop, mirror.
+    """What happens to one (image, labels) pair, as in DeepLab v2 (`TransformImgAndSeg`): scale, crop, mirror, pad.
+
+    The official code pads before it mirrors; here the padding is always at the bottom and the right, where the
+    predictor has it.
 
     `crop`: side in pixels of the square that comes out. `scales`: the discrete factors one of which is drawn. `pad`:
     the RGB colour of what the crop has beyond the image (the backbone's mean), where labels are 255. `colour`:

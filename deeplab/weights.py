@@ -9,8 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from deeplab import checkpoint
+from deeplab.errors import UserError
+from deeplab.mobilenet import MobileNetV2
+from deeplab.network import SegmentationNetwork
 
-class WeightsError(ValueError):
+
+class WeightsError(UserError):
     """Weights do not fit; the message lists what is missing, unknown or of another shape."""
 
 
@@ -53,8 +58,29 @@ def load_backbone(backbone: nn.Module, tensors: dict[str, torch.Tensor], keys: d
     problems = [f"{k} missing" for k in expected if k not in mapped and not k.endswith("num_batches_tracked")]
     problems += [f"{k} unknown" for k in mapped if k not in expected]
     problems += [
-        f"{k} is {tuple(v.shape)}, not {tuple(expected[k].shape)}" for k, v in mapped.items() if k in expected and v.shape != expected[k].shape
+        f"{k} is {tuple(v.shape)}, not {tuple(expected[k].shape)}"
+        for k, v in mapped.items()
+        if k in expected and v.shape != expected[k].shape
     ]
     if problems:
         raise WeightsError(f"{len(problems)} weights do not fit {type(backbone).__name__}: {'; '.join(problems[:6])}")
     backbone.load_state_dict({**expected, **mapped})
+
+
+def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
+    """Start `network` from ImageNet weights (.safetensors, torchvision's keys) or from a model; says what was filled.
+
+    From a model (folder or bundled name) the head comes along when it has the same shape. Raises WeightsError or
+    ModelError when the backbone does not fit.
+    """
+    if str(reference).endswith(".safetensors"):
+        keys = mobilenet_v2_keys() if isinstance(network.backbone, MobileNetV2) else {}
+        load_backbone(network.backbone, read_safetensors(reference), keys, ("classifier.", "fc."))
+        return f"backbone from {reference}"
+    source = checkpoint.load(reference)
+    load_backbone(network.backbone, source.network.backbone.state_dict(), {}, ())
+    head, ours = source.network.head.state_dict(), network.head.state_dict()
+    if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in ours.items()}:
+        network.head.load_state_dict(head)
+        return f"backbone and head from {source.label}"
+    return f"backbone from {source.label}; the head is new (other classes)"

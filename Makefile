@@ -1,0 +1,53 @@
+# Everything installs into .venv; the only needs are Python 3.11+, make and a C++17 compiler.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo test lint bench pets clean
+
+help:
+	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
+	@echo "make test    set up and run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   the benchmarks that the README's figures come from"
+	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
+	@echo "make clean   remove .venv, build/ and demo/"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(wildcard deeplab/crf/src/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
+	$(BIN)/python -m pip install --quiet --build-constraint build-constraints.txt -c constraints.txt -e '.[dev,pydensecrf]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/deeplab segment examples/pets/images demo/results
+	$(BIN)/deeplab show demo/results -n 12 -o demo/sheet.png
+	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/crf.py
+
+# The three parts of the bundled model's training (docs/models.md).
+DATASET ?= ../shared/data/pets
+INIT    ?= ../shared/weights/mobilenet_v2_imagenet.safetensors
+pets: $(READY)
+	$(BIN)/deeplab train $(DATASET) build/pets-coarse --preset pets-coarse --init $(INIT)
+	$(BIN)/deeplab train $(DATASET) build/pets-context --preset pets-context --init build/pets-coarse
+	$(BIN)/deeplab train $(DATASET) build/pets --preset pets --init build/pets-context --licence 'CC BY-SA 4.0'
+
+clean:
+	rm -rf $(VENV) build demo

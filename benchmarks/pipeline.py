@@ -1,0 +1,111 @@
+"""The pipeline against a plain loop over the same Predictor and CRF, with the same number of processes.
+
+    python benchmarks/pipeline.py [--images 200] [--processes 2] [--repeats 3]
+
+Both read, decode, score, refine and encode the same photos (examples/, repeated). The loop is as good as a loop gets:
+each process has its share of the list and one thread, and keeps its results. Both rates leave start-up out, and
+start-up is printed beside them. The two take turns, and the ratio is the median of the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
+
+
+def loop(paths: list[Path], model: str, ready: object, go: object) -> None:
+    """One process of the plain loop."""
+    import torch
+
+    from deeplab import checkpoint, masks
+    from deeplab.crf import DenseCRF
+    from deeplab.images import decode
+    from deeplab.predictor import Predictor
+
+    torch.set_num_threads(1)
+    loaded = checkpoint.load(model)
+    predictor = Predictor(loaded.network, scales=(0.5, 0.75, 1.0))
+    crf = DenseCRF.named("kazuto")
+    results = []
+    ready.release()  # type: ignore[attr-defined]
+    go.wait()  # type: ignore[attr-defined]
+    for path in paths:
+        image = decode(path.read_bytes())
+        labels = crf.labels(image, scores=predictor.scores([image])[0], stride=predictor.network.stride)
+        results.append(masks.encode_png(labels, loaded.classes))
+
+
+def run_loop(paths: list[Path], model: str, processes: int) -> tuple[float, float]:
+    """Images a second and seconds of start-up of the loop."""
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Semaphore(0), context.Event()
+    shares = [paths[index::processes] for index in range(processes)]
+    start = time.perf_counter()
+    workers = [context.Process(target=loop, args=(share, model, ready, go)) for share in shares]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        ready.acquire()
+    began = time.perf_counter()
+    go.set()
+    for worker in workers:
+        worker.join()
+    return len(paths) / (time.perf_counter() - began), began - start
+
+
+def run_pipeline(archive: Path, count: int, model: str, processes: int, root: Path) -> tuple[float, float]:
+    """Images a second between the first and the last report of work, and seconds before the first, of `segment`."""
+    from pipelines import cluster
+    from pipelines.options import SegmentOptions
+    from pipelines.segment import Progress, segment
+
+    moments: list[tuple[float, int]] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.phase in ("segment", "commit"):
+            moments.append((time.perf_counter(), progress.done))
+
+    results = root / "results"
+    shutil.rmtree(results, ignore_errors=True)
+    start = time.perf_counter()
+    with cluster.session(cpus=processes):
+        segment(SegmentOptions(archive=str(archive), results=str(results), model=model), watch)
+    # The first block that is reported was worked on since the actors were up; it is start-up and left out with it.
+    first, before = next((moment, done) for moment, done in moments if done)
+    return (count - before) / (moments[-1][0] - first), first - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="pets")
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores; {arguments.images} photos of 320 pixels")
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "photos"
+        archive.mkdir()
+        photos = sorted(EXAMPLES.glob("*.jpg"))
+        for index in range(arguments.images):
+            shutil.copy(photos[index % len(photos)], archive / f"photo_{index:05d}.jpg")
+        paths = sorted(archive.iterdir())
+        ratios = []
+        for repeat in range(arguments.repeats):
+            plain, plain_start = run_loop(paths, arguments.model, arguments.processes)
+            rate, start = run_pipeline(archive, len(paths), arguments.model, arguments.processes, Path(folder))
+            ratios.append(rate / plain)
+            print(f"{repeat}: loop {plain:.2f} images/s after {plain_start:.1f} s, segment {rate:.2f} after {start:.1f} s")
+        print(f"segment / loop, median of {arguments.repeats}: {statistics.median(ratios):.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""What all foreseen errors have in common."""
+
+
+class UserError(Exception):
+    """Trouble that a person can act on: the message alone says what was wrong, where, and what is accepted."""

@@ -1,0 +1,61 @@
+"""The `deeplab` command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deeplab.errors import UserError
+from flows.commands import results, segment, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""DeepLab over whole image archives: one mask per image, in one table.
+
+    [bold]deeplab segment[/] photos/ results/     masks for a folder, exactly one row per image
+    [bold]deeplab show[/] results/ -o sheet.png   look at some of them
+    [bold]deeplab status[/] results/              what is in the table
+    [bold]deeplab export[/] results/ masks/       PNG files, overlays or COCO RLE
+    [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model
+
+    Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
+    130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.""",
+)
+app.command("segment")(segment.segment)
+app.command("status")(results.status)
+app.command("show")(results.show)
+app.command("export")(results.export)
+app.command("train")(train.train)
+app.command("evaluate")(train.evaluate)
+app.command("models")(train.models)
+
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point: every foreseen trouble is one line on stderr and an exit code, never a traceback."""
+    # A terminated run ends like an interrupted one: Ray is taken down, committed chunks stay.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there")
+        raise
+    except UserError as error:
+        stderr.print("[red]error[/]:", escape(str(error)))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

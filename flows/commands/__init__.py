@@ -1,0 +1,1 @@
+"""The commands of the `deeplab` program, grouped by what they work on."""

@@ -1,0 +1,97 @@
+"""`deeplab status`, `show` and `export`: looking at a results table."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows.terminal import bar, stderr, stdout
+
+Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the results table.", show_default=False)]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name or name@digest; default the one that wrote last.")]
+
+
+class Format(StrEnum):
+    png = "png"
+    overlay = "overlay"
+    coco_rle = "coco-rle"
+
+
+def status(
+    results: Results,
+    archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row yet.")] = None,
+    model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """What RESULTS holds: models, rows, errors by reason, and what of an archive is pending."""
+    from pipelines.results import ResultsTable
+    from pipelines.status import status as read
+
+    found = read(ResultsTable.open(results), archive, model)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    stdout.print(f"{found['results']}  version {found['version']}")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("model", "ok", "errors", "mean confidence", "last row"):
+        table.add_column(column, justify="left" if column in ("model", "last row") else "right")
+    for entry in found["models"]:
+        confidence = "-" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3f}"
+        table.add_row(entry["model"], str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " "))
+    stdout.print(table if found["models"] else "no rows yet")
+    for entry in found["models"]:
+        for reason, count in entry["errors_by_reason"].items():
+            stdout.print(f"  {count} x {escape(reason)}  [dim]({entry['model']})[/]")
+    if archive is not None:
+        pending = found["archive"]
+        stdout.print(f"{pending['archive']}: {pending['images']} images, {pending['done']} done, {pending['pending']} pending")
+
+
+def show(
+    results: Results,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=500, help="Photos on the sheet.")] = 12,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write (.png or .jpg).")] = Path("sheet.png"),
+    model: Model = None,
+    worst: Annotated[bool, typer.Option("--worst", help="Those of lowest confidence instead of an even sample.")] = False,
+) -> None:
+    """A contact sheet: photo | mask overlay pairs with a legend."""
+    from pipelines import export as exporting
+    from pipelines.results import ResultsTable
+
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise typer.BadParameter(f"{out}: a .png or .jpg file is written", param_hint="--out")
+    table = ResultsTable.open(results)
+    shown = exporting.show(table, table.pick_model(model), out, count, worst)
+    for uri, reason in shown.skipped.items():
+        stderr.print(f"left out {escape(uri)}: {escape(reason)}")
+    stdout.print(f"{shown.files} photos on {out}")
+
+
+def export(
+    results: Results,
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
+    form: Annotated[
+        Format, typer.Option("--format", "-f", help="png masks, overlay pictures, or one coco.json with RLE.")
+    ] = Format.png,
+    model: Model = None,
+) -> None:
+    """Write masks as files that keep the images' names and folders."""
+    from pipelines import export as exporting
+    from pipelines.results import ResultsTable
+
+    table = ResultsTable.open(results)
+    label = table.pick_model(model)
+    total = table.query("SELECT count(*) FROM results WHERE status = 'ok'", model=label).fetchone()
+    with bar("masks") as display:
+        done = exporting.export(
+            table, label, folder, form.value, lambda count: display.update("exporting", count, total[0] if total else None)
+        )
+    for uri, reason in done.skipped.items():
+        stderr.print(f"left out {escape(uri)}: {escape(reason)}")
+    stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {folder}")

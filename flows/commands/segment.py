@@ -1,0 +1,135 @@
+"""`deeplab segment`: an archive becomes a table of masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.table import Table
+
+from flows.terminal import bar, stderr, stdout
+
+DONE, FAILED, USAGE, TOO_MANY_ERRORS = 0, 1, 2, 3
+
+
+def segment(
+    archive: Annotated[
+        str, typer.Argument(help="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix.", show_default=False)
+    ],
+    results: Annotated[
+        str, typer.Argument(help="Folder or s3:// prefix of the results table; created when missing.", show_default=False)
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Bundled model (see `deeplab models`) or model folder.")] = "pets",
+    scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated; fused per position.")] = "0.5,0.75,1",
+    flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
+    fusion: Annotated[str, typer.Option(help="Fusion of scales: max (DeepLab v2) or mean.")] = "max",
+    crf: Annotated[bool, typer.Option(help="Refine masks with the dense CRF.")] = True,
+    crf_params: Annotated[str, typer.Option(help="CRF parameters: deeplab-v1, deeplab-v2, kazuto, isht7, deconvnet.")] = "kazuto",
+    crf_mode: Annotated[str, typer.Option(help="fast (prunes absent classes) or exact.")] = "fast",
+    crf_backend: Annotated[str, typer.Option(help="native, torch or pydensecrf.")] = "native",
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    tile: Annotated[int, typer.Option(help="Images above TILE x TILE pixels are scored in overlapping tiles.")] = 1025,
+    overlap: Annotated[int, typer.Option(help="Pixels that tiles share.")] = 128,
+    max_pixels: Annotated[int, typer.Option(help="Images with more pixels become error rows.")] = 60_000_000,
+    chunk_size: Annotated[int, typer.Option(help="Images per commit: what a dead driver can lose.")] = 20_000,
+    limit: Annotated[int | None, typer.Option(help="Take only the first LIMIT images.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Pattern of names to take; '*' takes every file. Repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Pattern of names to leave out. Repeatable.")] = None,
+    max_error_rate: Annotated[float, typer.Option(help="Exit 3, after committing, above this share of error rows.")] = 0.05,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Take images whose row is an error up again.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join (host:port or auto); none starts Ray here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+) -> None:
+    """Segment every image of ARCHIVE that RESULTS has no mask of yet.
+
+    Exactly one row per image, version and model: run it again after a crash, a Ctrl-C or new images, and only what is
+    missing is done. Images that cannot be read become rows with the reason.
+
+    [dim]deeplab segment photos/ results/
+    deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
+    deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
+    """
+    from pipelines.options import SegmentOptions
+    from pipelines.segment import Progress, TooManyErrors
+    from pipelines.segment import segment as run
+
+    given = {name: value for name, value in locals().items() if name in SegmentOptions.model_fields}
+    try:
+        factors = tuple(float(part) for part in scales.split(","))
+        options = SegmentOptions(**{**given, "scales": factors, "include": tuple(include or ()), "exclude": tuple(exclude or ())})
+    except ValidationError as error:
+        for problem in error.errors():
+            stderr.print(
+                f"[red]error[/]: --{problem['loc'][0]}: {escape(problem['msg'])} (got {escape(repr(problem['input']))})".replace(
+                    "_", "-"
+                )
+            )
+        raise typer.Exit(USAGE) from None
+    except ValueError:
+        stderr.print(f"[red]error[/]: --scales {escape(scales)}: numbers separated by commas are accepted, such as 0.5,0.75,1")
+        raise typer.Exit(USAGE) from None
+
+    phases = {
+        "inventory": "listing images",
+        "plan": "planning",
+        "start": "starting Ray",
+        "segment": "segmenting",
+        "commit": "segmenting",
+    }
+    code, failure = DONE, ""
+    with bar("images") as display:
+
+        def watch(progress: Progress) -> None:
+            errors = f"[red]{progress.errors} errors[/]" if progress.errors else ""
+            chunk = f"chunk {progress.chunk}/{progress.chunks}" if progress.chunks > 1 and progress.chunk else ""
+            display.update(phases[progress.phase], progress.done, progress.total or None, f"{chunk} {errors}".strip())
+
+        try:
+            summary = run(options, watch)
+        except TooManyErrors as error:
+            summary, code, failure = error.summary, TOO_MANY_ERRORS, str(error)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary), indent=2))
+    else:
+        _print(summary)
+    if failure:
+        stderr.print("[red]error[/]:", escape(failure))
+    raise typer.Exit(code)
+
+
+def _print(summary: Any) -> None:
+    """The summary for people."""
+    from pipelines.storage import delta_location
+
+    place = delta_location(summary.results)
+    if summary.passed_over:
+        stdout.print(f"{summary.passed_over} files without an image's name were passed over (--include '*' takes them)")
+    if not summary.images:
+        stdout.print(
+            f"nothing to do: all {summary.already} images of the archive have their row in {place} (model {summary.model})"
+        )
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {summary.already} had their row before")
+    for reason, count in summary.errors_by_reason.items():
+        table.add_row("", f"{count} x {escape(reason)}")
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
+    table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s, workers starting included")
+    table.add_row("seconds by stage", f"{stages} (summed over processes)")
+    table.add_row(
+        "class shares", ", ".join(f"{name} {share:.1%}" for name, share in summary.class_shares.items() if share > 0) or "-"
+    )
+    table.add_row("model", summary.model)
+    table.add_row("table", f"{place} (version {summary.version})")
+    stdout.print(table)
+    stdout.print("open it:", style="dim")
+    query = "duckdb.sql('SELECT uri, status, confidence, class_pixels FROM t LIMIT 5').show()"
+    stdout.print(
+        f"  python -c \"import duckdb, deltalake; t = deltalake.DeltaTable('{place}').to_pyarrow_dataset(); {query}\"",
+        soft_wrap=True,
+        markup=False,
+    )

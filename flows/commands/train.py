@@ -1,0 +1,176 @@
+"""`deeplab train`, `evaluate` and `models`: models of one's own, and how good they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows.terminal import bar, stdout
+
+Dataset = Annotated[
+    Path, typer.Argument(help="Folder with images/, labels/, classes.txt and one SPLIT.txt per split.", show_default=False)
+]
+
+
+def train(
+    dataset: Dataset,
+    model_out: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
+    preset: Annotated[str, typer.Option(help="Training preset; `deeplab models --presets` lists them.")] = "finetune",
+    init: Annotated[
+        str, typer.Option(help="Weights to start from: a model, or ImageNet .safetensors in torchvision's keys.")
+    ] = "pets",
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Split to choose the best weights on.")] = "val",
+    name: Annotated[str | None, typer.Option(help="Name in the model card; default MODEL_OUT's folder name.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Override the preset's steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Override the preset's batch size.")] = None,
+    crop: Annotated[int | None, typer.Option(min=33, help="Override the preset's crop.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Override the preset's learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Override the preset's seed.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 1,
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished training in MODEL_OUT.")] = False,
+) -> None:
+    """Train on DATASET and write the best model to MODEL_OUT, which `deeplab segment --model` takes.
+
+    The state is saved at every validation: after a crash the same command with --resume goes on bit for bit.
+    """
+    from deeplab import weights, zoo
+    from deeplab.classes import ClassTable
+    from deeplab.datasets import LabelledFolder
+    from deeplab.presets import PRESETS
+    from deeplab.training import Progress
+    from deeplab.training import train as run
+
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"{preset}: {', '.join(PRESETS)} are known", param_hint="--preset")
+    overrides = {"steps": steps, "batch_size": batch_size, "crop": crop, "learning_rate": learning_rate, "seed": seed}
+    config = dataclasses.replace(PRESETS[preset](), **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    training, validation = LabelledFolder(dataset, split), LabelledFolder(dataset, val_split)
+    network = zoo.build(config.architecture, len(training.classes), seed=config.seed, **config.options)
+    started = weights.initialise(network, init)
+    stdout.print(
+        f"{config.architecture}, preset {config.preset}: {started}; {len(training)} images to train, {len(validation)} to validate"
+    )
+    card = {
+        "name": name or model_out.resolve().name,
+        "data": {"folder": dataset.name, "split": split, "licence": licence},
+        "init": started,
+    }
+    with bar("steps") as display:
+        note = ""
+
+        def report(progress: Progress) -> None:
+            nonlocal note
+            if progress.validation:
+                note = f"  val mIoU {progress.validation['mean_iou']:.4f}"
+                display.progress.console.print(f"step {progress.step}: loss {progress.loss:.4f},{note}")
+            display.update("training", progress.step, progress.steps, f"loss {progress.loss:.4f}{note}")
+
+        best = run(
+            network,
+            config,
+            training,
+            validation,
+            model_out,
+            card=card,
+            classes=ClassTable.from_names(training.classes),
+            device=device,
+            workers=workers,
+            resume=resume,
+            report=report,
+        )
+    stdout.print(f"{model_out}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {val_split}")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Bundled model or model folder.", show_default=False)],
+    dataset: Dataset,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
+    fusion: Annotated[str, typer.Option(help="Fusion of scales: max or mean.")] = "max",
+    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
+    crf_params: Annotated[str, typer.Option(help="Named CRF parameters.")] = "kazuto",
+    crf_mode: Annotated[str, typer.Option(help="fast or exact.")] = "fast",
+    trimap: Annotated[str, typer.Option(help="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """MODEL against the labels of DATASET: one confusion matrix over the split, IoU per class."""
+    from deeplab import checkpoint
+    from deeplab.crf import DenseCRF
+    from deeplab.datasets import DatasetError, LabelledFolder
+    from deeplab.evaluation import evaluate as run
+    from deeplab.predictor import Predictor
+
+    loaded = checkpoint.load(model)
+    data = LabelledFolder(dataset, split)
+    if tuple(data.classes) != loaded.classes.names:
+        raise DatasetError(f"{dataset}: classes {', '.join(data.classes)}; the model knows {', '.join(loaded.classes.names)}")
+    try:
+        factors, bands = tuple(map(float, scales.split(","))), [int(part) for part in trimap.split(",") if part]
+        predictor = Predictor(loaded.network, scales=factors, flip=flip, fusion=fusion, device=device)  # type: ignore[arg-type]
+        engine = DenseCRF.named(crf_params, crf_mode) if crf else None  # type: ignore[arg-type]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with bar("images") as display:
+        result = run(
+            predictor, data, crf=engine, trimap=bands, report=lambda done, total: display.update("evaluating", done, total)
+        )
+    summary: dict[str, Any] = {"model": loaded.label, "split": split, "images": len(data), "scales": list(factors), "flip": flip}
+    summary |= {"crf": engine.short() if engine else None, **result.total.summary(data.classes)}
+    summary["trimap"] = {str(width): confusion.mean_iou() for width, confusion in result.bands.items()}
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    for key, value in summary["iou"].items():
+        table.add_row(escape(key), "-" if value is None else f"{value:.4f}")
+    stdout.print(f"{loaded.label} on {len(data)} images of {dataset.name}/{split}, scales {scales}, CRF {summary['crf'] or 'off'}")
+    stdout.print(table)
+    for key in ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):
+        stdout.print(f"{key.replace('_', ' ')} {summary[key]:.4f}")
+    for width, value in summary["trimap"].items():
+        stdout.print(f"mIoU within {width} pixels of a boundary {value:.4f}")
+
+
+def models(
+    model: Annotated[str | None, typer.Argument(help="Print the whole card of this model.", show_default=False)] = None,
+    presets: Annotated[bool, typer.Option("--presets", help="List training presets instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Bundled models and known architectures, training presets, or one model's card."""
+    from deeplab import checkpoint, zoo
+    from deeplab.presets import PRESETS
+
+    if model is not None:
+        print(json.dumps({"digest": checkpoint.load(model).digest, **checkpoint.read_card(model)}, indent=2))
+        return
+    if presets:
+        listed = {key: preset().as_dict() for key, preset in PRESETS.items()}
+        if as_json:
+            print(json.dumps(listed, indent=2))
+            return
+        for key, preset in PRESETS.items():
+            stdout.print(f"[bold]{key}[/]  {escape((preset.__doc__ or '').strip())}")
+        return
+    cards = {key: checkpoint.read_card(key) for key in checkpoint.bundled()}
+    if as_json:
+        print(json.dumps({"models": cards, "architectures": {k: a.summary for k, a in zoo.ARCHITECTURES.items()}}, indent=2))
+        return
+    for key, card in cards.items():
+        names = ", ".join(entry["name"] for entry in card["classes"])
+        stdout.print(f"[bold]{key}[/]  {card['architecture']['name']}; classes: {names}; {card.get('summary', '')}")
+    stdout.print("\narchitectures:")
+    for architecture in zoo.ARCHITECTURES.values():
+        stdout.print(f"  [bold]{architecture.name}[/]  {architecture.summary}  [dim]({architecture.source})[/]")

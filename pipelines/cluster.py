@@ -1,0 +1,126 @@
+"""Ray: start it here, or join the cluster that was named. Nothing else calls ray.init."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from deeplab.errors import UserError
+
+CONNECT_SECONDS = 30
+OBJECT_STORE_BYTES = 2 << 30
+
+
+class ClusterError(UserError):
+    """The Ray cluster cannot be reached or started; the message says which and what to check."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one chunk is spread: scoring actors, the share of a CPU or GPU each holds, and the size of a block.
+
+    On CPUs every core gets one scoring actor and one refining task, which share it as the system schedules them: the
+    stage that is behind gets the time, and no core idles while the other stage waits. With GPUs the scorers hold them
+    alone and every CPU refines.
+    """
+
+    scorers: int
+    scorer_cpus: float
+    scorer_gpus: float
+    refine_cpus: float
+    write_cpus: float
+    images_per_block: int
+
+
+def layout(cpus: float, gpus: float, images: int) -> Layout:
+    """The layout for a cluster's CPUs and GPUs and a chunk's images."""
+    on_gpu = gpus >= 1
+    slots = int(gpus) if on_gpu else max(1, int(cpus))
+    # Ray Data costs about 10 ms a block, so blocks should hold seconds of work; but at least four blocks a slot keep
+    # all of them busy to the end of a chunk and lose little when one dies.
+    most = 256 if on_gpu else 32
+    per_block = max(1, min(most, images // (4 * slots)))
+    scorers = max(1, min(slots, -(-images // per_block)))
+    if on_gpu:
+        return Layout(scorers, 1.0, 1.0, 1.0, 0.1, per_block)
+    return Layout(scorers, 0.5, 0.0, 0.4, 0.1, per_block)
+
+
+@contextmanager
+def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Run the body with Ray: a fresh one in this process, or the cluster at `address` ("auto", host:port).
+
+    Without an address a cluster that happens to run on this host is never joined. A Ray that the caller started is
+    used and left as it is. Ray's SIGTERM handler, which would turn a cancellation into a crash, is undone. Raises
+    ClusterError when `address` does not answer within CONNECT_SECONDS.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray starts its workers at niceness 15, where any other load on the machine brings a run to a halt.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's C++ parts print into the progress bar, for every actor pool a false alarm (ray-project/ray#53727); what
+    # goes wrong in earnest arrives as an exception. Set the variable yourself to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address is None:
+            memory = min(OBJECT_STORE_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 5)
+            ray.init(address="local", num_cpus=cpus, object_store_memory=memory, **quiet)
+        else:
+            _check(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (RuntimeError, ValueError, ConnectionError, OSError) as error:
+        if isinstance(error, ClusterError):
+            raise
+        raise ClusterError(f"Ray {'at ' + address if address else 'on this machine'} did not start: {error}") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Fail within the deadline where ray.init would wait for minutes."""
+    if address != "auto" and "://" not in address:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ClusterError(f"address {address!r}: host:port of a Ray head (6379 by default) or 'auto' is accepted")
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS / 3).close()
+        except OSError as error:
+            raise ClusterError(f"no answer from {address} ({error}); is a Ray head running there, and its port open?") from error
+    elif address != "auto":
+        raise ClusterError(f"address {address!r}: host:port of a Ray head or 'auto' is accepted")
+    probe = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", probe, address], capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ClusterError(f"cannot join {address}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+
+
+def resources() -> tuple[float, float]:
+    """CPUs and GPUs of the cluster."""
+    found = ray.cluster_resources()
+    return float(found.get("CPU", 0)), float(found.get("GPU", 0))

@@ -1,0 +1,196 @@
+"""An archive becomes an inventory: a Parquet file of (uri, bytes, version), streamed, however large the archive is."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deeplab.errors import UserError
+from deeplab.images import EXTENSIONS
+from pipelines import storage
+
+SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
+# Names that say "image" but hold formats that are not decoded: better an error row with the reason than silence.
+KNOWN_IMAGES = (*EXTENSIONS, ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", ".raw", ".cr2", ".nef", ".arw", ".dng")
+MISSING = "missing"
+
+
+class ArchiveError(UserError):
+    """The archive cannot be listed or holds no images; the message says what was looked for."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What `take` found: the Parquet file, its rows, and how many files were passed over for their names."""
+
+    path: Path
+    images: int
+    passed_over: int
+
+
+Entry = tuple[str, int, str]
+T = TypeVar("T")
+
+
+def take(
+    archive: str, path: Path, *, include: tuple[str, ...] = (), exclude: tuple[str, ...] = (), limit: int | None = None
+) -> Inventory:
+    """List `archive` into the Parquet file `path`.
+
+    archive: a folder (all below it), a glob, an s3:// prefix, a list file (.txt, one path or URI a line, relative ones
+    beside the list) or an inventory (.parquet with a `uri` column; `version` and `bytes` are looked up where they
+    are missing). include, exclude: patterns against the path inside the archive and the bare name; without
+    `include`, files with an image's extension are taken. limit: stop after so many.
+
+    Raises ArchiveError when the archive is missing, unreadable, of another kind, or holds nothing to take.
+    """
+    passed_over = 0
+    images = 0
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        named = _entries(archive)
+
+        def chosen() -> Iterator[Entry]:
+            nonlocal passed_over, images
+            for relative, entry, listed in named:
+                if limit is not None and images >= limit:
+                    return
+                if _matches(relative, include, exclude, listed):
+                    images += 1
+                    yield entry
+                else:
+                    passed_over += 1
+
+        for rows in _groups(chosen(), 50_000):
+            writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
+    if not images:
+        hint = f"; {passed_over} files were passed over by name (--include '*' takes them)" if passed_over else ""
+        raise ArchiveError(f"{archive}: no images found{hint}; accepted are {' '.join(EXTENSIONS)}")
+    return Inventory(path, images, passed_over)
+
+
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _matches(relative: str, include: tuple[str, ...], exclude: tuple[str, ...], listed: bool) -> bool:
+    name = relative.rsplit("/", 1)[-1]
+
+    def any_of(patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch(relative, pattern) or fnmatch(name, pattern) for pattern in patterns)
+
+    if exclude and any_of(exclude):
+        return False
+    if include:
+        return any_of(include)
+    return listed or name.lower().endswith(KNOWN_IMAGES)
+
+
+def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
+    """(path inside the archive, entry, named one by one by the user) of everything in it."""
+    if storage.is_s3(archive):
+        if archive.endswith(".parquet"):
+            yield from _from_parquet(archive)
+            return
+        prefix = archive.rstrip("/") + "/"
+        for uri, stat in storage.list_s3(archive):
+            yield uri.removeprefix(prefix), (uri, stat.size, stat.version), False
+        return
+    path = storage.local_path(archive).expanduser()
+    if path.is_dir():
+        yield from _from_folder(path)
+    elif path.suffix == ".parquet" and path.is_file():
+        yield from _from_parquet(str(path))
+    elif path.suffix in (".txt", ".lst", ".list") and path.is_file():
+        yield from _from_list(path)
+    elif path.is_file():
+        yield from _looked_up([storage.canonical(str(path))], True)
+    elif any(character in archive for character in "*?["):
+        yield from _looked_up(
+            (storage.canonical(found) for found in glob.iglob(str(path), recursive=True) if os.path.isfile(found)), False
+        )
+    else:
+        raise ArchiveError(
+            f"{archive}: no such folder or file; a folder, a glob, a .txt list, a .parquet inventory or s3:// is accepted"
+        )
+
+
+def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
+    """Depth first, sorted, hidden names left out; links to folders are not followed, so no loop can hold it up."""
+    stack = [Path(os.path.abspath(root))]
+    base = stack[0]
+    while stack:
+        folder = stack.pop()
+        try:
+            with os.scandir(folder) as scan:
+                items = sorted(scan, key=lambda item: item.name)
+        except OSError as error:
+            raise ArchiveError(
+                f"{folder}: cannot be listed ({error.strerror}); --exclude cannot skip it, fix its permissions"
+            ) from error
+        folders = []
+        for item in items:
+            if item.name.startswith("."):
+                continue
+            if item.is_dir(follow_symlinks=False):
+                folders.append(Path(item.path))
+                continue
+            try:
+                stat = item.stat()
+                size, version = stat.st_size, storage.local_version(stat)
+            except OSError:  # a dangling link, or gone since the listing: it becomes an error row
+                size, version = 0, MISSING
+            if not item.is_dir():
+                path = Path(item.path)
+                yield path.relative_to(base).as_posix(), (path.as_uri(), size, version), False
+        stack.extend(reversed(folders))
+
+
+def _from_list(path: Path) -> Iterator[tuple[str, Entry, bool]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"{path}: not a readable UTF-8 list ({error})") from error
+    names = (line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    yield from _looked_up(dict.fromkeys(_beside(name, path.parent) for name in names), True)
+
+
+def _beside(name: str, folder: Path) -> str:
+    return name if storage.is_s3(name) else storage.canonical(name if "://" in name else str(folder / name))
+
+
+def _looked_up(uris: Iterable[str], listed: bool) -> Iterator[tuple[str, Entry, bool]]:
+    for group in _groups(uris, 1000):
+        for uri, stat in zip(group, storage.stat_all(list(group)), strict=True):
+            yield uri, (uri, stat.size if stat else 0, stat.version if stat else MISSING), listed
+
+
+def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
+    system, inner = storage.filesystem(archive)
+    try:
+        source = pq.ParquetFile(inner, filesystem=system)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
+    columns = source.schema_arrow.names
+    if "uri" not in columns or not pa.types.is_string(source.schema_arrow.field("uri").type):
+        raise ArchiveError(
+            f"{archive}: an inventory needs a string column `uri` (and may have `version`, `bytes`); this has {columns}"
+        )
+    wanted = [name for name in ("uri", "version", "bytes") if name in columns]
+    for batch in source.iter_batches(columns=wanted):
+        rows = [{**row, "uri": storage.canonical(row["uri"])} for row in batch.to_pylist() if row["uri"]]
+        if "version" not in wanted:
+            yield from _looked_up((row["uri"] for row in rows), True)
+            continue
+        for row in rows:
+            yield row["uri"], (row["uri"], int(row.get("bytes") or 0), str(row["version"])), True

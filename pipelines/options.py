@@ -1,0 +1,43 @@
+"""What a person sets for a segmentation run; bounds live in the schema, so that every face of it refuses the same."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deeplab.images import MAX_PIXELS
+
+
+class SegmentOptions(BaseModel):
+    """One run of `deeplab segment`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    archive: str = Field(description="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix of images")
+    results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
+    model: str = Field(default="pets", description="Bundled model or model folder")
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        default=(0.5, 0.75, 1.0), min_length=1, max_length=8, description="Scales of the input, fused per position"
+    )
+    flip: bool = Field(default=False, description="Also score the mirror image and average")
+    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused; max is DeepLab v2's")
+    crf: bool = Field(default=True, description="Refine masks with the dense CRF")
+    crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
+        default="kazuto", description="Named CRF parameter set"
+    )
+    crf_mode: Literal["fast", "exact"] = Field(
+        default="fast", description="fast prunes absent classes; exact is pydensecrf's model"
+    )
+    crf_backend: Literal["native", "torch", "pydensecrf"] = Field(default="native", description="What computes the CRF")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
+    tile: int = Field(default=1025, ge=193, le=8193, description="Images above tile x tile pixels are scored in tiles")
+    overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=1_000_000_000, description="Images above are error rows")
+    chunk_size: int = Field(default=20_000, ge=1, le=10_000_000, description="Images per commit")
+    limit: int | None = Field(default=None, ge=1, description="Take only the first so many images of the archive")
+    include: tuple[str, ...] = Field(default=(), description="Patterns of names to take; '*' takes every file")
+    exclude: tuple[str, ...] = Field(default=(), description="Patterns of names to leave out")
+    max_error_rate: float = Field(default=0.05, ge=0, le=1, description="Fail, after committing, above this share of error rows")
+    retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
+    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")

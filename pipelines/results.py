@@ -1,0 +1,196 @@
+"""The results table: a Delta Lake table with exactly one row per (image, version, model)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+
+from deeplab.classes import ClassTable
+from deeplab.errors import UserError
+from pipelines import storage
+
+SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("mask", pa.binary()),
+        pa.field("class_pixels", pa.map_(pa.string(), pa.int64())),
+        pa.field("confidence", pa.float32()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("refined", pa.string()),
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("segmented_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+# In the files themselves the partition column is left out: readers take it from the log, or from the folder's name.
+FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
+FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
+MODEL_KEY = "deeplab.model."
+
+
+class ResultsError(UserError):
+    """The results table cannot be used; the message says what is there and what is accepted."""
+
+
+class ResultsTable:
+    """One results table, local or on S3. Use `open` for one that must exist and `ensure` to create it if need be."""
+
+    def __init__(self, uri: str, delta: DeltaTable) -> None:
+        self.uri = uri
+        self.delta = delta
+
+    @classmethod
+    def open(cls, uri: str) -> ResultsTable:
+        """The table at `uri`. ResultsError when there is none, it is another's, or its schema is of another version."""
+        uri = storage.canonical(uri)
+        try:
+            delta = DeltaTable(storage.delta_location(uri), storage_options=storage.delta_options(uri))
+        except TableNotFoundError as error:
+            raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
+        except (DeltaError, OSError) as error:
+            raise ResultsError(f"{uri}: the table cannot be read ({_one_line(error)})") from error
+        found = delta.metadata().configuration.get(FORMAT_KEY)
+        if found is None:
+            raise ResultsError(f"{uri}: a Delta table, but not a results table of ours; choose another place")
+        if found != FORMAT:
+            raise ResultsError(f"{uri}: a results table of format {found!r}; this version reads and writes {FORMAT!r}")
+        have = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
+        wrong = [f"{f.name} {have.get(f.name, 'missing')}" for f in SCHEMA if not _same_type(have.get(f.name), f.type)]
+        if wrong:
+            raise ResultsError(f"{uri}: columns differ from this version's schema: {', '.join(wrong)}")
+        return cls(uri, delta)
+
+    @classmethod
+    def ensure(cls, uri: str) -> ResultsTable:
+        """The table at `uri`, created empty where there is none. ResultsError for a place that holds something else."""
+        uri = storage.canonical(uri)
+        if not storage.is_s3(uri):
+            path = storage.local_path(uri)
+            if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "_delta_log").is_dir()):
+                raise ResultsError(f"{path}: holds something that is no results table; choose an empty or new folder")
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ResultsError(f"{path}: cannot be created ({error.strerror})") from error
+            if not os.access(path, os.W_OK):
+                raise ResultsError(f"{path}: no permission to write there")
+        if not DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri)):
+            try:
+                DeltaTable.create(
+                    storage.delta_location(uri),
+                    SCHEMA,
+                    mode="ignore",
+                    partition_by=["model"],
+                    description="Segmentation masks, one row per image, version and model",
+                    configuration={FORMAT_KEY: FORMAT},
+                    storage_options=storage.delta_options(uri),
+                    raise_if_key_not_exists=False,
+                )
+            except (DeltaError, OSError) as error:
+                raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
+        return cls.open(uri)
+
+    def refresh(self) -> None:
+        """See commits made since the table was opened."""
+        self.delta.update_incremental()
+
+    @property
+    def version(self) -> int:
+        return self.delta.version()
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Cards of the models that have written to the table, by label (name@digest), with how they were used."""
+        configuration = self.delta.metadata().configuration
+        return {key.removeprefix(MODEL_KEY): json.loads(value) for key, value in configuration.items() if key.startswith(MODEL_KEY)}
+
+    def classes(self, model: str) -> ClassTable:
+        """The class table of a model's masks. ResultsError for a model that never wrote here."""
+        cards = self.models()
+        if model not in cards:
+            raise ResultsError(f"{self.uri}: no rows of model {model}; there are: {', '.join(cards) or 'none'}")
+        entries = cards[model]["classes"]
+        return ClassTable(tuple(e["name"] for e in entries), tuple(tuple(e["colour"]) for e in entries))
+
+    def pick_model(self, reference: str | None) -> str:
+        """A label from a label, a bare name, or (None) the only or latest model. ResultsError if there is no such."""
+        labels = list(self.models())
+        if reference is None and labels:
+            latest = self.query("SELECT model FROM results GROUP BY model ORDER BY max(segmented_at) DESC LIMIT 1").fetchone()
+            return latest[0] if latest else labels[-1]
+        matching = [label for label in labels if reference in (label, label.split("@")[0])]
+        if not matching:
+            raise ResultsError(f"{self.uri}: no rows of model {reference}; there are: {', '.join(labels) or 'none'}")
+        return matching[-1]
+
+    def register(self, model: str, card: dict[str, Any]) -> None:
+        """Store a model's card once, so that no mask is without its meaning."""
+        if model not in self.models():
+            self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
+            self.refresh()
+
+    def dataset(self, model: str | None = None) -> pads.Dataset:
+        """All rows as a pyarrow dataset, of one model if asked."""
+        return self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
+
+    def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
+        """Run SQL with DuckDB, in which the table is called `results`."""
+        connection = duckdb.connect()
+        connection.register("results", self.dataset(model))
+        return connection.execute(sql, list(parameters))
+
+    def knows(self, chunk: str) -> bool:
+        """Whether the log, as far as it was read (see `refresh`), holds this chunk's application transaction."""
+        return self.delta.transaction_version(chunk) is not None
+
+    def commit(
+        self, chunk: str, adds: Sequence[AddAction], removes: Sequence[RemoveAction] = (), metadata: dict[str, str] | None = None
+    ) -> int:
+        """Make a chunk's files part of the table in one step; a chunk that is in the log already is left as it is.
+
+        Returns the table's version. A reader sees all of it or nothing.
+        """
+        self.refresh()
+        if not self.knows(chunk):
+            self.delta.create_write_transaction(
+                [*removes, *adds],
+                mode="append",
+                schema=SCHEMA,
+                partition_by=["model"],
+                commit_properties=CommitProperties(app_transactions=[Transaction(chunk, 1)], custom_metadata=metadata or {}),
+            )
+            self.refresh()
+        return self.version
+
+
+def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
+    """Equal up to what Delta cannot tell apart (large and plain strings, field names inside a map)."""
+    if found is None:
+        return False
+    if pa.types.is_map(wanted):
+        return (
+            pa.types.is_map(found) and _same_type(found.key_type, wanted.key_type) and _same_type(found.item_type, wanted.item_type)
+        )
+    for kinds in (
+        (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    ):
+        if any(kind(wanted) for kind in kinds):
+            return any(kind(found) for kind in kinds)
+    return found == wanted
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,120 @@
+"""The way of finished rows into the table: write tasks put files, the driver commits them in one step."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake.transaction import AddAction, RemoveAction
+from ray.data import Datasink
+
+from pipelines import storage
+from pipelines.results import FILE_SCHEMA, ResultsTable
+
+ROWS_PER_FILE = 4000
+STATISTICS = ("uri", "status", "run")  # columns whose range goes into the log, for readers that skip files
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """One Parquet file that was written for the table and is not yet named by the log."""
+
+    path: str
+    size: int
+    rows: int
+    errors: int
+    stats: str
+
+    def add_action(self, model: str) -> AddAction:
+        return AddAction(self.path, self.size, {"model": model}, int(time.time() * 1000), True, self.stats)
+
+
+def row_key(uri: str, version: str) -> str:
+    """One string for (image, version)."""
+    return f"{uri}\n{version}"
+
+
+def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
+    """Write rows (of FILE_SCHEMA) as one file of the table's `model` partition, in one atomic step."""
+    rows = rows.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
+    # A random name: files of failed attempts are never named by the log, and none is ever overwritten.
+    relative = f"model={model}/part-{uuid.uuid4().hex}.parquet"
+    sink = pa.BufferOutputStream()
+    # Masks are compressed already; what else there is repeats a lot.
+    compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
+    compression |= {"class_pixels.key_value.key": "zstd", "class_pixels.key_value.value": "zstd"}
+    pq.write_table(
+        rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"]
+    )
+    size = storage.write_whole(f"{table_uri}/{relative}", sink.getvalue().to_pybytes())
+    statistics: dict[str, Any] = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
+    for name in STATISTICS:
+        values = rows[name].to_pylist()
+        statistics["minValues"][name], statistics["maxValues"][name] = min(values), max(values)
+        statistics["nullCount"][name] = 0
+    errors = sum(status != "ok" for status in rows["status"].to_pylist())
+    return PartFile(relative, size, rows.num_rows, errors, json.dumps(statistics))
+
+
+class ResultsSink(Datasink[list[PartFile]]):
+    """Rows of one chunk -> part files -> one Delta commit under the chunk's application transaction.
+
+    A killed writer leaves at most files that nobody names; a repeated commit finds the transaction in the log.
+    `replaced`: keys (`row_key`) whose older error rows the same commit takes out (`--retry-errors`).
+    """
+
+    def __init__(self, table_uri: str, model: str, run: str, chunk: str, expected: int, replaced: Sequence[str] = ()) -> None:
+        self.table_uri, self.model, self.run = table_uri, model, run
+        self.chunk, self.expected, self.replaced = chunk, expected, list(replaced)
+        self.errors = 0
+
+    @property
+    def min_rows_per_write(self) -> int | None:
+        return ROWS_PER_FILE
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> list[PartFile]:
+        tables = [block if isinstance(block, pa.Table) else pa.Table.from_pandas(block, preserve_index=False) for block in blocks]
+        tables = [table.select(FILE_SCHEMA.names).cast(FILE_SCHEMA) for table in tables if table.num_rows]
+        return [write_part(self.table_uri, self.model, pa.concat_tables(tables))] if tables else []
+
+    def on_write_complete(self, write_result: Any) -> None:
+        parts = [part for returned in write_result.write_returns for part in returned]
+        rows = sum(part.rows for part in parts)
+        if rows != self.expected:
+            raise RuntimeError(f"{self.chunk}: {rows} rows were written for {self.expected} images; nothing was committed")
+        table = ResultsTable.open(self.table_uri)
+        adds = [part.add_action(self.model) for part in parts]
+        removes: list[RemoveAction] = []
+        if self.replaced:
+            rewritten, removes = without_errors(table, self.model, self.replaced)
+            adds += rewritten
+        self.errors = sum(part.errors for part in parts)
+        counts = {"images": str(rows), "errors": str(self.errors)}
+        table.commit(self.chunk, adds, removes, {"run": self.run, **counts})
+
+
+def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tuple[list[AddAction], list[RemoveAction]]:
+    """Rewrite the files that hold error rows of these images without those rows: what to add and what to remove."""
+    adds: list[AddAction] = []
+    removes: list[RemoveAction] = []
+    taken = pa.array(keys)
+    partition = {"model": model}
+    for fragment in table.dataset(model).get_fragments():
+        head = fragment.to_table(columns=["uri", "version", "status"])
+        key = pc.binary_join_element_wise(head["uri"], head["version"], "\n")
+        old = pc.and_(pc.equal(head["status"], "error"), pc.is_in(key.cast(pa.string()), value_set=taken))
+        if not pc.any(old).as_py():
+            continue
+        kept = fragment.to_table().filter(pc.invert(old))
+        if kept.num_rows:
+            adds.append(write_part(table.uri, model, kept).add_action(model))
+        relative = fragment.path.rsplit("/", 2)
+        removes.append(RemoveAction("/".join(relative[-2:]), True, int(time.time() * 1000), None, partition))
+    return adds, removes

@@ -1,0 +1,117 @@
+"""Small real things: encoded pictures, labelled folders, networks with random weights."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from deeplab.heads import ASPP
+from deeplab.network import TENSORFLOW, SegmentationNetwork
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no fight with the other processes of a test run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def encoded() -> Callable[..., bytes]:
+    """(Pillow image, format, **options) -> the bytes of that file."""
+
+    def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def photo(rng: np.random.Generator) -> Callable[[int, int], np.ndarray]:
+    """(height, width) -> a smooth coloured picture, no two regions alike: H x W x 3 uint8."""
+
+    def make(height: int, width: int) -> np.ndarray:
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+    return make
+
+
+class SmallBackbone(nn.Module):
+    """Stride 8 through three strided convolutions; a score sees 15 pixels either side of its own."""
+
+    output_stride = 8
+    channels = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((3, 8), (8, 12), (12, 16)):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(x)
+
+
+@pytest.fixture
+def small_network() -> Callable[..., SegmentationNetwork]:
+    """A network of a few thousand random weights whose scores see at most 15 + 8 * max(rates) pixels around them."""
+
+    def make(classes: int = 3, rates: tuple[int, ...] = (1, 2), seed: int = 0) -> SegmentationNetwork:
+        torch.manual_seed(seed)
+        network = SegmentationNetwork(SmallBackbone(), ASPP(SmallBackbone.channels, classes, rates), classes, TENSORFLOW)
+        with torch.no_grad():
+            for module in network.backbone.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
+            for branch in network.head.branches:
+                branch.weight.normal_(0, 0.3)
+                branch.bias.normal_(0, 0.1)
+        return network.eval()
+
+    return make
+
+
+@pytest.fixture
+def labelled_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A data set folder of `count` pictures: dark ground (class 0) with a bright square (class 1), a 255 line between."""
+
+    def make(count: int = 4, side: int = 41, classes: tuple[str, ...] = ("ground", "square"), name: str = "data") -> Path:
+        root = tmp_path / name
+        (root / "images").mkdir(parents=True)
+        (root / "labels").mkdir()
+        (root / "classes.txt").write_text("\n".join(classes) + "\n")
+        random = np.random.default_rng(3)
+        stems = [f"picture_{index}" for index in range(count)]
+        for stem in stems:
+            image = random.integers(0, 60, (side, side, 3), dtype=np.uint8)
+            labels = np.zeros((side, side), np.uint8)
+            top, left = random.integers(0, side // 3, 2)
+            half = side // 2
+            image[top : top + half, left : left + half] += 180
+            labels[top : top + half, left : left + half] = 1
+            labels[top + half, left : left + half] = 255
+            Image.fromarray(image).save(root / "images" / f"{stem}.png")
+            Image.fromarray(labels).save(root / "labels" / f"{stem}.png")
+        (root / "train.txt").write_text("\n".join(stems) + "\n")
+        (root / "val.txt").write_text("\n".join(stems[:2]) + "\n")
+        return root
+
+    return make

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deeplab import checkpoint
+from deeplab.classes import ClassTable
+from deeplab.datasets import LabelledFolder
+from deeplab.presets import PRESETS, TrainingConfig
+from deeplab.training import Progress, Samples, TrainingError, learning_rate_factor, parameter_groups, train, update_average
+from deeplab.transforms import Augmentation
+from deeplab.zoo import build
+
+CLASSES = ClassTable.from_names(["ground", "square"])
+CONFIG = TrainingConfig(
+    preset="tiny", architecture="mobilenet-v2-aspp", steps=6, batch_size=2, crop=33, learning_rate=0.02, scales=(0.75, 1.0, 1.25),
+    head_multiplier=2.0, colour=0.2, ema=0.9, validate_every=2, warmup_steps=1, weight_decay=1e-4, dropout=0.1,
+)  # fmt: skip
+
+
+class Killed(Exception):
+    """What the reporting callback raises to end a run as abruptly as a signal does."""
+
+
+@pytest.fixture
+def run(labelled_folder, small_network, tmp_path):
+    """(name of the output folder, **what differs) -> (best summary, progress by step)."""
+    root = labelled_folder(4)
+
+    def start(name, config=CONFIG, stop_after=None, network=None, resume=False):
+        seen: list[Progress] = []
+
+        def report(progress: Progress) -> None:
+            seen.append(progress)
+            if progress.step == stop_after:
+                raise Killed
+
+        splits = LabelledFolder(root, "train"), LabelledFolder(root, "val")
+        best = train(
+            network or small_network(classes=2), config, *splits, tmp_path / name,
+            card={"name": name}, classes=CLASSES, device="cpu", workers=0, resume=resume, report=report,
+        )  # fmt: skip
+        return best, seen
+
+    return start
+
+
+def weights(folder):
+    return (folder / checkpoint.WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 5])
+def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(run, small_network, tmp_path, stop_after):
+    """Stopped at a validation (2) or between two (3, 5: what came after the last saved state is done again)."""
+    undisturbed, resumed = small_network(classes=2), small_network(classes=2, seed=1)
+    best, steps = run("undisturbed", network=undisturbed)
+    with pytest.raises(Killed):
+        run("stopped", stop_after=stop_after)
+    again, later = run("stopped", network=resumed, resume=True)
+    assert again == best
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
+    for key, value in undisturbed.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
+    assert later == steps[stop_after - stop_after % 2 :]
+    assert not (tmp_path / "stopped" / "training-state.pt").exists()
+
+
+def test_two_runs_of_one_configuration_are_equal_and_another_seed_differs(run, tmp_path):
+    first, second, third = run("first")[1], run("second")[1], run("third", replace(CONFIG, seed=1))[1]
+    assert first == second
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    assert [step.loss for step in third] != [step.loss for step in first]
+
+
+def test_the_loss_falls_and_the_squares_are_found(run, tmp_path):
+    config = replace(CONFIG, steps=60, validate_every=30, learning_rate=0.05, batch_size=4, ema=0.5)
+    best, steps = run("longer", config)
+    assert np.mean([step.loss for step in steps[-5:]]) < 0.5 * np.mean([step.loss for step in steps[:3]])
+    assert best["mean_iou"] > 0.7
+    log = [json.loads(line) for line in (tmp_path / "longer" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [30, 60]
+    assert max(entry["mean_iou"] for entry in log) == best["mean_iou"]
+    assert best["split"] == "val"
+
+
+def test_progress_tells_loss_rate_and_validation(run):
+    _, steps = run("told", replace(CONFIG, ema=0.0))
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.validation is not None for step in steps] == [False, True] * 3
+    poly = [0.02 * (1 - k / 6) ** 0.9 for k in range(6)]
+    assert [step.learning_rate for step in steps] == pytest.approx([0.5 * poly[0], *poly[1:]])
+
+
+def test_the_model_folder_holds_the_card_of_the_run(run, tmp_path):
+    torch.manual_seed(0)
+    network = build("mobilenet-v2-aspp", 2, output_stride=16)
+    config = replace(CONFIG, steps=1, options={"output_stride": 16})
+    best, _ = run("real", config, network=network)
+    model = checkpoint.load(tmp_path / "real")
+    assert model.classes == CLASSES
+    assert model.card["training"] == json.loads(json.dumps(config.as_dict()))
+    assert model.card["metrics"]["validation"] == json.loads(json.dumps(best))
+    assert model.network.stride == 16
+
+
+def test_an_infinite_loss_stops_with_the_pictures_and_keeps_the_last_state(run, small_network, tmp_path):
+    network = small_network(classes=2)
+
+    passes = []
+
+    def poison(backbone, inputs):
+        passes.append(backbone.training)
+        if sum(passes) == 3:
+            network.head.branches[0].bias.data.fill_(float("nan"))
+
+    network.backbone.register_forward_pre_hook(poison)
+    config = replace(CONFIG, validate_every=1, batch_size=1)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 2 on picture_\d; .*lower learning rate"):
+        run("poisoned", config, network=network)
+    state = torch.load(tmp_path / "poisoned" / "training-state.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["network"].values() if value.is_floating_point())
+    assert state["step"] == 2
+    _, later = run("poisoned", config, resume=True)
+    assert [step.step for step in later] == [3, 4, 5, 6]
+
+
+def test_weights_that_overflow_never_become_the_best_model(run, tmp_path):
+    """One step at an absurd rate: the loss before it was a number, the weights after it are not."""
+    with pytest.raises(TrainingError, match="picture_"):
+        run("burst", replace(CONFIG, learning_rate=1e30, validate_every=1, warmup_steps=0, ema=0.0))
+    assert not (tmp_path / "burst" / checkpoint.CARD).exists()
+    assert not (tmp_path / "burst" / "training-state.pt").exists()
+
+
+def test_an_unfinished_run_is_not_started_over_or_resumed_by_accident(run, tmp_path):
+    with pytest.raises(Killed):
+        run("out", stop_after=2)
+    with pytest.raises(TrainingError, match="unfinished training: --resume"):
+        run("out")
+    with pytest.raises(TrainingError, match="another configuration"):
+        run("out", replace(CONFIG, learning_rate=0.5), resume=True)
+    with pytest.raises(TrainingError, match="no training state"):
+        run("elsewhere", resume=True)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_of_other_things_is_refused_before_the_first_step(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.txt").write_text("keep")
+    with pytest.raises(TrainingError, match="no model folder"):
+        run("photos", stop_after=1)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.txt"]
+
+
+def test_samples_are_a_pure_function_of_their_number(labelled_folder):
+    data = LabelledFolder(labelled_folder(4), "train")
+    samples = Samples(data, Augmentation(33, (0.75, 1.0), (127.5,) * 3), CONFIG)
+    assert len(samples) == 12
+    forwards, backwards = [samples[n] for n in range(12)], [samples[n] for n in reversed(range(12))][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    orders = [[samples.image_of(n) for n in range(start, start + 4)] for start in range(0, 40, 4)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)  # each epoch shows every picture once
+    assert len({tuple(order) for order in orders}) > 1
+    assert forwards[0][0].shape == (3, 33, 33)
+    assert forwards[0][0].dtype == torch.uint8
+
+
+def test_the_head_learns_faster_and_its_bias_without_decay(small_network):
+    network = small_network()
+    network.freeze_batch_norm()
+    groups = parameter_groups(network, replace(CONFIG, learning_rate=0.001, head_multiplier=10.0, weight_decay=5e-4))
+    assert [group["base_lr"] for group in groups] == pytest.approx([0.001, 0.01, 0.02])
+    assert [group["weight_decay"] for group in groups] == [5e-4, 5e-4, 0]
+    backbone, head, bias = ({id(p) for p in group["params"]} for group in groups)
+    assert head == {id(branch.weight) for branch in network.head.branches}
+    assert bias == {id(branch.bias) for branch in network.head.branches}
+    assert backbone == {id(m.weight) for m in network.backbone.modules() if isinstance(m, torch.nn.Conv2d)}  # no batch norm
+
+
+def test_the_average_follows_its_formula(small_network):
+    network = small_network()
+    average = {key: value.clone() for key, value in network.state_dict().items()}
+    weight = network.head.branches[0].weight
+    expected = weight.detach().double().numpy().copy()
+    for step in range(30):
+        with torch.no_grad():
+            weight.add_(1)
+        update_average(average, network, 0.7, step)
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.detach().double().numpy()
+    np.testing.assert_allclose(average["head.branches.0.weight"], expected, rtol=1e-5)
+
+
+def test_the_step_schedule_and_the_warmup():
+    config = replace(CONFIG, schedule="step", step_every=3, steps=9, warmup_steps=0)
+    assert [learning_rate_factor(config, step) for step in range(7)] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert learning_rate_factor(replace(config, warmup_steps=3), 0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "crop", "validate_every", "learning_rate"])
+def test_a_configuration_out_of_range_is_refused(field):
+    with pytest.raises(ValueError, match=rf"{field} 0.*accepted"):
+        replace(CONFIG, **{field: 0})
+    with pytest.raises(ValueError, match=r"ema 1\.0.*accepted"):
+        replace(CONFIG, ema=1.0)
+    with pytest.raises(ValueError, match=r"dropout -0\.1.*accepted"):
+        replace(CONFIG, dropout=-0.1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_itself_builds_and_crops_on_the_lattice(name):
+    config = PRESETS[name]()
+    assert config.preset == name
+    with torch.device("meta"):
+        network = build(config.architecture, 3, **config.options)
+    assert network.lattice_size(config.crop) == config.crop

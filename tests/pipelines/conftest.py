@@ -1,0 +1,66 @@
+"""Real parts for the pipeline's tests: a small random model, photos made here, one Ray for the session."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deeplab import checkpoint, zoo
+from deeplab.classes import PETS
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "pets"
+
+
+def make_model(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
+    """A model folder with random weights whose masks are not all one class."""
+    torch.manual_seed(seed)
+    network = zoo.build("mobilenet-v2-aspp", 3)
+    with torch.no_grad():
+        for branch in network.head.branches:
+            branch.weight.mul_(50)
+    classes = [{"name": n, "colour": list(c)} for n, c in zip(PETS.names, PETS.colours, strict=True)]
+    card = {"name": name, "architecture": {"name": "mobilenet-v2-aspp", "options": {}}, "classes": classes}
+    checkpoint.save(folder, network, card)
+    return folder
+
+
+def photo(seed: int, height: int = 60, width: int = 80) -> bytes:
+    """A JPEG of smooth random colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def make_archive(folder: Path, count: int, first: int = 0) -> Path:
+    """`count` photos of three sizes in two folders, named photo_NNN.jpg."""
+    for index in range(first, first + count):
+        target = folder / ("a" if index % 2 else "b") / f"photo_{index:03d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photo(index, *[(60, 80), (80, 60), (64, 64)][index % 3]))
+    return folder
+
+
+def log_entries(table: Path) -> list[dict[str, object]]:
+    """Every action of a Delta log, read as the plain JSON lines that they are."""
+    return [json.loads(line) for file in sorted((table / "_delta_log").glob("*.json")) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def running_ray() -> Iterator[None]:
+    from pipelines import cluster
+
+    with cluster.session(cpus=2):
+        yield

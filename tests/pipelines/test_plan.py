@@ -1,0 +1,97 @@
+"""What is planned: exactly the images without their row, in chunks with stable names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines import plan
+from pipelines.inventory import SCHEMA
+from pipelines.results import FILE_SCHEMA, ResultsTable
+from pipelines.sink import write_part
+
+MODEL = "m@000000000000"
+
+
+def write_inventory(path: Path, rows: list[tuple[str, str]]) -> Path:
+    columns = [[uri for uri, _ in rows], [len(uri) for uri, _ in rows], [version for _, version in rows]]
+    pq.write_table(pa.table(columns, schema=SCHEMA), path)
+    return path
+
+
+def table_with(path: Path, rows: list[tuple[str, str, str]], model: str = MODEL) -> ResultsTable:
+    table = ResultsTable.ensure(str(path))
+    made = [
+        {"uri": uri, "version": version, "status": status, "run": "r", "segmented_at": datetime.now(UTC)}
+        for uri, version, status in rows
+    ]
+    if made:
+        part = write_part(table.uri, model, pa.Table.from_pylist(made, schema=FILE_SCHEMA))
+        table.commit(f"chunk-{len(rows)}-{model}", [part.add_action(model)])
+    return table
+
+
+def planned(todo: plan.Plan) -> list[tuple[str, str]]:
+    return [(row["uri"], row["version"]) for chunk in todo.chunks() for row in chunk.images.to_pylist()]
+
+
+def test_an_empty_table_leaves_everything_to_do(tmp_path: Path) -> None:
+    rows = [(f"file:///{i:04}", "v") for i in range(10)]
+    todo = plan.make(write_inventory(tmp_path / "i.parquet", rows), None, MODEL, tmp_path / "p.parquet")
+    assert sorted(planned(todo)) == rows
+    assert (todo.images, todo.done, todo.archive) == (10, 0, 10)
+
+
+keys = st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"]))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    archive=st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"]), min_size=1),
+    done=st.dictionaries(keys, st.sampled_from(["ok", "error"])),
+    retry=st.booleans(),
+)
+def test_the_plan_is_the_set_difference(tmp_path_factory: pytest.TempPathFactory, archive: dict, done: dict, retry: bool) -> None:
+    root = tmp_path_factory.mktemp("plan")
+    table = table_with(root / "t", [(uri, version, status) for (uri, version), status in done.items()])
+    todo = plan.make(
+        write_inventory(root / "i.parquet", list(archive.items())), table, MODEL, root / "p.parquet", retry_errors=retry
+    )
+    counted = {key for key, status in done.items() if status == "ok" or not retry}
+    assert sorted(planned(todo)) == sorted(set(archive.items()) - counted)
+
+
+def test_rows_of_another_model_do_not_count(tmp_path: Path) -> None:
+    table = table_with(tmp_path / "t", [("file:///a", "1", "ok")], model="other@111111111111")
+    todo = plan.make(write_inventory(tmp_path / "i.parquet", [("file:///a", "1")]), table, MODEL, tmp_path / "p.parquet")
+    assert todo.images == 1
+
+
+def test_an_image_named_twice_is_planned_once(tmp_path: Path) -> None:
+    inventory = write_inventory(tmp_path / "i.parquet", [("file:///a", "1")] * 3 + [("file:///b", "1")])
+    todo = plan.make(inventory, None, MODEL, tmp_path / "p.parquet")
+    assert (sorted(planned(todo)), todo.archive) == ([("file:///a", "1"), ("file:///b", "1")], 2)
+
+
+def test_chunks_have_the_size_asked_and_the_same_work_has_the_same_name(tmp_path: Path) -> None:
+    inventory = write_inventory(tmp_path / "i.parquet", [(f"file:///{i:05}", "v") for i in range(5003)])
+    first = plan.make(inventory, None, MODEL, tmp_path / "p1.parquet", chunk_size=1000)
+    chunks = list(first.chunks())
+    assert [chunk.images.num_rows for chunk in chunks] == [1000] * 5 + [3]
+    assert first.chunk_count == 6
+    again = plan.make(inventory, None, MODEL, tmp_path / "p2.parquet", chunk_size=1000)
+    assert [chunk.id for chunk in again.chunks()] == [chunk.id for chunk in chunks]
+    other = plan.make(inventory, None, "other@1", tmp_path / "p3.parquet", chunk_size=1000)
+    assert not {chunk.id for chunk in other.chunks()} & {chunk.id for chunk in chunks}
+
+
+def test_a_chunk_size_of_zero_is_refused(tmp_path: Path) -> None:
+    inventory = write_inventory(tmp_path / "i.parquet", [("file:///a", "1")])
+    with pytest.raises(ValueError, match="at least 1"):
+        plan.make(inventory, None, MODEL, tmp_path / "p.parquet", chunk_size=0)

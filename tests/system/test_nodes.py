@@ -1,0 +1,108 @@
+"""A Ray cluster of several nodes: joined only when named, and survived when a node dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.results import ResultsTable
+from tests.system.conftest import PATIENCE, wait_for
+
+pytestmark = pytest.mark.timeout(900)
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def cluster() -> Iterator[object]:
+    """A head without CPUs and two nodes of one CPU each, so that all work is on nodes that can be killed."""
+    from ray.cluster_utils import Cluster
+
+    memory = 200 << 20
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False})
+    try:
+        made.add_node(num_cpus=1, object_store_memory=memory)
+        made.add_node(num_cpus=1, object_store_memory=memory)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def segmented(results: Path) -> list[str]:
+    rows = ResultsTable.open(str(results)).dataset().to_table(columns=["uri", "status"]).to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    return sorted(row["uri"] for row in rows)
+
+
+def test_a_killed_node_costs_nothing_but_time(start: Start, tmp_path: Path, archive: Path, model: Path, cluster: object) -> None:
+    results = tmp_path / "results"
+    arguments = ("--model", str(model), "--chunk-size", "16", "--scales", "1", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    process = start("segment", str(archive), str(results), *arguments)
+    wait_for(lambda: len(list(results.glob("model=*/*.parquet"))) >= 1 or process.poll() is not None, "a first part file")
+    assert process.poll() is None, process.communicate()[1]
+    victim = cluster.worker_nodes.copy().pop()  # type: ignore[attr-defined]
+    cluster.remove_node(victim, allow_graceful=False)  # type: ignore[attr-defined]
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert json.loads(out)["images"] == 48
+    assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
+
+
+def test_a_cluster_on_this_host_is_not_joined_unless_it_is_named(
+    start: Start, tmp_path: Path, archive: Path, model: Path, cluster: object
+) -> None:
+    """The head has no CPU to give to a job that would wander in, and Ray lists it as the host's current cluster."""
+    for node in list(cluster.worker_nodes):  # type: ignore[attr-defined]
+        cluster.remove_node(node)  # type: ignore[attr-defined]
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--limit", "3", "--no-crf", "--json")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert json.loads(out)["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "message"), [("127.0.0.1:{port}", "no answer from"), ("somewhere", "host:port"), ("ray://x:1", "host:port")]
+)
+def test_an_address_that_does_not_answer_is_an_error_within_the_deadline(
+    start: Start, tmp_path: Path, archive: Path, model: Path, address: str, message: str
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    process = start("segment", str(archive), str(tmp_path / "r"), "--model", str(model), "--address", address.format(port=port))
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_port_that_answers_but_is_no_ray_is_an_error_and_not_a_hang(
+    start: Start, tmp_path: Path, archive: Path, model: Path
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = start("segment", str(archive), str(tmp_path / "r"), "--model", str(model), "--address", address)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert address in err
+    assert "Traceback" not in err
+
+
+def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
+    from tests.system.conftest import processes
+
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6")
+    wait_for(lambda: bool(processes("ray::MapWorker", process.pid)) or process.poll() is not None, "a scoring actor")
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, err
+    wait_for(lambda: not processes("ray", process.pid), "Ray to end")
