@@ -49,17 +49,16 @@ struct Part {
 // The buffers of one refinement that the caller keeps for the next.
 struct Workspace {
     Buffer<float> values5, values2, rows;
-    Buffer<uint32_t> changed, active, renamed;
+    Buffer<uint32_t> active, renamed;
     Part parts[2];
     size_t bytes() const {
-        size_t n = values5.bytes() + values2.bytes() + rows.bytes() + changed.bytes() + active.bytes() + renamed.bytes();
+        size_t n = values5.bytes() + values2.bytes() + rows.bytes() + active.bytes() + renamed.bytes();
         return n + parts[0].bytes() + parts[1].bytes();
     }
     void release() {
         values5.release();
         values2.release();
         rows.release();
-        changed.release();
         active.release();
         renamed.release();
         parts[0].release();
@@ -80,42 +79,36 @@ public:
         double start = now_ms();
         float* rows = space_.rows.reserve(plane_ * unary_.blocks);
         bool fast = settings.fast;
-        if (fast) {
-            space_.changed.reserve(field_.pixels);
-            space_.active.reserve(field_.pixels);
-        }
-        size_t whole = field_.pixels, changed = whole, active = whole;
-        bool listed = false;  // changed and active are lists, not all pixels
+        if (fast) space_.active.reserve(field_.pixels);
+        size_t whole = field_.pixels, active = whole;
         double updates = 0;
         if (unary_.blocks > 1 || workers_ || settings.iterations == 0) initial_marginals();
         for (int iteration = 0; iteration < settings.iterations; ++iteration) {
-            const uint32_t* splat_list = listed && !packed_ ? space_.changed.data() : nullptr;
-            const uint32_t* active_list = listed ? space_.active.data() : nullptr;
+            const uint32_t* list = listed_ ? space_.active.data() : nullptr;
             updates += double(active) / whole;
             if (unary_.blocks == 1) {
-                filter(rows, splat_list, changed, iteration == 0);
-                packed_ = false;
+                filter(rows, list, active, iteration == 0);
                 lap(start, stats_.filter_ms);
-                if (fast) update_changes(active_list, active, changed, settings.freeze);
+                if (fast) update_changes(list, active, settings.freeze);
                 else update_all();
             } else {
                 for (int b = 0; b < unary_.blocks; ++b) {
-                    filter(rows + b * plane_, splat_list, changed, false);
+                    filter(rows + b * plane_, list, active, false);
                     // The block's rows are dead after their splat; its messages take their place.
                     together(workers_, [&](int part, int parts) {
                         size_t from, to;
                         share(active, 64, part, parts, from, to);
-                        slice_messages<L>(field_, active_list, from, to, rows + b * plane_);
+                        slice_messages<L>(field_, list, from, to, rows + b * plane_);
                     });
                 }
-                packed_ = false;
                 lap(start, stats_.filter_ms);
-                if (fast) combine_changes(active_list, active, changed, settings.freeze);
+                if (fast) combine_changes(list, active, settings.freeze);
                 else combine_all();
             }
-            listed = fast;
-            int left = settings.iterations - iteration - 1;
-            if (fast && left * (field_.pixels - changed) > 2 * field_.pixels) narrow(changed, active);
+            // Narrowing costs about as much as two iterations of the filter.
+            size_t left = size_t(settings.iterations - iteration - 1);
+            if (fast && !active) break;
+            if (fast && left * (field_.pixels - active) > 4 * field_.pixels) narrow(active);
             lap(start, stats_.update_ms);
         }
         write_back();
@@ -130,36 +123,34 @@ private:
     }
     float rest(size_t p) const { return field_.rest ? field_.rest[p] : 0.0f; }
 
-    // Goes on with the changed pixels alone. Their changes lie packed in the rows already.
-    void narrow(size_t changed, size_t active) {
+    // Goes on with the active pixels alone. Their changes lie packed in the rows already.
+    void narrow(size_t active) {
         write_back();
         Part& part = space_.parts[part_ == &space_.parts[0]];
-        const uint32_t* list = space_.changed.data();
-        if (field_.lattice5) restrict_lattice<5>(*field_.lattice5, list, changed, part.lattice5, space_.renamed);
-        if (field_.lattice2) restrict_lattice<2>(*field_.lattice2, list, changed, part.lattice2, space_.renamed);
-        part.factors.reserve(changed);
-        part.origin.reserve(changed);
-        part.logits.reserve(changed * L * unary_.blocks);
-        if (field_.rest) part.rest.reserve(changed);
-        uint32_t* live = space_.active.data();
-        for (size_t k = 0, a = 0; k < changed; ++k) {
+        const uint32_t* list = space_.active.data();
+        if (field_.lattice5) restrict_lattice<5>(*field_.lattice5, list, active, part.lattice5, space_.renamed);
+        if (field_.lattice2) restrict_lattice<2>(*field_.lattice2, list, active, part.lattice2, space_.renamed);
+        part.factors.reserve(active);
+        part.origin.reserve(active);
+        part.logits.reserve(active * L * unary_.blocks);
+        if (field_.rest) part.rest.reserve(active);
+        for (size_t k = 0; k < active; ++k) {
             size_t p = list[k];
             part.factors[k] = field_.factors[p];
             part.origin[k] = part_ ? part_->origin[p] : uint32_t(p);
             if (field_.rest) part.rest[k] = field_.rest[p];
             for (int b = 0; b < unary_.blocks; ++b)
-                Row<L>::load(logits_ + b * logits_plane_ + p * L).store(part.logits.data() + (b * changed + k) * L);
-            if (a < active && live[a] == p) live[a++] = uint32_t(k);
+                Row<L>::load(logits_ + b * logits_plane_ + p * L).store(part.logits.data() + (b * active + k) * L);
         }
         if (field_.lattice5) field_.lattice5 = &part.lattice5;
         if (field_.lattice2) field_.lattice2 = &part.lattice2;
         if (field_.rest) field_.rest = part.rest.data();
         field_.factors = part.factors.data();
-        field_.pixels = changed;
+        field_.pixels = active;
         logits_ = part.logits.data();
-        logits_plane_ = changed * L;
+        logits_plane_ = active * L;
         part_ = &part;
-        packed_ = true;
+        listed_ = false;
     }
     void write_back() {
         if (!part_) return;
@@ -219,17 +210,16 @@ private:
             }
         });
     }
-    void update_changes(const uint32_t* list, size_t& active, size_t& changed, float freeze) {
+    void update_changes(const uint32_t* list, size_t& active, float freeze) {
         Survivors left[most_threads];
         together(workers_, [&](int part, int parts) {
             size_t from, to;
             share(active, 64, part, parts, from, to);
-            left[part] = update_fast<L>(field_, logits_, list, from, to, freeze, space_.changed.data(),
-                                        space_.active.data(), space_.rows.data());
+            left[part] = update_fast<L>(field_, logits_, list, from, to, freeze, space_.active.data(), space_.rows.data());
         });
-        pack(left, active, changed);
+        active = pack(left);
     }
-    void combine_changes(const uint32_t* list, size_t& active, size_t& changed, float freeze) {
+    void combine_changes(const uint32_t* list, size_t& active, float freeze) {
         Survivors left[most_threads];
         int blocks = unary_.blocks;
         float *rows = space_.rows.data(), *logits = logits_;
@@ -239,7 +229,7 @@ private:
         together(workers_, [&](int part, int parts) {
             size_t from, to;
             share(active, 64, part, parts, from, to);
-            Survivors out{from, 0, 0};
+            Survivors out{from, 0};
             float *old = scratch.data() + need * 2 * part, *now = old + need;
             for (size_t k = from; k < to; ++k) {
                 size_t p = list ? list[k] : k;
@@ -253,40 +243,37 @@ private:
                 }
                 softmax_planes<L>(old, L, blocks, rest(p));
                 softmax_planes<L>(now, L, blocks, rest(p));
-                bool moved = false, live = false;
+                bool live = false;
                 for (int b = 0; b < blocks; ++b) {
                     Row<L> change = Row<L>::load(now + b * L) - Row<L>::load(old + b * L);
-                    change.store(rows + b * plane_ + (from + out.changed) * L);
-                    moved |= change.beyond(quiet_below(freeze));
+                    change.store(rows + b * plane_ + (from + out.active) * L);
                     live |= change.beyond(freeze);
                 }
-                space_.changed[from + out.changed] = uint32_t(p);
-                out.changed += moved;
                 space_.active[from + out.active] = uint32_t(p);
                 out.active += live;
             }
             left[part] = out;
         });
-        pack(left, active, changed);
+        active = pack(left);
     }
-    // Joins the threads' lists (and rows) into one.
-    void pack(const Survivors* left, size_t& active, size_t& changed) {
+    // Joins the threads' lists and rows into one; their length.
+    size_t pack(const Survivors* left) {
         int parts = workers_ ? workers_->threads() : 1;
-        active = changed = 0;
+        size_t active = 0;
         for (int t = 0; t < parts; ++t) {
             const Survivors& s = left[t];
-            if (s.from != changed) {
-                std::memmove(space_.changed.data() + changed, space_.changed.data() + s.from, s.changed * sizeof(uint32_t));
+            if (s.from != active) {
+                uint32_t* list = space_.active.data();
+                std::memmove(list + active, list + s.from, s.active * sizeof(uint32_t));
                 for (int b = 0; b < unary_.blocks; ++b) {
                     float* rows = space_.rows.data() + b * plane_;
-                    std::memmove(rows + changed * L, rows + s.from * L, s.changed * L * sizeof(float));
+                    std::memmove(rows + active * L, rows + s.from * L, s.active * L * sizeof(float));
                 }
             }
-            if (s.from != active)
-                std::memmove(space_.active.data() + active, space_.active.data() + s.from, s.active * sizeof(uint32_t));
-            changed += s.changed;
             active += s.active;
         }
+        listed_ = true;
+        return active;
     }
 
     Field field_;
@@ -295,7 +282,7 @@ private:
     Workers* workers_;
     Stats& stats_;
     Part* part_ = nullptr;    // null: the whole image
-    bool packed_ = false;     // the changed pixels are all pixels of the part, in order
+    bool listed_ = false;     // only the listed pixels are active, and the rows hold theirs
     float* logits_;
     size_t plane_, logits_plane_;  // between blocks of rows and of logits
 };

@@ -45,6 +45,12 @@ template <int L, int K> CRF_INLINE Row<L> gather(const float* a, const uint32_t*
     for (int r = 1; r < K; ++r) sum.add(w[r], Row<L>::load(a + size_t(id[r]) * L));
     return sum;
 }
+// Asks for the rows of a pixel a few places on: vertices of the appearance kernel lie scattered.
+template <int L> CRF_INLINE void prefetch_rows(const Field& field, size_t p) {
+    if (!field.lattice5) return;
+    const uint32_t* id = field.lattice5->id.data() + p * 6;
+    for (int r = 0; r < 6; ++r) touch<L>(field.values5 + size_t(id[r]) * L);
+}
 template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
     Row<L> sum = Row<L>::all(0);
     const Factors& f = field.factors[p];
@@ -67,6 +73,7 @@ template <int L, bool FromLogits> void splat_all(const Field& field, const float
         }
         size_t end = first + fresh_step < field.pixels ? first + fresh_step : field.pixels;
         for (size_t p = first; p < end; ++p) {
+            if (p + 4 < end) prefetch_rows<L>(field, p + 4);
             Row<L> q = Row<L>::load(rows + p * L);
             if constexpr (FromLogits) q = softmax<L>(q, field.rest ? field.rest[p] : 0.0f);
             const Factors& f = field.factors[p];
@@ -106,24 +113,25 @@ void splat_share(const Lattice<D>& lattice, float* a, const Factors* factors, co
 
 // Exact mode: marginals = softmax(logits + message), pixels [from, to).
 template <int L> void update_exact(const Field& field, const float* logits, float* marginals, size_t from, size_t to) {
-    for (size_t p = from; p < to; ++p)
+    for (size_t p = from; p < to; ++p) {
+        if (p + 4 < to) prefetch_rows<L>(field, p + 4);
         softmax<L>(Row<L>::load(logits + p * L) + message<L>(field, p), 0).store(marginals + p * L);
+    }
 }
 
-// What one thread's part of a fast update leaves: pixels whose change is splatted, and pixels that stay active.
+// The pixels of one thread's share of a fast update that go on changing: `active` of them, listed from `from` on.
 struct Survivors {
-    size_t from, changed, active;
+    size_t from, active;
 };
-// Changes of marginals below this are not propagated.
-CRF_INLINE float quiet_below(float freeze) { return freeze < 1e-5f ? freeze : 1e-5f; }
 
 // Fast mode: the filter is linear, so only changes of marginals travel. Adds the message of the last changes to the
-// logits of the active pixels [from, to) of the list, and leaves their new changes, packed from row `from` on.
+// logits of the pixels [from, to) of the list (all pixels where it is null). A pixel none of whose marginals moves by
+// more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed from row
+// `from` on.
 template <int L>
 Survivors update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
-                      uint32_t* changed, uint32_t* active, float* changes) {
-    Survivors out{from, 0, 0};
-    float quiet = quiet_below(freeze);
+                      uint32_t* active, float* changes) {
+    Survivors out{from, 0};
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;
@@ -132,9 +140,7 @@ Survivors update_fast(const Field& field, float* logits, const uint32_t* list, s
         x = x + message<L>(field, p);
         x.store(logits + p * L);
         Row<L> change = softmax<L>(x, rest) - old;
-        change.store(changes + (from + out.changed) * L);
-        changed[from + out.changed] = uint32_t(p);
-        out.changed += change.beyond(quiet);
+        change.store(changes + (from + out.active) * L);
         active[from + out.active] = uint32_t(p);
         out.active += change.beyond(freeze);
     }

@@ -7,7 +7,21 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// to: the lattice of the points listed (places in `from`, ascending). Links to vertices that none of them uses are cut.
+// visit(ids, length) for every run.
+template <class Visit> void each_run(const Chains& chains, const Visit& visit) {
+    for (int kind = 0; kind < 4; ++kind) {
+        const uint32_t* ids = chains.runs[kind].data();
+        for (size_t k = 0; k < chains.used[kind];) {
+            size_t length = kind < 3 ? size_t(kind) + 2 : ids[k++];
+            visit(ids + k, length);
+            k += length;
+        }
+    }
+}
+
+// to: the lattice of the points listed (places in `from`, ascending), with one ring of neighbours of their vertices.
+// Links beyond the ring are cut: nearly all that leaves the part and comes back in one filter passes through the ring
+// (labels as without the cut to 0.001 %; without the ring up to 0.06 % of them differ).
 template <int D>
 void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t count, Lattice<D>& to, Buffer<uint32_t>& renamed) {
     constexpr int K = D + 1;
@@ -28,27 +42,30 @@ void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t cou
             weight[k * K + r] = from.weight[p * K + r];
         }
     }
+    const uint32_t inner = vertices;
+    for (int j = 0; j <= D; ++j)
+        each_run(from.chains[j], [&](const uint32_t* ids, size_t length) {
+            for (size_t i = 0; i + 1 < length; ++i) {
+                uint32_t &a = name[ids[i]], &b = name[ids[i + 1]];
+                if (a < inner && b == none) b = vertices++;
+                else if (b < inner && a == none) a = vertices++;
+            }
+        });
     to.vertices = vertices;
     for (int j = 0; j <= D; ++j) {
-        const Chains& chains = from.chains[j];
         Chains& out = to.chains[j];
         out.clear();
-        for (int kind = 0; kind < 4; ++kind) {
-            const uint32_t* ids = chains.runs[kind].data();
-            for (size_t k = 0; k < chains.used[kind];) {
-                size_t length = kind < 3 ? size_t(kind) + 2 : ids[k++];
-                size_t n = 0;
-                for (size_t i = 0; i < length; ++i) {
-                    uint32_t v = name[ids[k + i]];
-                    if (v != none) run[n++] = v;
-                    if (v == none || i + 1 == length) {
-                        if (n > 1) out.append(run, n);
-                        n = 0;
-                    }
+        each_run(from.chains[j], [&](const uint32_t* ids, size_t length) {
+            size_t n = 0;
+            for (size_t i = 0; i < length; ++i) {
+                uint32_t v = name[ids[i]];
+                if (v != none) run[n++] = v;
+                if (v == none || i + 1 == length) {
+                    if (n > 1) out.append(run, n);
+                    n = 0;
                 }
-                k += length;
             }
-        }
+        });
         out.finish();
     }
 }

@@ -105,8 +105,8 @@ private:
             }
         }
     }
-    // One point's softmax (or probabilities): updates the classes' maxima; gives the peak score and the sum.
-    CRF_INLINE Status survey_point(const float* row, float& peak, float& sum) {
+    // Checks one point; to prune, updates the classes' greatest probabilities and gives the peak score and the sum.
+    CRF_INLINE Status survey_point(const float* row, bool prune, float& peak, float& sum) {
         float* best = best_.data();
         int4 fine = int4{} - 1;
         for (int c = 0; c < stride_; c += 4) {
@@ -125,6 +125,7 @@ private:
             }
             return plain > 0.98f && plain < 1.02f ? Status::ok : Status::not_a_distribution;
         }
+        if (!prune) return Status::ok;
         float4 top = *(const loose4*)row;
         for (int c = 4; c < stride_; c += 4) top = larger<float4>(top, *(const loose4*)(row + c));
         peak = largest(top);
@@ -152,7 +153,7 @@ private:
             transpose(size_t(y) * order.width, order.width, nullptr, classes, stride_, row);
             for (int x = 0; x < order.width; ++x) {
                 float peak = 0, sum = 0;
-                Status status = survey_point(row + size_t(x) * stride_, peak, sum);
+                Status status = survey_point(row + size_t(x) * stride_, prune, peak, sum);
                 if (status != Status::ok) return status;
                 if (!prune) continue;
                 total_[size_t(y) * order.width + x] = sum;
@@ -182,7 +183,7 @@ private:
                     point = middle;
                 }
                 float peak = 0, sum = 0;
-                Status status = survey_point(point, peak, sum);
+                Status status = survey_point(point, prune, peak, sum);
                 if (status != Status::ok) return status;
             }
         return Status::ok;
