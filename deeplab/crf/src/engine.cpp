@@ -58,7 +58,8 @@ public:
     }
 
 private:
-    static constexpr size_t large = 1 << 20;  // pixels from which memory goes before reuse
+    // Pixels from which memory goes before time: narrow blocks of channels, and nothing kept that the next step lacks.
+    static constexpr size_t large = 1 << 20;
 
     Status refine_checked(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
                           uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) {
@@ -66,7 +67,8 @@ private:
         double start = now_ms();
         PixelOrder order{height, width};
         bool big = order.count() >= large;
-        Status status = unary_.load(scores, order, settings.fast, settings.prune, settings.block_lanes);
+        Status status = unary_.load(scores, order, settings.fast, settings.prune,
+                                     big && settings.block_lanes > 8 ? 8 : settings.block_lanes);
         if (status != Status::ok) return status;
         stats.classes_kept = unary_.kept;
         double now = now_ms();

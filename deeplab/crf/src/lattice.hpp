@@ -156,15 +156,15 @@ private:
     // no branch depends on a run's length.
     void collect(const uint32_t* next, const uint8_t* has_previous, Scratch& scratch, Chains& out) {
         constexpr uint32_t none = VertexTable::none;
-        uint32_t* four = scratch.chain.reserve(2 * vertices + 16);  // runs that go on, by their first four vertices
-        uint32_t* start = four + vertices + 8;
+        uint32_t* four = scratch.chain.reserve(3 * vertices + 24);  // runs that go on, by their first four vertices
+        uint32_t *start = four + vertices + 8, *three = start + vertices + 8;
         size_t starts = 0;
         for (size_t v = 0; v < vertices; ++v) {
             start[starts] = uint32_t(v);
             starts += !has_previous[v] & (next[v] != none);
         }
         out.clear();
-        uint32_t *two = out.runs[0].reserve(vertices + 8), *three = out.runs[1].reserve(vertices + 8);
+        uint32_t* two = out.runs[0].reserve(vertices + 8);
         size_t n2 = 0, n3 = 0, n4 = 0;
         for (size_t k = 0; k < starts; ++k) {
             uint32_t a = start[k], b = next[a], c = next[b];
@@ -192,6 +192,7 @@ private:
         }
         out.used[0] = n2;
         out.used[1] = n3;
+        std::memcpy(out.runs[1].reserve(n3 + 1), three, n3 * sizeof(uint32_t));
         for (size_t k = 0; k < n4; k += 4) {
             if (next[four[k + 3]] == none) {
                 out.append(four + k, 4);
