@@ -19,7 +19,7 @@ def test_exact_mode_follows_the_full_kernels(normalization, deviations):
     pos, xy, rgb = deviations
     crf = DenseCRF("exact", pos_xy_std=pos, bi_xy_std=xy, bi_rgb_std=rgb, normalization=normalization)
     differences, equal, moved = [], [], []
-    for image, scores in zip(IMAGES, SCORES):
+    for image, scores in zip(IMAGES, SCORES, strict=True):
         expected = mean_field(image, scores, crf.parameters)
         found = crf.marginals(image, scores)
         differences.append(np.abs(found - expected).mean())

@@ -45,7 +45,7 @@ def test_calls_from_several_threads_take_turns():
     jobs = [(painted(50 + k, 70), smooth_scores(6, 50 + k, 70, k)) for k in range(8)]
     expected = [DenseCRF().labels(*job) for job in jobs]
     with ThreadPoolExecutor(4) as pool:
-        for found, wanted in zip(pool.map(lambda job: crf.labels(*job), jobs), expected):
+        for found, wanted in zip(pool.map(lambda job: crf.labels(*job), jobs), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
 
 
@@ -83,7 +83,7 @@ def test_the_portable_build_agrees_with_the_fast_one(mode):
 def test_torch_backend_agrees_and_batches():
     images = np.stack([painted(40, 50, seed) for seed in range(3)])
     scores = np.stack([smooth_scores(7, 40, 50, seed) for seed in range(3)])
-    expected = np.stack([DenseCRF("exact").marginals(i, s) for i, s in zip(images, scores)])
+    expected = np.stack([DenseCRF("exact").marginals(i, s) for i, s in zip(images, scores, strict=True)])
     for deterministic in (False, True):
         found, vertices = mean_field(torch.from_numpy(images), torch.from_numpy(scores), CRFParameters(), deterministic)
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
