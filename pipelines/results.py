@@ -53,11 +53,14 @@ class ResultsTable:
         self.delta = delta
 
     @classmethod
-    def open(cls, uri: str) -> ResultsTable:
-        """The table at `uri`. ResultsError when there is none, it is another's, or its schema is of another version."""
+    def open(cls, uri: str, version: int | None = None) -> ResultsTable:
+        """The table at `uri`, as it is now or was at `version`.
+
+        ResultsError when there is none, it is another's, or its schema is of another version.
+        """
         uri = storage.canonical(uri)
         try:
-            delta = DeltaTable(storage.delta_location(uri), storage_options=storage.delta_options(uri))
+            delta = DeltaTable(storage.delta_location(uri), version=version, storage_options=storage.delta_options(uri))
         except TableNotFoundError as error:
             raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
         except (DeltaError, OSError) as error:

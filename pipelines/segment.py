@@ -140,14 +140,14 @@ def _run_chunks(
         threads=1,
     )
 
-    snapshot = table.version
+    before = ResultsTable.open(table.uri, table.version)
     watch(Progress("start", total=todo.images, chunks=todo.chunk_count))
     with cluster.session(options.address):
         shipped = ray.put(source)
         started = time.perf_counter()
         for number, chunk in enumerate(todo.chunks(), 1):
             # Its transaction is in the log although rows are missing: they were taken out since, or are taken up again.
-            name = f"{chunk.id}-{snapshot}" if table.knows(chunk.id) and table.version == snapshot else chunk.id
+            name = f"{chunk.id}-{before.version}" if before.knows(chunk.id) else chunk.id
             table.refresh()
             if table.knows(name):
                 continue  # another run with the same work was faster

@@ -187,9 +187,9 @@ def test_every_file_of_the_odd_collection_is_the_row_that_its_manifest_expects(t
 def test_a_plan_made_from_a_table_with_removed_rows_does_them_again(tmp_path: Path, model: Path) -> None:
     archive = make_archive(tmp_path / "photos", 3)
     results = tmp_path / "results"
-    segment(options(archive, results, model))
+    segment(options(archive, results, model, chunk_size=2))
     ResultsTable.open(str(results)).delta.delete()
-    assert segment(options(archive, results, model)).images == 3
+    assert segment(options(archive, results, model, chunk_size=2)).images == 3
     assert len(rows(results)) == 3
 
 
