@@ -41,13 +41,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/crf.py
 
-# The three parts of the bundled model's training (docs/models.md).
+# The bundled model's training (docs/models.md).
 DATASET ?= ../shared/data/pets
 INIT    ?= ../shared/weights/mobilenet_v2_imagenet.safetensors
 pets: $(READY)
-	$(BIN)/deeplab train $(DATASET) build/pets-coarse --preset pets-coarse --init $(INIT)
-	$(BIN)/deeplab train $(DATASET) build/pets-context --preset pets-context --init build/pets-coarse
-	$(BIN)/deeplab train $(DATASET) build/pets --preset pets --init build/pets-context --licence 'CC BY-SA 4.0'
+	$(BIN)/deeplab train $(DATASET) build/pets --preset pets --init $(INIT) --licence 'CC BY-SA 4.0'
 
 clean:
 	rm -rf $(VENV) build demo

@@ -77,5 +77,9 @@ class MobileNetV2(nn.Module):
         layers.append(conv_bn_relu6(inputs, self.channels, 1))
         self.features = nn.Sequential(*layers)
 
+    def layers(self) -> list[nn.Module]:
+        """First convolution, 17 blocks, last convolution."""
+        return list(self.features)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.features(x)

@@ -90,6 +90,10 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
+    def layers(self) -> list[nn.Module]:
+        """First convolution and its norm, then the four stages."""
+        return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=self.ceil_pool)

@@ -122,6 +122,8 @@ def train(
     torch.manual_seed(config.seed)
     network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.freeze_batch_norm()
+    for layer in network.backbone.layers()[: config.frozen_layers]:  # type: ignore[operator]
+        layer.requires_grad_(False)
     groups = parameter_groups(network, config)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adamw":
