@@ -17,9 +17,10 @@ class TrainingConfig:
     for a backbone whose batch norm is folded away, where SGD must creep. `learning_rate` is the backbone's; the head's is
     `head_multiplier` times that, and its bias twice that again without weight decay (the released prototxts).
     `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of the running mean of the weights that is validated
-    and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as loaded,
-    which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that a training step leaves out. `loss`:
-    labels at "full" resolution or every "stride"-th (deeplab.losses). `colour`, `scales`, `crop`: deeplab.transforms.
+    and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as
+    loaded, which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that
+    a training step leaves out. `loss`: labels at "full" resolution or every "stride"-th (deeplab.losses). `colour`,
+    `scales`, `crop`: deeplab.transforms.
     """
 
     preset: str

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS
-from pipelines import storage
+from pipelines import s3, storage
 
 SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
 # Names that say "image" but hold formats that are not decoded: better an error row with the reason than silence.
@@ -102,9 +102,12 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         if archive.endswith(".parquet"):
             yield from _from_parquet(archive)
             return
-        prefix = archive.rstrip("/") + "/"
-        for uri, stat in storage.list_s3(archive):
-            yield uri.removeprefix(prefix), (uri, stat.size, stat.version), False
+        prefix, found = archive.rstrip("/") + "/", False
+        for uri, size, version in s3.list_objects(archive):
+            found = True
+            yield uri.removeprefix(prefix), (uri, size, version), False
+        if not found:  # no folder: perhaps one image
+            yield from (entry for entry in _looked_up([archive], True) if entry[1][2] != MISSING)
         return
     path = storage.local_path(archive).expanduser()
     if path.is_dir():
