@@ -8,11 +8,21 @@ namespace {
 
 // The lattice over positions depends on the image's size only, so images of one size share it.
 struct PositionLattice {
+    PositionRows rows;   // preferred, by one thread and where it suits; else its points are 0
     Lattice<2> lattice;
     Buffer<float> ones;  // the filter's response to ones
     int height = 0, width = 0;
     float deviation[2] = {0, 0};
+    bool threads = false;
     uint64_t used = 0;
+
+    size_t bytes() const { return rows.bytes() + lattice.bytes() + ones.bytes(); }
+    void release() {
+        rows.release();
+        lattice.release();
+        ones.release();
+        height = 0;
+    }
 };
 
 // A pixel's row and column for every place of the tile order.
@@ -38,7 +48,7 @@ public:
     size_t bytes() const override {
         size_t n = unary_.bytes() + space_.bytes() + scratch_.bytes() + bilateral_.bytes() + factors_.bytes() + ones_.bytes();
         n += coordinates_.x.bytes() + coordinates_.y.bytes();
-        for (const PositionLattice& p : positions_) n += p.lattice.bytes() + p.ones.bytes();
+        for (const PositionLattice& p : positions_) n += p.bytes();
         return n;
     }
     void release() override {
@@ -51,11 +61,7 @@ public:
         coordinates_.x.release();
         coordinates_.y.release();
         coordinates_.height = 0;
-        for (PositionLattice& p : positions_) {
-            p.lattice.release();
-            p.ones.release();
-            p.height = 0;
-        }
+        for (PositionLattice& p : positions_) p.release();
     }
 
 private:
@@ -77,15 +83,21 @@ private:
         start = now;
 
         locate_pixels(order);
-        Field field{nullptr, nullptr, nullptr, unary_.has_rest ? unary_.rest.data() : nullptr, nullptr, nullptr, order.count()};
+        Field field{};
+        field.pixels = order.count();
+        if (unary_.has_rest) field.rest = unary_.rest.data();
         const float *ones5 = nullptr, *ones2 = nullptr;
         if (settings.gaussian.weight != 0) {
             PositionLattice* p = nullptr;
-            status = position_lattice(order, settings.gaussian, p);
+            status = position_lattice(order, settings.gaussian, settings.threads > 1, p);
             if (status != Status::ok) return status;
-            field.lattice2 = &p->lattice;
+            bool sweep = p->rows.points != 0;
+            field.rows2 = sweep ? &p->rows : nullptr;
+            field.lattice2 = sweep ? nullptr : &p->lattice;
+            field.id2 = sweep ? p->rows.id.data() : p->lattice.id.data();
+            field.weight2 = sweep ? p->rows.weight.data() : p->lattice.weight.data();
             ones2 = p->ones.data();
-            stats.gaussian_vertices = int64_t(p->lattice.vertices);
+            stats.gaussian_vertices = int64_t(sweep ? p->rows.vertices : p->lattice.vertices);
         }
         if (settings.bilateral.weight != 0) {
             status = bilateral_lattice(image, order, settings.bilateral);
@@ -102,6 +114,7 @@ private:
         if (big) ones_.release();
         if (field.lattice5) field.values5 = space_.values5.reserve(bilateral_.vertices * unary_.lanes);
         if (field.lattice2) field.values2 = space_.values2.reserve(field.lattice2->vertices * unary_.lanes);
+        if (field.rows2) field.values2 = space_.values2.reserve(field.rows2->room(unary_.lanes));
         now = now_ms();
         stats.lattice_ms = now - start;
 
@@ -154,11 +167,11 @@ private:
         y = __builtin_convertvector(row, float8);
     }
 
-    Status position_lattice(const PixelOrder& order, const Kernel& kernel, PositionLattice*& found) {
+    Status position_lattice(const PixelOrder& order, const Kernel& kernel, bool threads, PositionLattice*& found) {
         PositionLattice* oldest = &positions_[0];
         for (PositionLattice& p : positions_) {
             if (p.height == order.height && p.width == order.width && p.deviation[0] == kernel.deviation[0] &&
-                p.deviation[1] == kernel.deviation[1]) {
+                p.deviation[1] == kernel.deviation[1] && p.threads == threads) {
                 p.used = ++clock_;
                 found = &p;
                 return Status::ok;
@@ -166,24 +179,27 @@ private:
             if (p.used < oldest->used) oldest = &p;
         }
         if (order.count() >= large)  // one large lattice at a time
-            for (PositionLattice& p : positions_) {
-                p.lattice.release();
-                p.ones.release();
-                p.height = 0;
-            }
+            for (PositionLattice& p : positions_) p.release();
         PositionLattice& p = *oldest;
         p.height = 0;
         size_t count = order.count();
         float sx = 1 / kernel.deviation[0], sy = 1 / kernel.deviation[1];
         double low[2] = {0, 0}, high[2] = {double(order.width) * sx, double(order.height) * sy};
-        Status status = p.lattice.build(count, low, high, [&](size_t first, float8* f) {
+        auto features = [&](size_t first, float8* f) {
             positions(first, count, f[0], f[1]);
             f[0] = f[0] * sx;
             f[1] = f[1] * sy;
-        }, scratch_);
-        if (status != Status::ok) return status;
-        float* a = space_.values2.reserve(p.lattice.vertices);
-        filter_ones<2>(p.lattice, a, p.ones.reserve(count));
+        };
+        p.rows.release();
+        p.threads = threads;
+        if (!threads && p.rows.build(count, size_t(PixelOrder::tile) * order.width, low, high, features)) {
+            sweep_ones(p.rows, space_.values2.reserve(p.rows.room(1)), p.ones.reserve(count));
+        } else {
+            p.rows.release();
+            Status status = p.lattice.build(count, low, high, features, scratch_);
+            if (status != Status::ok) return status;
+            filter_ones<2>(p.lattice, space_.values2.reserve(p.lattice.vertices), p.ones.reserve(count));
+        }
         p.height = order.height;
         p.width = order.width;
         p.deviation[0] = kernel.deviation[0];

@@ -95,9 +95,7 @@ public:
                 for (int b = 0; b < unary_.blocks; ++b) {
                     filter(rows + b * plane_, list, active, false);
                     // The block's rows are dead after their splat; its messages take their place.
-                    together(workers_, [&](int part, int parts) {
-                        size_t from, to;
-                        share(active, 64, part, parts, from, to);
+                    each_part(list, active, rows + b * plane_, [&](size_t from, size_t to, int) {
                         slice_messages<L>(field_, list, from, to, rows + b * plane_);
                     });
                 }
@@ -129,7 +127,8 @@ private:
         Part& part = space_.parts[part_ == &space_.parts[0]];
         const uint32_t* list = space_.active.data();
         if (field_.lattice5) restrict_lattice<5>(*field_.lattice5, list, active, part.lattice5, space_.renamed);
-        if (field_.lattice2) restrict_lattice<2>(*field_.lattice2, list, active, part.lattice2, space_.renamed);
+        if (field_.rows2) restrict_rows(*field_.rows2, list, active, part.lattice2, space_.renamed);
+        else if (field_.lattice2) restrict_lattice<2>(*field_.lattice2, list, active, part.lattice2, space_.renamed);
         part.factors.reserve(active);
         part.origin.reserve(active);
         part.logits.reserve(active * L * unary_.blocks);
@@ -143,7 +142,13 @@ private:
                 Row<L>::load(logits_ + b * logits_plane_ + p * L).store(part.logits.data() + (b * active + k) * L);
         }
         if (field_.lattice5) field_.lattice5 = &part.lattice5;
-        if (field_.lattice2) field_.lattice2 = &part.lattice2;
+        if (field_.id2) {
+            field_.lattice2 = &part.lattice2;
+            field_.rows2 = nullptr;
+            field_.id2 = part.lattice2.id.data();
+            field_.weight2 = part.lattice2.weight.data();
+            field_.values2 = space_.values2.reserve(part.lattice2.vertices * L);
+        }
         if (field_.rest) field_.rest = part.rest.data();
         field_.factors = part.factors.data();
         field_.pixels = active;
@@ -151,6 +156,36 @@ private:
         logits_plane_ = active * L;
         part_ = &part;
         listed_ = false;
+    }
+    // Calls update(from, to, thread) for ranges that together are the pixels 0 .. count of the list. Where positions
+    // are filtered in a sweep this is it: update then finds the filtered values of `rows`, and may overwrite its own.
+    template <class Update> void each_part(const uint32_t* list, size_t count, const float* rows, const Update& update) {
+        if (!field_.rows2) {
+            together(workers_, [&](int part, int parts) {
+                size_t from, to;
+                share(count, 64, part, parts, from, to);
+                update(from, to, part);
+            });
+            return;
+        }
+        size_t splatted = 0, updated = 0;
+        auto upto = [&](size_t from, size_t place) {
+            if (!list) return place;
+            while (from < count && list[from] < place) ++from;
+            return from;
+        };
+        field_.rows2->sweep<L>(
+            field_.values2,
+            [&](size_t, size_t end) {
+                size_t to = upto(splatted, end);
+                splat_positions<L>(field_, list, splatted, to, rows);
+                splatted = to;
+            },
+            [&](size_t, size_t end) {
+                size_t to = upto(updated, end);
+                update(updated, to, 0);
+                updated = to;
+            });
     }
     void write_back() {
         if (!part_) return;
@@ -175,8 +210,8 @@ private:
     }
     void filter(const float* rows, const uint32_t* list, size_t count, bool first) {
         if (!workers_ && !list && !part_) {
-            if (first) splat_all<L, true>(field_, unary_.logits.data());
-            else splat_all<L, false>(field_, rows);
+            if (first) splat_all<L, true>(field_, unary_.logits.data(), field_.rows2 ? space_.rows.data() : nullptr);
+            else splat_all<L, false>(field_, rows, nullptr);
         } else {
             together(workers_, [&](int part, int parts) {
                 if (field_.lattice5) splat_share<L, 5>(*field_.lattice5, field_.values5, field_.factors, list, count, rows, part, parts, true);
@@ -189,9 +224,7 @@ private:
             together(workers_, [&](int part, int parts) { blur<L>(field_.values2, field_.lattice2->chains[j], part, parts); });
     }
     void update_all() {
-        together(workers_, [&](int part, int parts) {
-            size_t from, to;
-            share(field_.pixels, 64, part, parts, from, to);
+        each_part(nullptr, field_.pixels, space_.rows.data(), [&](size_t from, size_t to, int) {
             update_exact<L>(field_, unary_.logits.data(), space_.rows.data(), from, to);
         });
     }
@@ -212,10 +245,10 @@ private:
     }
     void update_changes(const uint32_t* list, size_t& active, float freeze) {
         Survivors left[most_threads];
-        together(workers_, [&](int part, int parts) {
-            size_t from, to;
-            share(active, 64, part, parts, from, to);
-            left[part] = update_fast<L>(field_, logits_, list, from, to, freeze, space_.active.data(), space_.rows.data());
+        for (Survivors& s : left) s = {active, 0};
+        each_part(list, active, space_.rows.data(), [&](size_t from, size_t to, int thread) {
+            if (from < left[thread].from) left[thread].from = from;
+            update_fast<L>(field_, logits_, list, from, to, freeze, space_.active.data(), space_.rows.data(), left[thread]);
         });
         active = pack(left);
     }

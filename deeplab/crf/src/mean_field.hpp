@@ -1,7 +1,7 @@
 // Mean-field updates (Krahenbuhl & Koltun 2011, algorithm 1): splat of marginals, slice of messages, softmax.
 #pragma once
 
-#include "filtering.hpp"
+#include "position_rows.hpp"
 #include "unary.hpp"
 
 namespace crf {
@@ -15,7 +15,10 @@ struct Factors {
 
 struct Field {
     const Lattice<5>* lattice5;  // null: the kernel is absent
-    const Lattice<2>* lattice2;
+    const Lattice<2>* lattice2;    // null: absent, or
+    const PositionRows* rows2;     // filtered in a sweep instead
+    const uint32_t* id2;           // of either: points x 3; null: no such kernel
+    const float* weight2;
     const Factors* factors;
     const float* rest;  // null: no class was dropped
     float *values5, *values2;
@@ -55,13 +58,13 @@ template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
     Row<L> sum = Row<L>::all(0);
     const Factors& f = field.factors[p];
     if (field.lattice5) sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
-    if (field.lattice2) sum.add(f.slice2, gather<L, 3>(field.values2, field.lattice2->id.data() + p * 3, field.lattice2->weight.data() + p * 3));
+    if (field.id2) sum.add(f.slice2, gather<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3));
     return sum;
 }
 
 // Splat of every pixel by one thread; each vertex's row is zeroed just before its first use, while it is in the cache.
-// rows: of pixels; FromLogits: the softmax is taken on the way.
-template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows) {
+// rows: of pixels; FromLogits: the softmax is taken on the way, and left in `marginals` unless that is null.
+template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows, float* marginals) {
     for (size_t first = 0, mark = 0; first < field.pixels; first += fresh_step, ++mark) {
         if (field.lattice5) {
             size_t from = field.lattice5->met[mark], to = field.lattice5->met[mark + 1];
@@ -75,10 +78,13 @@ template <int L, bool FromLogits> void splat_all(const Field& field, const float
         for (size_t p = first; p < end; ++p) {
             if (p + 4 < end) prefetch_rows<L>(field, p + 4);
             Row<L> q = Row<L>::load(rows + p * L);
-            if constexpr (FromLogits) q = softmax<L>(q, field.rest ? field.rest[p] : 0.0f);
+            if constexpr (FromLogits) {
+                q = softmax<L>(q, field.rest ? field.rest[p] : 0.0f);
+                if (marginals) q.store(marginals + p * L);
+            }
             const Factors& f = field.factors[p];
             if (field.lattice5) scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6, q * f.splat5);
-            if (field.lattice2) scatter<L, 3>(field.values2, field.lattice2->id.data() + p * 3, field.lattice2->weight.data() + p * 3, q * f.splat2);
+            if (field.lattice2) scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, q * f.splat2);
         }
     }
 }
@@ -119,6 +125,14 @@ template <int L> void update_exact(const Field& field, const float* logits, floa
     }
 }
 
+// The pixels [from, to) of the list into the ring of the sweep over positions.
+template <int L> void splat_positions(const Field& field, const uint32_t* list, size_t from, size_t to, const float* rows) {
+    for (size_t k = from; k < to; ++k) {
+        size_t p = list ? list[k] : k;
+        scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, Row<L>::load(rows + k * L) * field.factors[p].splat2);
+    }
+}
+
 // The pixels of one thread's share of a fast update that go on changing: `active` of them, listed from `from` on.
 struct Survivors {
     size_t from, active;
@@ -126,12 +140,11 @@ struct Survivors {
 
 // Fast mode: the filter is linear, so only changes of marginals travel. Adds the message of the last changes to the
 // logits of the pixels [from, to) of the list (all pixels where it is null). A pixel none of whose marginals moves by
-// more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed from row
-// `from` on.
+// more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed behind
+// those of `out`.
 template <int L>
-Survivors update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
-                      uint32_t* active, float* changes) {
-    Survivors out{from, 0};
+void update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
+                 uint32_t* active, float* changes, Survivors& out) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;
@@ -140,11 +153,10 @@ Survivors update_fast(const Field& field, float* logits, const uint32_t* list, s
         x = x + message<L>(field, p);
         x.store(logits + p * L);
         Row<L> change = softmax<L>(x, rest) - old;
-        change.store(changes + (from + out.active) * L);
-        active[from + out.active] = uint32_t(p);
+        change.store(changes + (out.from + out.active) * L);
+        active[out.from + out.active] = uint32_t(p);
         out.active += change.beyond(freeze);
     }
-    return out;
 }
 
 // Messages alone, where channels are filtered in several blocks.
