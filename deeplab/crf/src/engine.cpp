@@ -86,6 +86,7 @@ private:
         Field field{};
         field.pixels = order.count();
         if (unary_.has_rest) field.rest = unary_.rest.data();
+        if (unary_.implied) field.last = unary_.last.data();
         const float *ones5 = nullptr, *ones2 = nullptr;
         if (settings.gaussian.weight != 0) {
             PositionLattice* p = nullptr;
@@ -111,7 +112,8 @@ private:
         if (big) scratch_.release();
         set_factors(settings, order.count(), ones5, ones2);
         field.factors = factors_.data();
-        if (big) ones_.release();
+        if (unary_.implied) field.total = sum_messages(field);
+        if (big && !field.total) ones_.release();
         if (field.lattice5) field.values5 = space_.values5.reserve(bilateral_.vertices * unary_.lanes);
         if (field.lattice2) field.values2 = space_.values2.reserve(field.lattice2->vertices * unary_.lanes);
         if (field.rows2) field.values2 = space_.values2.reserve(field.rows2->room(unary_.lanes));
@@ -131,8 +133,8 @@ private:
         start = now_ms();
         bool from_logits = settings.fast;
         const float* rows = from_logits ? unary_.logits.data() : space_.rows.data();
-        if (labels8) write_labels(unary_, order, rows, labels8);
-        if (labels16) write_labels(unary_, order, rows, labels16);
+        if (labels8) write_labels(unary_, order, rows, from_logits, labels8);
+        if (labels16) write_labels(unary_, order, rows, from_logits, labels16);
         if (marginals) write_marginals(unary_, order, rows, from_logits, marginals);
         stats.output_ms = now_ms() - start;
         return Status::ok;
@@ -193,7 +195,9 @@ private:
         p.rows.release();
         p.threads = threads;
         if (!threads && p.rows.build(count, size_t(PixelOrder::tile) * order.width, low, high, features)) {
-            sweep_ones(p.rows, space_.values2.reserve(p.rows.room(1)), p.ones.reserve(count));
+            float *out = p.ones.reserve(count), gain = Lattice<2>::gain();
+            sweep_numbers(p.rows, space_.values2.reserve(p.rows.room(1)), [](size_t) { return 1.0f; },
+                          [&](size_t at, float sum) { out[at] = sum * gain; });
         } else {
             p.rows.release();
             Status status = p.lattice.build(count, low, high, features, scratch_);
@@ -242,6 +246,20 @@ private:
             if (ones2) normalise(settings.normalization, ones2[p], f.splat2, f.slice2);
             factors[p] = f;
         }
+    }
+    // What all classes' messages to a pixel sum to: their marginals sum to one, and the filter is linear.
+    const float* sum_messages(const Field& field) {
+        float* total = ones_.reserve(field.pixels);  // the ones are in the factors by now
+        std::memset(total, 0, field.pixels * sizeof(float));
+        const Factors* f = factors_.data();
+        auto in = [&](size_t p) { return f[p].splat2; };
+        auto out = [&](size_t p, float sum) { total[p] += f[p].slice2 * sum; };
+        if (field.lattice5)
+            filter_numbers<5>(*field.lattice5, space_.values5.reserve(field.lattice5->vertices), [&](size_t p) { return f[p].splat5; },
+                              [&](size_t p, float sum) { total[p] += f[p].slice5 * sum; });
+        if (field.rows2) sweep_numbers(*field.rows2, space_.values2.reserve(field.rows2->room(1)), in, out);
+        else if (field.lattice2) filter_numbers<2>(*field.lattice2, space_.values2.reserve(field.lattice2->vertices), in, out);
+        return total;
     }
     static CRF_INLINE void normalise(Normalization kind, float ones, float& before, float& after) {
         if (kind == Normalization::symmetric) {

@@ -31,16 +31,17 @@ struct Part {
     Lattice<5> lattice5;
     Lattice<2> lattice2;
     Buffer<Factors> factors;
-    Buffer<float> rest, logits;
+    Buffer<float> rest, last, logits;
     Buffer<uint32_t> origin;  // place of every pixel in the whole image
     size_t bytes() const {
-        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + logits.bytes() + origin.bytes();
+        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + last.bytes() + logits.bytes() + origin.bytes();
     }
     void release() {
         lattice5.release();
         lattice2.release();
         factors.release();
         rest.release();
+        last.release();
         logits.release();
         origin.release();
     }
@@ -103,6 +104,7 @@ public:
                 if (fast) combine_changes(list, active, settings.freeze);
                 else combine_all();
             }
+            if (fast) field_.total = nullptr;
             // Narrowing costs about as much as two iterations of the filter.
             size_t left = size_t(settings.iterations - iteration - 1);
             if (fast && !active) break;
@@ -133,11 +135,13 @@ private:
         part.origin.reserve(active);
         part.logits.reserve(active * L * unary_.blocks);
         if (field_.rest) part.rest.reserve(active);
+        if (field_.last) part.last.reserve(active);
         for (size_t k = 0; k < active; ++k) {
             size_t p = list[k];
             part.factors[k] = field_.factors[p];
             part.origin[k] = part_ ? part_->origin[p] : uint32_t(p);
             if (field_.rest) part.rest[k] = field_.rest[p];
+            if (field_.last) part.last[k] = field_.last[p];
             for (int b = 0; b < unary_.blocks; ++b)
                 Row<L>::load(logits_ + b * logits_plane_ + p * L).store(part.logits.data() + (b * active + k) * L);
         }
@@ -150,6 +154,7 @@ private:
             field_.values2 = space_.values2.reserve(part.lattice2.vertices * L);
         }
         if (field_.rest) field_.rest = part.rest.data();
+        if (field_.last) field_.last = part.last.data();
         field_.factors = part.factors.data();
         field_.pixels = active;
         logits_ = part.logits.data();
@@ -193,6 +198,7 @@ private:
         for (int b = 0; b < unary_.blocks; ++b)
             for (size_t k = 0; k < field_.pixels; ++k)
                 Row<L>::load(logits_ + b * logits_plane_ + k * L).store(unary_.logits.data() + b * plane + part_->origin[k] * L);
+        for (size_t k = 0; field_.last && k < field_.pixels; ++k) unary_.last[part_->origin[k]] = field_.last[k];
     }
 
     void initial_marginals() {
@@ -202,6 +208,10 @@ private:
             size_t from, to;
             share(field_.pixels, 64, part, parts, from, to);
             for (size_t p = from; p < to; ++p) {
+                if (unary_.blocks == 1) {
+                    first_marginals<L>(field_, Row<L>::load(logits + p * L), p).store(rows + p * L);
+                    continue;
+                }
                 for (int b = 0; b < unary_.blocks; ++b)
                     Row<L>::load(logits + b * plane_ + p * L).store(rows + b * plane_ + p * L);
                 softmax_planes<L>(rows + p * L, plane_, unary_.blocks, rest(p));

@@ -21,6 +21,8 @@ struct Field {
     const float* weight2;
     const Factors* factors;
     const float* rest;  // null: no class was dropped
+    float* last;         // logits of the implied class; null: there is none
+    const float* total;  // the sum of a pixel's messages over all classes; null where the rows are changes: then 0
     float *values5, *values2;
     size_t pixels;
 };
@@ -33,6 +35,22 @@ template <int L> CRF_INLINE Row<L> softmax(Row<L> x, float rest) {
     }
     Row<L> e = x.exp();
     return e * (1.0f / (e.sum() + rest));
+}
+
+// The same with one more class, whose logit is `last` and whose marginal becomes `own`.
+template <int L> CRF_INLINE Row<L> softmax(Row<L> x, float rest, float last, float& own) {
+    if (__builtin_expect(x.above(80.0f) || last > 80.0f, 0)) {
+        float peak = x.max();
+        if (last > peak) peak = last;
+        x = x - Row<L>::all(peak);
+        last -= peak;
+        rest *= exponential(float4{} - (peak < 80 ? peak : 80))[0];
+    }
+    Row<L> e = x.exp();
+    float o = exponential(float4{} + last)[0];
+    float scale = 1.0f / (e.sum() + (rest + o));
+    own = o * scale;
+    return e * scale;
 }
 
 template <int L, int K> CRF_INLINE void scatter(float* a, const uint32_t* id, const float* w, const Row<L>& q) {
@@ -62,6 +80,11 @@ template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
     return sum;
 }
 
+template <int L> CRF_INLINE Row<L> first_marginals(const Field& field, const Row<L>& logits, size_t p) {
+    float rest = field.rest ? field.rest[p] : 0.0f, own;
+    return field.last ? softmax<L>(logits, rest, field.last[p], own) : softmax<L>(logits, rest);
+}
+
 // Splat of every pixel by one thread; each vertex's row is zeroed just before its first use, while it is in the cache.
 // rows: of pixels; FromLogits: the softmax is taken on the way, and left in `marginals` unless that is null.
 template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows, float* marginals) {
@@ -79,7 +102,7 @@ template <int L, bool FromLogits> void splat_all(const Field& field, const float
             if (p + 4 < end) prefetch_rows<L>(field, p + 4);
             Row<L> q = Row<L>::load(rows + p * L);
             if constexpr (FromLogits) {
-                q = softmax<L>(q, field.rest ? field.rest[p] : 0.0f);
+                q = first_marginals<L>(field, q, p);
                 if (marginals) q.store(marginals + p * L);
             }
             const Factors& f = field.factors[p];
@@ -121,7 +144,9 @@ void splat_share(const Lattice<D>& lattice, float* a, const Factors* factors, co
 template <int L> void update_exact(const Field& field, const float* logits, float* marginals, size_t from, size_t to) {
     for (size_t p = from; p < to; ++p) {
         if (p + 4 < to) prefetch_rows<L>(field, p + 4);
-        softmax<L>(Row<L>::load(logits + p * L) + message<L>(field, p), 0).store(marginals + p * L);
+        Row<L> sent = message<L>(field, p), x = Row<L>::load(logits + p * L) + sent;
+        float own;
+        (field.last ? softmax<L>(x, 0, field.last[p] + (field.total[p] - sent.sum()), own) : softmax<L>(x, 0)).store(marginals + p * L);
     }
 }
 
@@ -149,13 +174,21 @@ void update_fast(const Field& field, float* logits, const uint32_t* list, size_t
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;
         Row<L> x = Row<L>::load(logits + p * L);
-        Row<L> old = softmax<L>(x, rest);
-        x = x + message<L>(field, p);
-        x.store(logits + p * L);
-        Row<L> change = softmax<L>(x, rest) - old;
+        Row<L> sent = message<L>(field, p), y = x + sent, change;
+        y.store(logits + p * L);
+        bool live;
+        if (field.last) {
+            float before, after, last = field.last[p], now = last + ((field.total ? field.total[p] : 0.0f) - sent.sum());
+            field.last[p] = now;
+            change = softmax<L>(y, rest, now, after) - softmax<L>(x, rest, last, before);
+            live = change.beyond(freeze) | (after - before > freeze) | (before - after > freeze);
+        } else {
+            change = softmax<L>(y, rest) - softmax<L>(x, rest);
+            live = change.beyond(freeze);
+        }
         change.store(changes + (out.from + out.active) * L);
         active[out.from + out.active] = uint32_t(p);
-        out.active += change.beyond(freeze);
+        out.active += live;
     }
 }
 

@@ -204,21 +204,23 @@ private:
     Buffer<int> from_, to_;     // the columns that exist in a row
 };
 
-// The filter's response to ones, as filter_ones; ring: room(1) floats.
-inline void sweep_ones(const PositionRows& rows, float* ring, float* out) {
+// As filter_numbers; ring: room(1) floats.
+template <class In, class Out> void sweep_numbers(const PositionRows& rows, float* ring, const In& in, const Out& out) {
     const uint32_t* id = rows.id.data();
     const float* w = rows.weight.data();
-    float gain = Lattice<2>::gain();
     rows.sweep<1>(
         ring,
         [&](size_t from, size_t to) {
-            for (size_t k = from * 3; k < to * 3; ++k) ring[id[k]] += w[k];
+            for (size_t p = from; p < to; ++p) {
+                float x = in(p);
+                for (size_t k = p * 3; k < p * 3 + 3; ++k) ring[id[k]] += w[k] * x;
+            }
         },
         [&](size_t from, size_t to) {
             for (size_t p = from; p < to; ++p) {
                 float sum = 0;
                 for (size_t k = p * 3; k < p * 3 + 3; ++k) sum += w[k] * ring[id[k]];
-                out[p] = sum * gain;
+                out(p, sum);
             }
         });
 }
