@@ -1,18 +1,13 @@
 // Scores to logits in pixel order: which classes are kept, upsampling, and the mass of the dropped ones.
 #pragma once
 
-#include "pixel_order.hpp"
+#include "score_grid.hpp"
 
 namespace crf {
 namespace CRF_BUILD {
 
-constexpr float padding = -1000.0f;    // logit of lanes without a class
-constexpr float lowest_logit = -1e6f;  // keeps differences of extreme scores finite
-constexpr float smallest_probability = 1e-5f;
-constexpr float largest_score = 1e30f;  // accepted magnitude: sums and differences of scores stay finite
-
 // Logits U (at most 0) as `blocks` planes of pixels x lanes, and per pixel the dropped classes' sum of exp(U).
-class Unary {
+class Unary : private ScoreGrid {
 public:
     int classes = 0, kept = 0, lanes = 0, blocks = 0;
     Buffer<int> kept_class;  // class of every channel
@@ -70,48 +65,8 @@ public:
     }
 
 private:
-    static CRF_INLINE float clip(float p) { return p > smallest_probability ? p : smallest_probability; }
-    static CRF_INLINE bool finite(float x) { return x - x == 0; }
-
     int row_lanes() const { return lanes * blocks + (implied ? 4 : 0); }
 
-    struct Position {
-        int low, high;
-        float weight;
-    };
-    Position position(int pixel, int length) const {
-        float at = pixel * scores_.step + scores_.shift;
-        at = at < 0 ? 0 : at > length - 1 ? float(length - 1) : at;
-        int low = int(at);
-        if (low > length - 2) low = length > 1 ? length - 2 : 0;
-        return {low, length > 1 ? low + 1 : 0, at - low};
-    }
-    float value_at(int c, int y, int x) const {
-        const float* plane = scores_.values + size_t(c) * scores_.rows * scores_.columns;
-        if (scores_.full_size) return plane[size_t(y) * scores_.columns + x];
-        Position v = position(y, scores_.rows), h = position(x, scores_.columns);
-        const float *a = plane + size_t(v.low) * scores_.columns, *b = plane + size_t(v.high) * scores_.columns;
-        float upper = a[h.low] + h.weight * (a[h.high] - a[h.low]), lower = b[h.low] + h.weight * (b[h.high] - b[h.low]);
-        return upper + v.weight * (lower - upper);
-    }
-
-    // Planes to pixel-major: `count` values from `offset` of every plane. Missing lanes are padded.
-    void transpose(size_t offset, int count, const int* chosen, int chosen_count, int stride, float* out) const {
-        size_t plane = size_t(scores_.rows) * scores_.columns;
-        float fill = scores_.probabilities ? 0.0f : -largest_score;
-        for (int c = 0; c < stride; c += 4) {
-            const float* from[4];
-            for (int k = 0; k < 4; ++k)
-                from[k] = c + k < chosen_count ? scores_.values + plane * (chosen ? chosen[c + k] : c + k) + offset : nullptr;
-            if (from[3]) {
-                for (int x = 0; x < count; ++x)
-                    *(loose4*)(out + size_t(x) * stride + c) = float4{from[0][x], from[1][x], from[2][x], from[3][x]};
-            } else {
-                for (int x = 0; x < count; ++x)
-                    for (int k = 0; k < 4; ++k) out[size_t(x) * stride + c + k] = from[k] ? from[k][x] : fill;
-            }
-        }
-    }
     // Checks one point; to prune, updates the classes' greatest probabilities and gives the peak score and the sum.
     CRF_INLINE Status survey_point(const float* row, bool prune, float& peak, float& sum) {
         float* best = best_.data();
@@ -330,7 +285,6 @@ private:
         rest[place] = sum > held ? sum - held : 0.0f;
     }
 
-    Scores scores_{};
     int stride_ = 0;
     size_t plane_ = 0;
     float peak_now_ = 0;
