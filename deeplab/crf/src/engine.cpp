@@ -8,11 +8,21 @@ namespace {
 
 // The lattice over positions depends on the image's size only, so images of one size share it.
 struct PositionLattice {
+    PositionRows rows;   // preferred, by one thread and where it suits; else its points are 0
     Lattice<2> lattice;
     Buffer<float> ones;  // the filter's response to ones
     int height = 0, width = 0;
     float deviation[2] = {0, 0};
+    bool threads = false;
     uint64_t used = 0;
+
+    size_t bytes() const { return rows.bytes() + lattice.bytes() + ones.bytes(); }
+    void release() {
+        rows.release();
+        lattice.release();
+        ones.release();
+        height = 0;
+    }
 };
 
 // A pixel's row and column for every place of the tile order.
@@ -38,7 +48,7 @@ public:
     size_t bytes() const override {
         size_t n = unary_.bytes() + space_.bytes() + scratch_.bytes() + bilateral_.bytes() + factors_.bytes() + ones_.bytes();
         n += coordinates_.x.bytes() + coordinates_.y.bytes();
-        for (const PositionLattice& p : positions_) n += p.lattice.bytes() + p.ones.bytes();
+        for (const PositionLattice& p : positions_) n += p.bytes();
         return n;
     }
     void release() override {
@@ -51,11 +61,7 @@ public:
         coordinates_.x.release();
         coordinates_.y.release();
         coordinates_.height = 0;
-        for (PositionLattice& p : positions_) {
-            p.lattice.release();
-            p.ones.release();
-            p.height = 0;
-        }
+        for (PositionLattice& p : positions_) p.release();
     }
 
 private:
@@ -77,15 +83,22 @@ private:
         start = now;
 
         locate_pixels(order);
-        Field field{nullptr, nullptr, nullptr, unary_.has_rest ? unary_.rest.data() : nullptr, nullptr, nullptr, order.count()};
+        Field field{};
+        field.pixels = order.count();
+        if (unary_.has_rest) field.rest = unary_.rest.data();
+        if (unary_.implied) field.last = unary_.last.data();
         const float *ones5 = nullptr, *ones2 = nullptr;
         if (settings.gaussian.weight != 0) {
             PositionLattice* p = nullptr;
-            status = position_lattice(order, settings.gaussian, p);
+            status = position_lattice(order, settings.gaussian, settings.threads > 1, p);
             if (status != Status::ok) return status;
-            field.lattice2 = &p->lattice;
+            bool sweep = p->rows.points != 0;
+            field.rows2 = sweep ? &p->rows : nullptr;
+            field.lattice2 = sweep ? nullptr : &p->lattice;
+            field.id2 = sweep ? p->rows.id.data() : p->lattice.id.data();
+            field.weight2 = sweep ? p->rows.weight.data() : p->lattice.weight.data();
             ones2 = p->ones.data();
-            stats.gaussian_vertices = int64_t(p->lattice.vertices);
+            stats.gaussian_vertices = int64_t(sweep ? p->rows.vertices : p->lattice.vertices);
         }
         if (settings.bilateral.weight != 0) {
             status = bilateral_lattice(image, order, settings.bilateral);
@@ -99,9 +112,11 @@ private:
         if (big) scratch_.release();
         set_factors(settings, order.count(), ones5, ones2);
         field.factors = factors_.data();
-        if (big) ones_.release();
+        if (unary_.implied) field.total = sum_messages(field);
+        if (big && !field.total) ones_.release();
         if (field.lattice5) field.values5 = space_.values5.reserve(bilateral_.vertices * unary_.lanes);
         if (field.lattice2) field.values2 = space_.values2.reserve(field.lattice2->vertices * unary_.lanes);
+        if (field.rows2) field.values2 = space_.values2.reserve(field.rows2->room(unary_.lanes));
         now = now_ms();
         stats.lattice_ms = now - start;
 
@@ -118,8 +133,8 @@ private:
         start = now_ms();
         bool from_logits = settings.fast;
         const float* rows = from_logits ? unary_.logits.data() : space_.rows.data();
-        if (labels8) write_labels(unary_, order, rows, labels8);
-        if (labels16) write_labels(unary_, order, rows, labels16);
+        if (labels8) write_labels(unary_, order, rows, from_logits, labels8);
+        if (labels16) write_labels(unary_, order, rows, from_logits, labels16);
         if (marginals) write_marginals(unary_, order, rows, from_logits, marginals);
         stats.output_ms = now_ms() - start;
         return Status::ok;
@@ -154,11 +169,11 @@ private:
         y = __builtin_convertvector(row, float8);
     }
 
-    Status position_lattice(const PixelOrder& order, const Kernel& kernel, PositionLattice*& found) {
+    Status position_lattice(const PixelOrder& order, const Kernel& kernel, bool threads, PositionLattice*& found) {
         PositionLattice* oldest = &positions_[0];
         for (PositionLattice& p : positions_) {
             if (p.height == order.height && p.width == order.width && p.deviation[0] == kernel.deviation[0] &&
-                p.deviation[1] == kernel.deviation[1]) {
+                p.deviation[1] == kernel.deviation[1] && p.threads == threads) {
                 p.used = ++clock_;
                 found = &p;
                 return Status::ok;
@@ -166,24 +181,29 @@ private:
             if (p.used < oldest->used) oldest = &p;
         }
         if (order.count() >= large)  // one large lattice at a time
-            for (PositionLattice& p : positions_) {
-                p.lattice.release();
-                p.ones.release();
-                p.height = 0;
-            }
+            for (PositionLattice& p : positions_) p.release();
         PositionLattice& p = *oldest;
         p.height = 0;
         size_t count = order.count();
         float sx = 1 / kernel.deviation[0], sy = 1 / kernel.deviation[1];
         double low[2] = {0, 0}, high[2] = {double(order.width) * sx, double(order.height) * sy};
-        Status status = p.lattice.build(count, low, high, [&](size_t first, float8* f) {
+        auto features = [&](size_t first, float8* f) {
             positions(first, count, f[0], f[1]);
             f[0] = f[0] * sx;
             f[1] = f[1] * sy;
-        }, scratch_);
-        if (status != Status::ok) return status;
-        float* a = space_.values2.reserve(p.lattice.vertices);
-        filter_ones<2>(p.lattice, a, p.ones.reserve(count));
+        };
+        p.rows.release();
+        p.threads = threads;
+        if (!threads && p.rows.build(count, size_t(PixelOrder::tile) * order.width, low, high, features)) {
+            float *out = p.ones.reserve(count), gain = Lattice<2>::gain();
+            sweep_numbers(p.rows, space_.values2.reserve(p.rows.room(1)), [](size_t) { return 1.0f; },
+                          [&](size_t at, float sum) { out[at] = sum * gain; });
+        } else {
+            p.rows.release();
+            Status status = p.lattice.build(count, low, high, features, scratch_);
+            if (status != Status::ok) return status;
+            filter_ones<2>(p.lattice, space_.values2.reserve(p.lattice.vertices), p.ones.reserve(count));
+        }
         p.height = order.height;
         p.width = order.width;
         p.deviation[0] = kernel.deviation[0];
@@ -226,6 +246,20 @@ private:
             if (ones2) normalise(settings.normalization, ones2[p], f.splat2, f.slice2);
             factors[p] = f;
         }
+    }
+    // What all classes' messages to a pixel sum to: their marginals sum to one, and the filter is linear.
+    const float* sum_messages(const Field& field) {
+        float* total = ones_.reserve(field.pixels);  // the ones are in the factors by now
+        std::memset(total, 0, field.pixels * sizeof(float));
+        const Factors* f = factors_.data();
+        auto in = [&](size_t p) { return f[p].splat2; };
+        auto out = [&](size_t p, float sum) { total[p] += f[p].slice2 * sum; };
+        if (field.lattice5)
+            filter_numbers<5>(*field.lattice5, space_.values5.reserve(field.lattice5->vertices), [&](size_t p) { return f[p].splat5; },
+                              [&](size_t p, float sum) { total[p] += f[p].slice5 * sum; });
+        if (field.rows2) sweep_numbers(*field.rows2, space_.values2.reserve(field.rows2->room(1)), in, out);
+        else if (field.lattice2) filter_numbers<2>(*field.lattice2, space_.values2.reserve(field.lattice2->vertices), in, out);
+        return total;
     }
     static CRF_INLINE void normalise(Normalization kind, float ones, float& before, float& after) {
         if (kind == Normalization::symmetric) {

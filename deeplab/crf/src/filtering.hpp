@@ -79,20 +79,28 @@ template <int L> void blur(float* a, const Chains& chains, int part, int parts) 
     }
 }
 
-// The filter's response to ones, sum_j k(f_i, f_j), for every point; a: room for vertices floats.
-template <int D> void filter_ones(const Lattice<D>& lattice, float* a, float* out) {
+// One number in(p) per point, filtered and given to out(p, number), without the gain; a: room for vertices floats.
+template <int D, class In, class Out> void filter_numbers(const Lattice<D>& lattice, float* a, const In& in, const Out& out) {
     constexpr int K = D + 1;
     std::memset(a, 0, lattice.vertices * sizeof(float));
     const uint32_t* id = lattice.id.data();
     const float* w = lattice.weight.data();
-    for (size_t k = 0; k < lattice.points * K; ++k) a[id[k]] += w[k];
+    for (size_t p = 0; p < lattice.points; ++p) {
+        float x = in(p);
+        for (int r = 0; r < K; ++r) a[id[p * K + r]] += w[p * K + r] * x;
+    }
     for (const Chains& chains : lattice.chains) blur<1>(a, chains, 0, 1);
-    float gain = lattice.gain();
     for (size_t p = 0; p < lattice.points; ++p) {
         float sum = 0;
         for (int r = 0; r < K; ++r) sum += w[p * K + r] * a[id[p * K + r]];
-        out[p] = sum * gain;
+        out(p, sum);
     }
+}
+
+// The filter's response to ones, sum_j k(f_i, f_j), for every point.
+template <int D> void filter_ones(const Lattice<D>& lattice, float* a, float* out) {
+    float gain = lattice.gain();
+    filter_numbers<D>(lattice, a, [](size_t) { return 1.0f; }, [&](size_t p, float sum) { out[p] = sum * gain; });
 }
 
 }  // namespace CRF_BUILD

@@ -1,8 +1,7 @@
 // The mean-field iterations over the filters, for rows of any width, on one thread or several.
 #pragma once
 
-#include "mean_field.hpp"
-#include "restriction.hpp"
+#include "workspace.hpp"
 
 namespace crf {
 namespace CRF_BUILD {
@@ -25,46 +24,6 @@ template <class F> void together(Workers* workers, const F& f) {
         },
         &call);
 }
-
-// Fast mode's problem once most pixels are frozen: the pixels that still change, and their part of the lattices.
-struct Part {
-    Lattice<5> lattice5;
-    Lattice<2> lattice2;
-    Buffer<Factors> factors;
-    Buffer<float> rest, logits;
-    Buffer<uint32_t> origin;  // place of every pixel in the whole image
-    size_t bytes() const {
-        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + logits.bytes() + origin.bytes();
-    }
-    void release() {
-        lattice5.release();
-        lattice2.release();
-        factors.release();
-        rest.release();
-        logits.release();
-        origin.release();
-    }
-};
-
-// The buffers of one refinement that the caller keeps for the next.
-struct Workspace {
-    Buffer<float> values5, values2, rows;
-    Buffer<uint32_t> active, renamed;
-    Part parts[2];
-    size_t bytes() const {
-        size_t n = values5.bytes() + values2.bytes() + rows.bytes() + active.bytes() + renamed.bytes();
-        return n + parts[0].bytes() + parts[1].bytes();
-    }
-    void release() {
-        values5.release();
-        values2.release();
-        rows.release();
-        active.release();
-        renamed.release();
-        parts[0].release();
-        parts[1].release();
-    }
-};
 
 constexpr int most_threads = 64;
 
@@ -95,9 +54,7 @@ public:
                 for (int b = 0; b < unary_.blocks; ++b) {
                     filter(rows + b * plane_, list, active, false);
                     // The block's rows are dead after their splat; its messages take their place.
-                    together(workers_, [&](int part, int parts) {
-                        size_t from, to;
-                        share(active, 64, part, parts, from, to);
+                    each_part(list, active, rows + b * plane_, [&](size_t from, size_t to, int) {
                         slice_messages<L>(field_, list, from, to, rows + b * plane_);
                     });
                 }
@@ -105,6 +62,7 @@ public:
                 if (fast) combine_changes(list, active, settings.freeze);
                 else combine_all();
             }
+            if (fast) field_.total = nullptr;
             // Narrowing costs about as much as two iterations of the filter.
             size_t left = size_t(settings.iterations - iteration - 1);
             if (fast && !active) break;
@@ -129,22 +87,32 @@ private:
         Part& part = space_.parts[part_ == &space_.parts[0]];
         const uint32_t* list = space_.active.data();
         if (field_.lattice5) restrict_lattice<5>(*field_.lattice5, list, active, part.lattice5, space_.renamed);
-        if (field_.lattice2) restrict_lattice<2>(*field_.lattice2, list, active, part.lattice2, space_.renamed);
+        if (field_.rows2) restrict_rows(*field_.rows2, list, active, part.lattice2, space_.renamed);
+        else if (field_.lattice2) restrict_lattice<2>(*field_.lattice2, list, active, part.lattice2, space_.renamed);
         part.factors.reserve(active);
         part.origin.reserve(active);
         part.logits.reserve(active * L * unary_.blocks);
         if (field_.rest) part.rest.reserve(active);
+        if (field_.last) part.last.reserve(active);
         for (size_t k = 0; k < active; ++k) {
             size_t p = list[k];
             part.factors[k] = field_.factors[p];
             part.origin[k] = part_ ? part_->origin[p] : uint32_t(p);
             if (field_.rest) part.rest[k] = field_.rest[p];
+            if (field_.last) part.last[k] = field_.last[p];
             for (int b = 0; b < unary_.blocks; ++b)
                 Row<L>::load(logits_ + b * logits_plane_ + p * L).store(part.logits.data() + (b * active + k) * L);
         }
         if (field_.lattice5) field_.lattice5 = &part.lattice5;
-        if (field_.lattice2) field_.lattice2 = &part.lattice2;
+        if (field_.id2) {
+            field_.lattice2 = &part.lattice2;
+            field_.rows2 = nullptr;
+            field_.id2 = part.lattice2.id.data();
+            field_.weight2 = part.lattice2.weight.data();
+            field_.values2 = space_.values2.reserve(part.lattice2.vertices * L);
+        }
         if (field_.rest) field_.rest = part.rest.data();
+        if (field_.last) field_.last = part.last.data();
         field_.factors = part.factors.data();
         field_.pixels = active;
         logits_ = part.logits.data();
@@ -152,12 +120,43 @@ private:
         part_ = &part;
         listed_ = false;
     }
+    // Calls update(from, to, thread) for ranges that together are the pixels 0 .. count of the list. Where positions
+    // are filtered in a sweep this is it: update then finds the filtered values of `rows`, and may overwrite its own.
+    template <class Update> void each_part(const uint32_t* list, size_t count, const float* rows, const Update& update) {
+        if (!field_.rows2) {
+            together(workers_, [&](int part, int parts) {
+                size_t from, to;
+                share(count, 64, part, parts, from, to);
+                update(from, to, part);
+            });
+            return;
+        }
+        size_t splatted = 0, updated = 0;
+        auto upto = [&](size_t from, size_t place) {
+            if (!list) return place;
+            while (from < count && list[from] < place) ++from;
+            return from;
+        };
+        field_.rows2->sweep<L>(
+            field_.values2,
+            [&](size_t, size_t end) {
+                size_t to = upto(splatted, end);
+                splat_positions<L>(field_, list, splatted, to, rows);
+                splatted = to;
+            },
+            [&](size_t, size_t end) {
+                size_t to = upto(updated, end);
+                update(updated, to, 0);
+                updated = to;
+            });
+    }
     void write_back() {
         if (!part_) return;
         size_t plane = unary_.logits_plane();
         for (int b = 0; b < unary_.blocks; ++b)
             for (size_t k = 0; k < field_.pixels; ++k)
                 Row<L>::load(logits_ + b * logits_plane_ + k * L).store(unary_.logits.data() + b * plane + part_->origin[k] * L);
+        for (size_t k = 0; field_.last && k < field_.pixels; ++k) unary_.last[part_->origin[k]] = field_.last[k];
     }
 
     void initial_marginals() {
@@ -167,6 +166,10 @@ private:
             size_t from, to;
             share(field_.pixels, 64, part, parts, from, to);
             for (size_t p = from; p < to; ++p) {
+                if (unary_.blocks == 1) {
+                    first_marginals<L>(field_, Row<L>::load(logits + p * L), p).store(rows + p * L);
+                    continue;
+                }
                 for (int b = 0; b < unary_.blocks; ++b)
                     Row<L>::load(logits + b * plane_ + p * L).store(rows + b * plane_ + p * L);
                 softmax_planes<L>(rows + p * L, plane_, unary_.blocks, rest(p));
@@ -175,8 +178,8 @@ private:
     }
     void filter(const float* rows, const uint32_t* list, size_t count, bool first) {
         if (!workers_ && !list && !part_) {
-            if (first) splat_all<L, true>(field_, unary_.logits.data());
-            else splat_all<L, false>(field_, rows);
+            if (first) splat_all<L, true>(field_, unary_.logits.data(), field_.rows2 ? space_.rows.data() : nullptr);
+            else splat_all<L, false>(field_, rows, nullptr);
         } else {
             together(workers_, [&](int part, int parts) {
                 if (field_.lattice5) splat_share<L, 5>(*field_.lattice5, field_.values5, field_.factors, list, count, rows, part, parts, true);
@@ -189,9 +192,7 @@ private:
             together(workers_, [&](int part, int parts) { blur<L>(field_.values2, field_.lattice2->chains[j], part, parts); });
     }
     void update_all() {
-        together(workers_, [&](int part, int parts) {
-            size_t from, to;
-            share(field_.pixels, 64, part, parts, from, to);
+        each_part(nullptr, field_.pixels, space_.rows.data(), [&](size_t from, size_t to, int) {
             update_exact<L>(field_, unary_.logits.data(), space_.rows.data(), from, to);
         });
     }
@@ -212,10 +213,10 @@ private:
     }
     void update_changes(const uint32_t* list, size_t& active, float freeze) {
         Survivors left[most_threads];
-        together(workers_, [&](int part, int parts) {
-            size_t from, to;
-            share(active, 64, part, parts, from, to);
-            left[part] = update_fast<L>(field_, logits_, list, from, to, freeze, space_.active.data(), space_.rows.data());
+        for (Survivors& s : left) s = {active, 0};
+        each_part(list, active, space_.rows.data(), [&](size_t from, size_t to, int thread) {
+            if (from < left[thread].from) left[thread].from = from;
+            update_fast<L>(field_, logits_, list, from, to, freeze, space_.active.data(), space_.rows.data(), left[thread]);
         });
         active = pack(left);
     }

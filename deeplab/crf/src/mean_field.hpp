@@ -1,7 +1,7 @@
 // Mean-field updates (Krahenbuhl & Koltun 2011, algorithm 1): splat of marginals, slice of messages, softmax.
 #pragma once
 
-#include "filtering.hpp"
+#include "position_rows.hpp"
 #include "unary.hpp"
 
 namespace crf {
@@ -15,9 +15,14 @@ struct Factors {
 
 struct Field {
     const Lattice<5>* lattice5;  // null: the kernel is absent
-    const Lattice<2>* lattice2;
+    const Lattice<2>* lattice2;    // null: absent, or
+    const PositionRows* rows2;     // filtered in a sweep instead
+    const uint32_t* id2;           // of either: points x 3; null: no such kernel
+    const float* weight2;
     const Factors* factors;
     const float* rest;  // null: no class was dropped
+    float* last;         // logits of the implied class; null: there is none
+    const float* total;  // the sum of a pixel's messages over all classes; null where the rows are changes: then 0
     float *values5, *values2;
     size_t pixels;
 };
@@ -30,6 +35,22 @@ template <int L> CRF_INLINE Row<L> softmax(Row<L> x, float rest) {
     }
     Row<L> e = x.exp();
     return e * (1.0f / (e.sum() + rest));
+}
+
+// The same with one more class, whose logit is `last` and whose marginal becomes `own`.
+template <int L> CRF_INLINE Row<L> softmax(Row<L> x, float rest, float last, float& own) {
+    if (__builtin_expect(x.above(80.0f) || last > 80.0f, 0)) {
+        float peak = x.max();
+        if (last > peak) peak = last;
+        x = x - Row<L>::all(peak);
+        last -= peak;
+        rest *= exponential(float4{} - (peak < 80 ? peak : 80))[0];
+    }
+    Row<L> e = x.exp();
+    float o = exponential(float4{} + last)[0];
+    float scale = 1.0f / (e.sum() + (rest + o));
+    own = o * scale;
+    return e * scale;
 }
 
 template <int L, int K> CRF_INLINE void scatter(float* a, const uint32_t* id, const float* w, const Row<L>& q) {
@@ -55,13 +76,18 @@ template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
     Row<L> sum = Row<L>::all(0);
     const Factors& f = field.factors[p];
     if (field.lattice5) sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
-    if (field.lattice2) sum.add(f.slice2, gather<L, 3>(field.values2, field.lattice2->id.data() + p * 3, field.lattice2->weight.data() + p * 3));
+    if (field.id2) sum.add(f.slice2, gather<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3));
     return sum;
 }
 
+template <int L> CRF_INLINE Row<L> first_marginals(const Field& field, const Row<L>& logits, size_t p) {
+    float rest = field.rest ? field.rest[p] : 0.0f, own;
+    return field.last ? softmax<L>(logits, rest, field.last[p], own) : softmax<L>(logits, rest);
+}
+
 // Splat of every pixel by one thread; each vertex's row is zeroed just before its first use, while it is in the cache.
-// rows: of pixels; FromLogits: the softmax is taken on the way.
-template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows) {
+// rows: of pixels; FromLogits: the softmax is taken on the way, and left in `marginals` unless that is null.
+template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows, float* marginals) {
     for (size_t first = 0, mark = 0; first < field.pixels; first += fresh_step, ++mark) {
         if (field.lattice5) {
             size_t from = field.lattice5->met[mark], to = field.lattice5->met[mark + 1];
@@ -75,10 +101,13 @@ template <int L, bool FromLogits> void splat_all(const Field& field, const float
         for (size_t p = first; p < end; ++p) {
             if (p + 4 < end) prefetch_rows<L>(field, p + 4);
             Row<L> q = Row<L>::load(rows + p * L);
-            if constexpr (FromLogits) q = softmax<L>(q, field.rest ? field.rest[p] : 0.0f);
+            if constexpr (FromLogits) {
+                q = first_marginals<L>(field, q, p);
+                if (marginals) q.store(marginals + p * L);
+            }
             const Factors& f = field.factors[p];
             if (field.lattice5) scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6, q * f.splat5);
-            if (field.lattice2) scatter<L, 3>(field.values2, field.lattice2->id.data() + p * 3, field.lattice2->weight.data() + p * 3, q * f.splat2);
+            if (field.lattice2) scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, q * f.splat2);
         }
     }
 }
@@ -115,7 +144,17 @@ void splat_share(const Lattice<D>& lattice, float* a, const Factors* factors, co
 template <int L> void update_exact(const Field& field, const float* logits, float* marginals, size_t from, size_t to) {
     for (size_t p = from; p < to; ++p) {
         if (p + 4 < to) prefetch_rows<L>(field, p + 4);
-        softmax<L>(Row<L>::load(logits + p * L) + message<L>(field, p), 0).store(marginals + p * L);
+        Row<L> sent = message<L>(field, p), x = Row<L>::load(logits + p * L) + sent;
+        float own;
+        (field.last ? softmax<L>(x, 0, field.last[p] + (field.total[p] - sent.sum()), own) : softmax<L>(x, 0)).store(marginals + p * L);
+    }
+}
+
+// The pixels [from, to) of the list into the ring of the sweep over positions.
+template <int L> void splat_positions(const Field& field, const uint32_t* list, size_t from, size_t to, const float* rows) {
+    for (size_t k = from; k < to; ++k) {
+        size_t p = list ? list[k] : k;
+        scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, Row<L>::load(rows + k * L) * field.factors[p].splat2);
     }
 }
 
@@ -126,25 +165,31 @@ struct Survivors {
 
 // Fast mode: the filter is linear, so only changes of marginals travel. Adds the message of the last changes to the
 // logits of the pixels [from, to) of the list (all pixels where it is null). A pixel none of whose marginals moves by
-// more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed from row
-// `from` on.
+// more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed behind
+// those of `out`.
 template <int L>
-Survivors update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
-                      uint32_t* active, float* changes) {
-    Survivors out{from, 0};
+void update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
+                 uint32_t* active, float* changes, Survivors& out) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;
         Row<L> x = Row<L>::load(logits + p * L);
-        Row<L> old = softmax<L>(x, rest);
-        x = x + message<L>(field, p);
-        x.store(logits + p * L);
-        Row<L> change = softmax<L>(x, rest) - old;
-        change.store(changes + (from + out.active) * L);
-        active[from + out.active] = uint32_t(p);
-        out.active += change.beyond(freeze);
+        Row<L> sent = message<L>(field, p), y = x + sent, change;
+        y.store(logits + p * L);
+        bool live;
+        if (field.last) {
+            float before, after, last = field.last[p], now = last + ((field.total ? field.total[p] : 0.0f) - sent.sum());
+            field.last[p] = now;
+            change = softmax<L>(y, rest, now, after) - softmax<L>(x, rest, last, before);
+            live = change.beyond(freeze) | (after - before > freeze) | (before - after > freeze);
+        } else {
+            change = softmax<L>(y, rest) - softmax<L>(x, rest);
+            live = change.beyond(freeze);
+        }
+        change.store(changes + (out.from + out.active) * L);
+        active[out.from + out.active] = uint32_t(p);
+        out.active += live;
     }
-    return out;
 }
 
 // Messages alone, where channels are filtered in several blocks.

@@ -2,7 +2,7 @@
 // this part alone: fewer rows to blur, and all of them close together.
 #pragma once
 
-#include "lattice.hpp"
+#include "position_rows.hpp"
 
 namespace crf {
 namespace CRF_BUILD {
@@ -66,6 +66,50 @@ void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t cou
                 }
             }
         });
+        out.finish();
+    }
+}
+
+// The same of the lattice over positions.
+inline void restrict_rows(const PositionRows& from, const uint32_t* listed, size_t count, Lattice<2>& to, Buffer<uint32_t>& renamed) {
+    constexpr uint32_t none = PositionRows::nowhere;
+    uint32_t* name = renamed.reserve(2 * from.places());
+    uint32_t *at = name + from.places(), vertices = 0;  // at: the places named
+    std::memset(name, 0xff, from.places() * sizeof(uint32_t));
+    auto called = [&](uint32_t place) {
+        if (name[place] == none) {
+            at[vertices] = place;
+            name[place] = vertices++;
+        }
+        return name[place];
+    };
+    to.points = count;
+    uint32_t* id = to.id.reserve((count + 8) * 3);
+    float* weight = to.weight.reserve((count + 8) * 3);
+    for (size_t k = 0; k < count; ++k)
+        for (int r = 0; r < 3; ++r) {
+            id[k * 3 + r] = called(from.place(listed[k], r));
+            weight[k * 3 + r] = from.weight[size_t(listed[k]) * 3 + r];
+        }
+    const uint32_t inner = vertices;
+    for (uint32_t v = 0; v < inner; ++v)
+        for (int k = 0; k < 6; ++k) {
+            uint32_t place = from.step(at[v], k / 2, k & 1);
+            if (place != none) called(place);
+        }
+    to.vertices = vertices;
+    Buffer<uint32_t> runs;
+    uint32_t* run = runs.reserve(vertices);
+    for (int j = 0; j < 3; ++j) {
+        Chains& out = to.chains[j];
+        out.clear();
+        auto named = [&](uint32_t place) { return place != none && name[place] != none; };
+        for (uint32_t v = 0; v < vertices; ++v) {
+            if (named(from.step(at[v], j, true))) continue;
+            size_t n = 0;
+            for (uint32_t place = at[v]; named(place); place = from.step(place, j, false)) run[n++] = name[place];
+            if (n > 1) out.append(run, n);
+        }
         out.finish();
     }
 }

@@ -1,23 +1,23 @@
 // Scores to logits in pixel order: which classes are kept, upsampling, and the mass of the dropped ones.
 #pragma once
 
-#include "pixel_order.hpp"
+#include "score_grid.hpp"
 
 namespace crf {
 namespace CRF_BUILD {
 
-constexpr float padding = -1000.0f;    // logit of lanes without a class
-constexpr float lowest_logit = -1e6f;  // keeps differences of extreme scores finite
-constexpr float smallest_probability = 1e-5f;
-constexpr float largest_score = 1e30f;  // accepted magnitude: sums and differences of scores stay finite
-
 // Logits U (at most 0) as `blocks` planes of pixels x lanes, and per pixel the dropped classes' sum of exp(U).
-class Unary {
+class Unary : private ScoreGrid {
 public:
     int classes = 0, kept = 0, lanes = 0, blocks = 0;
     Buffer<int> kept_class;  // class of every channel
     Buffer<float> logits, rest;
     bool has_rest = false;
+    // The last kept class has no channel where that saves four lanes: its marginal is what the others leave.
+    bool implied = false;
+    Buffer<float> last;  // its logits
+
+    int channels() const { return kept - implied; }
 
     Status load(const Scores& scores, const PixelOrder& order, bool prune, float threshold, int block_lanes) {
         scores_ = scores;
@@ -57,54 +57,16 @@ public:
     }
     size_t logits_plane() const { return plane_; }
     size_t bytes() const {
-        return logits.bytes() + rest.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() + peak_.bytes();
+        return logits.bytes() + rest.bytes() + last.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() + peak_.bytes();
     }
     void release() {
-        Buffer<float>* all[] = {&logits, &rest, &grid_, &reduced_, &row_, &total_, &peak_, &grid_rest_, &rest_row_};
+        Buffer<float>* all[] = {&logits, &rest, &last, &grid_, &reduced_, &row_, &total_, &peak_, &grid_rest_, &rest_row_};
         for (Buffer<float>* b : all) b->release();
     }
 
 private:
-    static CRF_INLINE float clip(float p) { return p > smallest_probability ? p : smallest_probability; }
-    static CRF_INLINE bool finite(float x) { return x - x == 0; }
+    int row_lanes() const { return lanes * blocks + (implied ? 4 : 0); }
 
-    struct Position {
-        int low, high;
-        float weight;
-    };
-    Position position(int pixel, int length) const {
-        float at = pixel * scores_.step + scores_.shift;
-        at = at < 0 ? 0 : at > length - 1 ? float(length - 1) : at;
-        int low = int(at);
-        if (low > length - 2) low = length > 1 ? length - 2 : 0;
-        return {low, length > 1 ? low + 1 : 0, at - low};
-    }
-    float value_at(int c, int y, int x) const {
-        const float* plane = scores_.values + size_t(c) * scores_.rows * scores_.columns;
-        if (scores_.full_size) return plane[size_t(y) * scores_.columns + x];
-        Position v = position(y, scores_.rows), h = position(x, scores_.columns);
-        const float *a = plane + size_t(v.low) * scores_.columns, *b = plane + size_t(v.high) * scores_.columns;
-        float upper = a[h.low] + h.weight * (a[h.high] - a[h.low]), lower = b[h.low] + h.weight * (b[h.high] - b[h.low]);
-        return upper + v.weight * (lower - upper);
-    }
-
-    // Planes to pixel-major: `count` values from `offset` of every plane. Missing lanes are padded.
-    void transpose(size_t offset, int count, const int* chosen, int chosen_count, int stride, float* out) const {
-        size_t plane = size_t(scores_.rows) * scores_.columns;
-        float fill = scores_.probabilities ? 0.0f : -largest_score;
-        for (int c = 0; c < stride; c += 4) {
-            const float* from[4];
-            for (int k = 0; k < 4; ++k)
-                from[k] = c + k < chosen_count ? scores_.values + plane * (chosen ? chosen[c + k] : c + k) + offset : nullptr;
-            if (from[3]) {
-                for (int x = 0; x < count; ++x)
-                    *(loose4*)(out + size_t(x) * stride + c) = float4{from[0][x], from[1][x], from[2][x], from[3][x]};
-            } else {
-                for (int x = 0; x < count; ++x)
-                    for (int k = 0; k < 4; ++k) out[size_t(x) * stride + c + k] = from[k] ? from[k][x] : fill;
-            }
-        }
-    }
     // Checks one point; to prune, updates the classes' greatest probabilities and gives the peak score and the sum.
     CRF_INLINE Status survey_point(const float* row, bool prune, float& peak, float& sum) {
         float* best = best_.data();
@@ -200,13 +162,17 @@ private:
             if (!dropped[c]) chosen[kept++] = c;
         }
         has_rest = kept < classes;
-        blocks = (kept + block_lanes - 1) / block_lanes;
-        lanes = ((kept + blocks - 1) / blocks + 3) / 4 * 4;
+        float dropped_mass = 0;  // an upper bound; what is dropped must not count as the implied class's
+        for (int c = 0; c < classes; ++c)
+            if (dropped[c]) dropped_mass += best_[c];
+        implied = kept > 1 && kept % 4 == 1 && kept - 1 <= block_lanes && dropped_mass < 1e-3f;
+        blocks = (channels() + block_lanes - 1) / block_lanes;
+        lanes = ((channels() + blocks - 1) / blocks + 3) / 4 * 4;
     }
     // The grid of the kept classes, and the dropped ones joined into one: log-sum-exp of scores, sum of probabilities.
     void reduce_grid() {
         size_t points = size_t(scores_.rows) * scores_.columns;
-        int wide = lanes * blocks;
+        int wide = row_lanes();
         float* reduced = reduced_.reserve(points * wide);
         float* joined = grid_rest_.reserve(points);
         float fill = scores_.probabilities ? 0.0f : -largest_score;
@@ -223,11 +189,12 @@ private:
         }
     }
     void fill(const PixelOrder& order) {
-        int wide = lanes * blocks;
+        int wide = row_lanes();
         size_t plane = order.count() * lanes;
         plane_ = plane;
         logits.reserve(plane * blocks);
         if (has_rest) rest.reserve(order.count());
+        if (implied) last.reserve(order.count());
         int columns = scores_.columns;
         float* row = row_.reserve(size_t(columns) * wide);
         float* rest_row = rest_row_.reserve(columns);
@@ -273,6 +240,12 @@ private:
             }
         }
         float peak = scores_.probabilities ? 0.0f : largest(top);
+        if (implied) {
+            float x = a[lanes] + weight * (b[lanes] - a[lanes]);
+            if (scores_.probabilities) x = logarithm(float4{} + clip(x))[0];
+            else if (x > peak) peak = x;
+            last[place] = x - peak > lowest_logit ? x - peak : lowest_logit;
+        }
         peak_now_ = peak;
         for (int k = 0, block = 0; block < blocks; ++block) {
             float* out = logits.data() + block * plane + place * lanes;
@@ -289,9 +262,11 @@ private:
         }
         // The joined score may be the largest; then the logits move below it.
         float over = joined - peak_now_;
-        if (over > 0)
+        if (over > 0) {
             for (int block = 0; block < blocks; ++block)
                 for (int l = 0; l < lanes; ++l) logits[block * plane + place * lanes + l] -= over;
+            if (implied) last[place] -= over;
+        }
         rest[place] = over > 0 ? 1.0f : exponential(float4{} + over)[0];
     }
     CRF_INLINE void finish_full_size(size_t place, size_t plane, float sum, float peak) {
@@ -303,10 +278,13 @@ private:
                 *at = *at - over;
                 held += total(exponential<float4>(*at));
             }
+        if (implied) {
+            last[place] -= over;
+            held += exponential(float4{} + last[place])[0];
+        }
         rest[place] = sum > held ? sum - held : 0.0f;
     }
 
-    Scores scores_{};
     int stride_ = 0;
     size_t plane_ = 0;
     float peak_now_ = 0;

@@ -208,6 +208,7 @@ template <> struct Row<1> {
     CRF_INLINE void store(float* p) const { *p = a; }
     static CRF_INLINE Row all(float x) { return {x}; }
     CRF_INLINE Row operator+(const Row& o) const { return {a + o.a}; }
+    CRF_INLINE Row operator*(float x) const { return {a * x}; }
     CRF_INLINE void add(float x, const Row& o) { a += x * o.a; }
 };
 
