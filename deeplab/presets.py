@@ -18,8 +18,12 @@ class TrainingConfig:
     `head_multiplier` times that, and its bias twice that again without weight decay (the released prototxts).
     `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of the running mean of the weights that is validated
     and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as loaded,
-    which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that a training step leaves out. `loss`:
-    labels at "full" resolution or every "stride"-th (deeplab.losses). `colour`, `scales`, `crop`: deeplab.transforms.
+    which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that a
+    training step leaves out. `loss`:
+    labels at "full" resolution or every "stride"-th (deeplab.losses). `objective`: one loss on the scores ("single"), or
+    one on each of `loss_scales` and on their fusion ("official", "kazuto": deeplab.objective), which Attention to Scale
+    has by its nature. `normalize`: the mean over labelled pixels; False is FCN's sum. `colour`, `scales`,
+    `crop`: deeplab.transforms.
     """
 
     preset: str
@@ -42,6 +46,9 @@ class TrainingConfig:
     mirror: bool = True
     colour: float = 0.0
     loss: Literal["full", "stride"] = "full"
+    objective: Literal["single", "official", "kazuto"] = "single"
+    loss_scales: tuple[float, ...] = (1.0, 0.75, 0.5)
+    normalize: bool = True
     ema: float = 0.0
     dropout: float = 0.0
     frozen_layers: int = 0
