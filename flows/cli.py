@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import results, segment, train
+from flows.commands import architectures, results, segment, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +36,7 @@ app.command("export")(results.export)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)
+app.command("import-weights")(architectures.import_weights)
 
 
 INTERRUPTED = 130
