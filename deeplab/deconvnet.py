@@ -32,20 +32,20 @@ class DeconvNetBackbone(nn.Module):
     """VGG-16 with batch norm, fc6 (7x7) and fc7: B x 3 x H x W -> fc7 and the five pools' switches. H, W: 32k, 224 or more."""
 
     output_stride = 32
-    channels = 4096
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         inputs, stages = 3, []
-        for channels, count in STAGES:
-            units = []
+        for published, count in STAGES:
+            channels, units = max(1, round(published * width)), []
             for _ in range(count):
                 units.append(_unit(initialised(nn.Conv2d(inputs, channels, 3, padding=1))))
                 inputs = channels
             stages.append(nn.Sequential(*units))
         self.stages = nn.ModuleList(stages)
-        self.fc6 = _unit(initialised(nn.Conv2d(512, 4096, 7)))
-        self.fc7 = _unit(initialised(nn.Conv2d(4096, 4096, 1)))
+        self.channels = max(1, round(4096 * width))
+        self.fc6 = _unit(initialised(nn.Conv2d(inputs, self.channels, 7)))
+        self.fc7 = _unit(initialised(nn.Conv2d(self.channels, self.channels, 1)))
 
     def layers(self) -> list[nn.Module]:
         """The convolutions with their norms, in order."""
@@ -62,15 +62,16 @@ class DeconvNetBackbone(nn.Module):
 class DeconvNetHead(nn.Module):
     """fc6-deconv, then unpooling by the switches and transposed convolutions, five times, then a 1x1 to the classes."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, width: float = 1.0) -> None:
         super().__init__()
-        self.fc6 = _deconv(4096, 512, 7, 0)
-        inputs, stages = 512, []
+        inputs, stages = max(1, round(512 * width)), []
+        self.fc6 = _deconv(max(1, round(4096 * width)), inputs, 7, 0)
         for widths in MIRROR:
             units = []
-            for width in widths:
-                units.append(_deconv(inputs, width, 3, 1))
-                inputs = width
+            for published in widths:
+                channels = max(1, round(published * width))
+                units.append(_deconv(inputs, channels, 3, 1))
+                inputs = channels
             stages.append(nn.Sequential(*units))
         self.stages = nn.ModuleList(stages)
         self.score = nn.Conv2d(inputs, classes, 1)
@@ -95,8 +96,8 @@ class DeconvNet(SegmentationNetwork):
 
     learnt_norm = True
 
-    def __init__(self, classes: int, normalization: Normalization) -> None:
-        super().__init__(DeconvNetBackbone(), DeconvNetHead(classes), classes, normalization, stride=1)
+    def __init__(self, classes: int, normalization: Normalization, width: float = 1.0) -> None:
+        super().__init__(DeconvNetBackbone(width), DeconvNetHead(classes, width), classes, normalization, stride=1)
 
     def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
         height, width = x.shape[-2:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,10 +28,11 @@ def bilinear_kernel(side: int) -> torch.Tensor:
 class FCNBackbone(VGG16):
     """VGG-16 with pad 100, 2/2 pools and unpadded fc6 (7x7), fc7: B x 3 x H x W -> pool3, pool4, fc7."""
 
-    def __init__(self, ceil_pool: bool = True) -> None:
-        super().__init__(32, ceil_pool, first_padding=100)
-        self.fc = FullyConnected(VGG16.channels, 4096, 7, 1, padding=0)
-        self.channels = 4096
+    def __init__(self, ceil_pool: bool = True, width: float = 1.0) -> None:
+        super().__init__(32, ceil_pool, first_padding=100, width=width)
+        filters = max(1, round(4096 * width))
+        self.fc = FullyConnected(self.channels, filters, 7, 1, padding=0)
+        self.channels = filters
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pools = self.pools(x)
@@ -39,17 +42,18 @@ class FCNBackbone(VGG16):
 class FCNHead(nn.Module):
     """score_fr, the skips' scores, and the transposed convolutions between and after them.
 
-    Scores start at zero and transposed convolutions as bilinear interpolation, which `learn_upscore` lets them leave.
+    `inputs`: channels of pool3, pool4 and fc7. Scores start at zero and transposed convolutions as bilinear
+    interpolation, which `learn_upscore` lets them leave.
     """
 
-    def __init__(self, classes: int, stride: int, at_once: bool, learn_upscore: bool) -> None:
+    def __init__(self, inputs: Sequence[int], classes: int, stride: int, at_once: bool, learn_upscore: bool) -> None:
         super().__init__()
         self.stride = stride
         self.scales = AT_ONCE if at_once else {"pool4": 1.0, "pool3": 1.0}
-        self.score_fr = nn.Conv2d(4096, classes, 1)
+        self.score_fr = nn.Conv2d(inputs[2], classes, 1)
         self.upscores = nn.ModuleList()
-        self.score_pool4 = nn.Conv2d(512, classes, 1) if stride <= 16 else None
-        self.score_pool3 = nn.Conv2d(256, classes, 1) if stride <= 8 else None
+        self.score_pool4 = nn.Conv2d(inputs[1], classes, 1) if stride <= 16 else None
+        self.score_pool3 = nn.Conv2d(inputs[0], classes, 1) if stride <= 8 else None
         for factor in {32: (32,), 16: (2, 16), 8: (2, 2, 8)}[stride]:
             up = nn.ConvTranspose2d(classes, classes, 2 * factor, factor, bias=False)
             with torch.no_grad():
@@ -80,10 +84,19 @@ class FCN(SegmentationNetwork):
     """An FCN: normalised B x 3 x H x W in, B x C x H x W scores out, one for each pixel, whatever H and W are."""
 
     def __init__(
-        self, classes: int, stride: int, normalization: Normalization, at_once: bool, learn_upscore: bool, ceil_pool: bool
+        self,
+        classes: int,
+        stride: int,
+        normalization: Normalization,
+        at_once: bool = False,
+        learn_upscore: bool = False,
+        ceil_pool: bool = True,
+        width: float = 1.0,
     ) -> None:
-        head = FCNHead(classes, stride, at_once, learn_upscore)
-        super().__init__(FCNBackbone(ceil_pool), head, classes, normalization, stride=1)
+        backbone = FCNBackbone(ceil_pool, width)
+        inputs = backbone.widths[2], backbone.widths[3], backbone.channels
+        head = FCNHead(inputs, classes, stride, at_once, learn_upscore)
+        super().__init__(backbone, head, classes, normalization, stride=1)
 
     def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
         features = tuple(F.dropout2d(feature, dropout, self.training and dropout > 0) for feature in self.backbone(x))

@@ -25,19 +25,29 @@ class VGG16(nn.Module):
     With holes (the default) pools are 3/2/1, the last two with stride 1, conv5 has rate 2, and 8k + 1 pixels become
     k + 1 features (prototxt `vgg128_noup`). `output_stride=16` leaves pool4 its stride and conv5 dense. Without holes
     (`output_stride=32`) pools are 2/2/0, as in FCN. `ceil_pool`: Caffe's rounding. `average`: pool5a, the 3x3 average
-    after pool5, which the released v1 nets have and the v2 nets do not. `first_padding`: FCN's conv1_1 pads 100.
+    after pool5, which the released v1 nets have and the v2 nets do not. `first_padding`: FCN's conv1_1 pads 100. `width`:
+    share of the published channels, here and in fc6 and fc7; below 1 the same geometry for small data and for tests.
     """
 
-    channels = 512
-
-    def __init__(self, output_stride: int = 8, ceil_pool: bool = True, average: bool = False, first_padding: int = 1) -> None:
+    def __init__(
+        self,
+        output_stride: int = 8,
+        ceil_pool: bool = True,
+        average: bool = False,
+        first_padding: int = 1,
+        width: float = 1.0,
+    ) -> None:
         super().__init__()
+        if not 0 < width <= 1:
+            raise ValueError(f"width {width}: above 0 and at most 1 is accepted")
+        self.widths = [max(1, round(channels * width)) for channels, _ in STAGES]
+        self.channels = self.widths[-1]
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride {output_stride}: 8, 16 and 32 are accepted")
         self.output_stride = output_stride
         layers: list[nn.Module] = []
         inputs, current, rate = 3, 1, 1
-        for channels, count in STAGES:
+        for channels, (_, count) in zip(self.widths, STAGES, strict=True):
             for _ in range(count):
                 padding = first_padding if not layers else rate
                 layers += [initialised(nn.Conv2d(inputs, channels, 3, 1, padding, rate)), nn.ReLU(inplace=True)]
@@ -72,16 +82,16 @@ class VGG16(nn.Module):
 
 
 class FullyConnected(nn.Module):
-    """fc6 and fc7 as convolutions, each with ReLU and dropout 0.5: B x D x h x w in, B x width x h x w out.
+    """fc6 and fc7 as convolutions, each with ReLU and dropout 0.5: B x D x h x w in, B x filters x h x w out.
 
     An effective kernel of `rate * (kernel - 1) + 1`, which is odd in all the papers' variants, is padded to keep h x w.
     """
 
-    def __init__(self, inputs: int, width: int, kernel: int, rate: int, padding: int | None = None) -> None:
+    def __init__(self, inputs: int, filters: int, kernel: int, rate: int, padding: int | None = None) -> None:
         super().__init__()
         padding = rate * (kernel - 1) // 2 if padding is None else padding
-        self.fc6 = initialised(nn.Conv2d(inputs, width, kernel, 1, padding, rate))
-        self.fc7 = initialised(nn.Conv2d(width, width, 1))
+        self.fc6 = initialised(nn.Conv2d(inputs, filters, kernel, 1, padding, rate))
+        self.fc7 = initialised(nn.Conv2d(filters, filters, 1))
         self.dropout = 0.5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +100,7 @@ class FullyConnected(nn.Module):
 
 
 class VGG16FullyConvolutional(VGG16):
-    """VGG-16 up to fc7 at the stride of pool5: v1's 7x7, 4x4 and LargeFOV, by `kernel`, `rate` and `width` of fc6.
+    """VGG-16 up to fc7 at the stride of pool5: v1's 7x7, 4x4 and LargeFOV, by `kernel`, `rate` and `filters` of fc6.
 
     `taps` returns fc7 with the normalised image and the first four pools, for v1's MSc head.
     """
@@ -99,15 +109,17 @@ class VGG16FullyConvolutional(VGG16):
         self,
         kernel: int = 3,
         rate: int = 12,
-        width: int = 1024,
+        filters: int = 1024,
         output_stride: int = 8,
         ceil_pool: bool = True,
         average: bool = False,
         taps: bool = False,
+        width: float = 1.0,
     ) -> None:
-        super().__init__(output_stride, ceil_pool, average)
-        self.fc = FullyConnected(VGG16.channels, width, kernel, rate * 8 // output_stride)
-        self.channels = width
+        super().__init__(output_stride, ceil_pool, average, width=width)
+        filters = max(1, round(filters * width))
+        self.fc = FullyConnected(self.channels, filters, kernel, rate * 8 // output_stride)
+        self.channels = filters
         self.taps = taps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -119,10 +131,11 @@ class VGG16FullyConvolutional(VGG16):
 class VGG16Pyramid(VGG16):
     """VGG-16 with one fc6-fc7 branch for each rate: v2's ASPP (arXiv 1606.00915, Fig. 7). One fc7 per branch comes out."""
 
-    def __init__(self, rates: Sequence[int], width: int = 1024, output_stride: int = 8, ceil_pool: bool = True) -> None:
-        super().__init__(output_stride, ceil_pool)
-        self.branches = nn.ModuleList(FullyConnected(VGG16.channels, width, 3, rate * 8 // output_stride) for rate in rates)
-        self.channels = width
+    def __init__(self, rates: Sequence[int], output_stride: int = 8, ceil_pool: bool = True, width: float = 1.0) -> None:
+        super().__init__(output_stride, ceil_pool, width=width)
+        filters = max(1, round(1024 * width))
+        self.branches = nn.ModuleList(FullyConnected(self.channels, filters, 3, rate * 8 // output_stride) for rate in rates)
+        self.channels = filters
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         top = self.features(x)

@@ -37,7 +37,8 @@ def convert(layers: Sequence[Layer]) -> CaffeNet:
     if "fc6-deconv" in names:
         return CaffeNet("deconvnet", {}, _deconvnet(held), skipped)
     if "res2a_branch1" in names:
-        return CaffeNet("resnet101-aspp" if "res4b22_branch2a" in names else "resnet50-aspp", {}, _resnet(held), skipped)
+        depth = 101 if "res4b22_branch2a" in names else 50
+        return CaffeNet(f"resnet{depth}-aspp", {"mean": "deeplab"}, _resnet(held, depth), skipped)
     if "conv1_1" not in names:
         raise WeightsError(f"no network of the family: layers {', '.join(list(names)[:6])}")
     if "score_fr" in names or "score" in names or "upscore" in names:
@@ -58,9 +59,8 @@ def _place(layers: Sequence[Layer], names: dict[str, str], tensors: Tensors) -> 
             raise WeightsError(f"layer {layer.name} has {len(layer.blobs)} blobs; a convolution has one or two")
 
 
-def _resnet(layers: Sequence[Layer]) -> Tensors:
+def _resnet(layers: Sequence[Layer], depth: int) -> Tensors:
     """BN statistics divided by the moving-average factor; Scale's two blobs become the norm's weight and bias."""
-    depth = 101 if any(layer.name == "res4b22_branch2a" for layer in layers) else 50
     names = maps.caffe_resnet(depth)
     names |= {f"fc1_voc12_c{i}": f"head.branches.{i}" for i in range(4)}
     tensors: Tensors = {}

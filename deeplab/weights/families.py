@@ -83,9 +83,9 @@ def _resnet_aspp(tensors: Tensors, family: str) -> Imported:
         keys, first = maps.kazuto(), "base.aspp.c0.weight"
         if first not in tensors and "fc.weight" in tensors:
             raise WeightsError("kazuto's COCO init has 91 image scores instead of an ASPP: it is what `train --init` takes")
-        options: dict[str, Any] = {"align_corners": False}
+        options: dict[str, Any] = {"align_corners": False, "mean": "deeplab"}
     else:
-        keys, first, options = maps.isht7(), "Scale.layer5.conv2d_list.0.weight", {"align_corners": True}
+        keys, first, options = maps.isht7(), "Scale.layer5.conv2d_list.0.weight", {"align_corners": True, "mean": "deeplab"}
     classes = _classes(tensors, first, family)
     return _filled("resnet101-aspp", options, tensors, keys, (), [], classes)
 

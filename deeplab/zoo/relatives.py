@@ -13,18 +13,20 @@ from deeplab.zoo.entry import Architecture, field_of_view
 
 
 def _fcn(stride: int, at_once: bool = False) -> Callable[..., SegmentationNetwork]:
-    def build_fcn(classes: int, learn_upscore: bool = False, ceil_pool: bool = True) -> SegmentationNetwork:
-        return FCN(classes, stride, FCN_MEAN, at_once, learn_upscore, ceil_pool)
+    def build_fcn(classes: int, learn_upscore: bool = False, ceil_pool: bool = True, width: float = 1.0) -> SegmentationNetwork:
+        return FCN(classes, stride, FCN_MEAN, at_once, learn_upscore, ceil_pool, width)
 
     return build_fcn
 
 
-def _deconvnet(classes: int) -> SegmentationNetwork:
-    return DeconvNet(classes, FCN_MEAN)
+def _deconvnet(classes: int, width: float = 1.0) -> SegmentationNetwork:
+    return DeconvNet(classes, FCN_MEAN, width)
 
 
-def _attention(classes: int, scales: Sequence[float] = (1.0, 0.75, 0.5), ceil_pool: bool = True) -> SegmentationNetwork:
-    backbone = VGG16FullyConvolutional(3, 12, 1024, 8, ceil_pool)
+def _attention(
+    classes: int, scales: Sequence[float] = (1.0, 0.75, 0.5), ceil_pool: bool = True, width: float = 1.0
+) -> SegmentationNetwork:
+    backbone = VGG16FullyConvolutional(3, 12, 1024, 8, ceil_pool, width=width)
     return AttentionToScale(backbone, classes, DEEPLAB, scales)
 
 

@@ -7,11 +7,12 @@ from typing import Literal
 
 from deeplab.heads import ASPP, LargeFOV, Plain
 from deeplab.heads_v3 import HeadFCN, HeadV3
-from deeplab.network import CAFFE, TORCHVISION, SegmentationNetwork
+from deeplab.network import CAFFE, DEEPLAB, TORCHVISION, SegmentationNetwork
 from deeplab.resnet import ResNet
 from deeplab.zoo.entry import Architecture, field_of_view
 
 RATES = (6, 12, 18, 24)  # ASPP-L, arXiv 1606.00915, section 4.1.2: the best of the paper's, on VGG and on ResNet
+MEANS = {"imagenet": CAFFE, "deeplab": DEEPLAB}  # what is subtracted: MSRA's, or as DeepLab's prototxts round it
 Head = Literal["aspp", "largefov", "plain"]
 
 
@@ -24,7 +25,10 @@ def _v2(depth: int, kind: Head) -> Callable[..., SegmentationNetwork]:
         dilate_first: bool = True,
         eps: float = 1e-5,
         align_corners: bool = True,
+        mean: str = "imagenet",
     ) -> SegmentationNetwork:
+        if mean not in MEANS:
+            raise ValueError(f"mean {mean!r}: {', '.join(map(repr, MEANS))} are accepted")
         backbone = ResNet(depth, output_stride, stride_in, ceil_pool, dilate_first, eps)  # type: ignore[arg-type]
         # Rates are given at stride 8 and follow the stride, so that the field of view in pixels stays.
         if kind == "aspp":
@@ -33,7 +37,7 @@ def _v2(depth: int, kind: Head) -> Callable[..., SegmentationNetwork]:
             head = LargeFOV(ResNet.channels, classes, 12 * 8 // output_stride)
         else:
             head = Plain(ResNet.channels, classes)
-        return SegmentationNetwork(backbone, head, classes, CAFFE, align_corners)
+        return SegmentationNetwork(backbone, head, classes, MEANS[mean], align_corners)
 
     return build_resnet
 

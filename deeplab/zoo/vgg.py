@@ -14,14 +14,20 @@ V1 = "arXiv 1412.7062, Tables 1 and 2"
 V2 = "arXiv 1606.00915, Table 3"
 
 
-def _single(kernel: int, rate: int, width: int, average: bool, msc: bool) -> Callable[..., SegmentationNetwork]:
+def _single(kernel: int, rate: int, filters: int, average: bool, msc: bool) -> Callable[..., SegmentationNetwork]:
     def build_vgg(
-        classes: int, output_stride: int = 8, ceil_pool: bool = True, align_corners: bool = True, average: bool = average
+        classes: int,
+        output_stride: int = 8,
+        ceil_pool: bool = True,
+        align_corners: bool = True,
+        average: bool = average,
+        width: float = 1.0,
     ) -> SegmentationNetwork:
         if msc and output_stride != 8:
             raise ValueError(f"output_stride {output_stride}: the feature branches are made for 8")
-        backbone = VGG16FullyConvolutional(kernel, rate, width, output_stride, ceil_pool, average, taps=msc)
-        head = FeatureBranches(width, classes) if msc else Plain(width, classes)
+        backbone = VGG16FullyConvolutional(kernel, rate, filters, output_stride, ceil_pool, average, taps=msc, width=width)
+        tapped = (3, *backbone.widths[:4])
+        head = FeatureBranches(backbone.channels, classes, tapped) if msc else Plain(backbone.channels, classes)
         return SegmentationNetwork(backbone, head, classes, DEEPLAB, align_corners)
 
     return build_vgg
@@ -29,15 +35,15 @@ def _single(kernel: int, rate: int, width: int, average: bool, msc: bool) -> Cal
 
 def _pyramid(rates: Sequence[int]) -> Callable[..., SegmentationNetwork]:
     def build_pyramid(
-        classes: int, output_stride: int = 8, ceil_pool: bool = True, align_corners: bool = True
+        classes: int, output_stride: int = 8, ceil_pool: bool = True, align_corners: bool = True, width: float = 1.0
     ) -> SegmentationNetwork:
-        backbone = VGG16Pyramid(rates, output_stride=output_stride, ceil_pool=ceil_pool)
+        backbone = VGG16Pyramid(rates, output_stride, ceil_pool, width)
         return SegmentationNetwork(backbone, SummedScores(backbone.channels, classes, len(rates)), classes, DEEPLAB, align_corners)
 
     return build_pyramid
 
 
-# name, kernel, rate, width of fc6; val, val + CRF and test without MSc, then with it (arXiv 1412.7062, Tables 1 to 3).
+# name, kernel, rate, filters of fc6; val, val + CRF and test without MSc, then with it (arXiv 1412.7062, Tables 1 to 3).
 _V1: tuple[tuple[str, int, int, int, tuple[float | None, ...], tuple[float | None, ...]], ...] = (
     ("vgg16-7x7", 7, 4, 4096, (64.38, 67.64, 70.3), (None, None, None)),
     ("vgg16-4x4", 4, 4, 4096, (59.80, 63.74, 66.4), (61.30, 65.21, 67.1)),
@@ -48,7 +54,7 @@ _V1: tuple[tuple[str, int, int, int, tuple[float | None, ...], tuple[float | Non
 
 def _v1() -> list[Architecture]:
     entries = []
-    for name, kernel, rate, width, figures, with_features in _V1:
+    for name, kernel, rate, filters, figures, with_features in _V1:
         for suffix, msc, (val, val_crf, test) in (("", False, figures), ("-features", True, with_features)):
             entries.append(
                 Architecture(
@@ -56,7 +62,7 @@ def _v1() -> list[Architecture]:
                     f"DeepLab v1 on VGG-16, fc6 {kernel}x{kernel} with hole {rate}, pool5a"
                     + (", and MSc: scores from the image and four pools as well" if msc else ""),
                     V1,
-                    _single(kernel, rate, width, True, msc),
+                    _single(kernel, rate, filters, True, msc),
                     field_of_view(kernel, rate),
                     val,
                     val_crf,
