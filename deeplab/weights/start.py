@@ -8,6 +8,7 @@ import torch
 
 from deeplab import checkpoint
 from deeplab.deconvnet import DeconvNetBackbone
+from deeplab.fcn import FCN
 from deeplab.mobilenet import MobileNetV2
 from deeplab.network import SegmentationNetwork
 from deeplab.resnet import ResNet
@@ -23,7 +24,7 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
 
     VGG-16: without fc6 and fc7 in the file, theirs stay new; with them (`classifier.0`, `.3`) they become convolutions,
     taken apart for the 4x4 and LargeFOV variants. From a model (folder or bundled name) the head comes along when it
-    has the same shape. Raises WeightsError or ModelError when the backbone does not fit.
+    has the same shape; from an FCN of a coarser stage all that both have. Raises WeightsError or ModelError when the backbone does not fit.
     """
     name = str(reference)
     if name.endswith((".safetensors", ".pth", ".pt")):
@@ -38,6 +39,9 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
         load_backbone(backbone, tensors, keys, ("classifier.", "fc."))
         return f"backbone from {reference}"
     source = checkpoint.load(reference)
+    if isinstance(network, FCN) and isinstance(source.network, FCN) and source.network.classes == network.classes:
+        network.load_stage(source.network)
+        return f"all layers of {source.label}; what it lacks is new"
     load_backbone(network.backbone, source.network.backbone.state_dict(), {}, ())
     head, ours = source.network.head.state_dict(), network.head.state_dict()
     if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in ours.items()}:
