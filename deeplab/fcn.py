@@ -105,5 +105,5 @@ class FCN(SegmentationNetwork):
     def load_stage(self, coarser: FCN) -> None:
         """Staged training: all layers of the next coarser net; the new skip's score starts at 0, as in `solve.py`."""
         own, theirs = self.state_dict(), coarser.state_dict()
-        taken = {key: value for key, value in theirs.items() if not key.startswith("head.upscores")}
+        taken = {key: value for key, value in theirs.items() if key in own and not key.startswith("head.upscores")}
         self.load_state_dict({**own, **taken})

@@ -24,7 +24,8 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
 
     VGG-16: without fc6 and fc7 in the file, theirs stay new; with them (`classifier.0`, `.3`) they become convolutions,
     taken apart for the 4x4 and LargeFOV variants. From a model (folder or bundled name) the head comes along when it
-    has the same shape; from an FCN of a coarser stage all that both have. Raises WeightsError or ModelError when the backbone does not fit.
+    has the same shape; from an FCN of a coarser stage all that both have. Raises WeightsError or ModelError when the
+    backbone does not fit.
     """
     name = str(reference)
     if name.endswith((".safetensors", ".pth", ".pt")):

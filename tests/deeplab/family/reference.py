@@ -1,7 +1,7 @@
 """The networks a second time, from the papers' layer tables and Caffe's arithmetic; nothing here comes from deeplab/.
 
 Weights are looked up by Caffe's layer names in a dict of (weight, bias). Pooling is written out with windows, transposed
-convolution with inserted zeros, batch norm with its formula, interpolation with numpy.interp.
+convolution kernel by kernel, batch norm with its formula, interpolation with numpy.interp.
 """
 
 from __future__ import annotations
@@ -109,11 +109,17 @@ def resnet_v2(x: torch.Tensor, conv_norm, blocks: tuple[int, ...]) -> dict[str, 
 
 
 def transposed(x: torch.Tensor, weight: torch.Tensor, stride: int, pad: int = 0, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Caffe's Deconvolution: zeros between the inputs, then a correlation with the turned kernel (weight in x out x k x k)."""
-    batch, channels, height, width = x.shape
-    spread = x.new_zeros(batch, channels, (height - 1) * stride + 1, (width - 1) * stride + 1)
-    spread[:, :, ::stride, ::stride] = x
-    return F.conv2d(spread, weight.flip(-1, -2).transpose(0, 1), bias, padding=weight.shape[-1] - 1 - pad)
+    """Caffe's Deconvolution: every input adds its kernel at `stride` times its place (weight in x out x k x k)."""
+    batch, _, height, width = x.shape
+    side = weight.shape[-1]
+    out = x.new_zeros(batch, weight.shape[1], (height - 1) * stride + side, (width - 1) * stride + side)
+    for i in range(side):
+        for j in range(side):
+            if weight[:, :, i, j].any():
+                tap = torch.einsum("bchw,co->bohw", x, weight[:, :, i, j])
+                out[:, :, i : i + height * stride : stride, j : j + width * stride : stride] += tap
+    out = out[:, :, pad : out.shape[2] - pad, pad : out.shape[3] - pad]
+    return out if bias is None else out + bias.view(1, -1, 1, 1)
 
 
 def bilinear(side: int) -> torch.Tensor:

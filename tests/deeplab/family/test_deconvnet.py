@@ -1,4 +1,4 @@
-"""DeconvNet against its prototxt: switches placed by hand, transposed convolutions by inserted zeros."""
+"""DeconvNet against its prototxt: switches placed by hand, transposed convolutions tap by tap."""
 
 from __future__ import annotations
 
