@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ PUBLISHED = {
 def count_by_hand(name: str) -> int:
     """Weights and biases from the layer tables' channel numbers alone."""
     channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    body = sum(9 * i * o + o for i, o in zip(channels[:-1], channels[1:], strict=True))
+    body = sum(9 * i * o + o for i, o in itertools.pairwise(channels))
     kernel, width = {"vgg16-7x7": (7, 4096), "fcn32s": (7, 4096), "vgg16-largefov": (3, 1024), "vgg16-v2-largefov": (3, 1024)}.get(
         name, (4, 4096)
     )
@@ -44,7 +46,7 @@ def test_the_operations_of_largefov_are_those_of_its_table():
     """Two for each multiply-add, at 513: maps of 513, 257, 129 and 65 a side; fc6 3x3, fc7 and fc8 1x1."""
     maps = {64: 513**2, 128: 257**2, 256: 129**2, 512: 65**2}
     channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    adds = sum(9 * i * o * maps[o] for i, o in zip(channels[:-1], channels[1:], strict=True))
+    adds = sum(9 * i * o * maps[o] for i, o in itertools.pairwise(channels))
     adds += 65**2 * (9 * 512 * 1024 + 1024 * 1024 + 1024 * 21)
     size = measure("vgg16-largefov")
     assert size.gflop == pytest.approx(2 * adds / 1e9, rel=1e-6)
