@@ -1,4 +1,4 @@
-"""DeconvNet's way through an image: proposals one by one, their scores pasted where they came from (arXiv 1505.04366, section 4.3)."""
+"""DeconvNet's way through an image: proposals one by one, their scores pasted back (arXiv 1505.04366, section 4.3)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ def chosen_boxes(boxes: np.ndarray, most: int = MOST, smallest: int = SMALLEST) 
 
 
 @torch.inference_mode()
-def proposal_scores(network: SegmentationNetwork, image: np.ndarray, boxes: Sequence[Sequence[int]] | np.ndarray, paste: Paste = "max",
-                    most: int = MOST, smallest: int = SMALLEST) -> np.ndarray:  # fmt: skip
+def proposal_scores(
+    network: SegmentationNetwork,
+    image: np.ndarray,
+    boxes: Sequence[Sequence[int]] | np.ndarray,
+    paste: Paste = "max",
+    most: int = MOST,
+    smallest: int = SMALLEST,
+) -> np.ndarray:
     """H x W x 3 uint8 RGB and proposals -> class scores, C x H x W float32.
 
     Every chosen box (`chosen_boxes`) is cut out, black beyond the image as in the released code, brought to 224 x 224,
