@@ -22,8 +22,8 @@ class TrainingConfig:
     training step leaves out. `loss`:
     labels at "full" resolution or every "stride"-th (deeplab.losses). `objective`: one loss on the scores ("single"), or
     one on each of `loss_scales` and on their fusion ("official", "kazuto": deeplab.objective), which Attention to Scale
-    has by its nature. `normalize`: the mean over labelled pixels; False is FCN's sum. `colour`, `scales`,
-    `crop`: deeplab.transforms.
+    has by its nature. `normalize`: the mean over labelled pixels; False is FCN's sum. `sampling`: crops of
+    the "image", or DeconvNet's (deeplab.object_crops, without scales and colour). `colour`, `scales`, `crop`: deeplab.transforms.
     """
 
     preset: str
@@ -49,6 +49,7 @@ class TrainingConfig:
     objective: Literal["single", "official", "kazuto"] = "single"
     loss_scales: tuple[float, ...] = (1.0, 0.75, 0.5)
     normalize: bool = True
+    sampling: Literal["image", "objects", "proposals"] = "image"
     ema: float = 0.0
     dropout: float = 0.0
     frozen_layers: int = 0
@@ -258,21 +259,21 @@ def fcn8s_at_once() -> TrainingConfig:
     return _fcn("fcn8s-at-once", 1e-10, 300_000)
 
 
-def _deconvnet(stage: int, steps: int, every: int) -> TrainingConfig:
+def _deconvnet(stage: int, steps: int, every: int, sampling: Literal["objects", "proposals"]) -> TrainingConfig:
     return TrainingConfig(
         preset=f"deconvnet-stage{stage}", architecture="deconvnet", steps=steps, batch_size=64, crop=224, learning_rate=0.01,
-        head_multiplier=1.0, schedule="step", step_every=every, scales=(1.0,), validate_every=1000,
+        head_multiplier=1.0, schedule="step", step_every=every, scales=(1.0,), validate_every=1000, sampling=sampling,
     )  # fmt: skip
 
 
 def deconvnet_stage1() -> TrainingConfig:
-    """DeconvNet's first solver (0.01 falling every 9k, 20k x 64), from VGG-16. Crops of photos, not of single objects."""
-    return _deconvnet(1, 20_000, 9000)
+    """DeconvNet's first solver (0.01 falling every 9k, 20k x 64), from VGG-16: crops of single objects."""
+    return _deconvnet(1, 20_000, 9000, "objects")
 
 
 def deconvnet_stage2() -> TrainingConfig:
-    """Its second (0.01 falling every 10k, 40k x 64), --init stage 1: test 69.6. Crops of photos, not of proposals."""
-    return _deconvnet(2, 40_000, 10_000)
+    """Its second (0.01 falling every 10k, 40k x 64), --init stage 1: boxes that overlap objects; test 69.6."""
+    return _deconvnet(2, 40_000, 10_000, "proposals")
 
 
 def vgg16_attention() -> TrainingConfig:

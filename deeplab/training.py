@@ -20,6 +20,7 @@ from deeplab.datasets import LabelledFolder
 from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
 from deeplab.network import SegmentationNetwork
+from deeplab.object_crops import ObjectCrops
 from deeplab.objective import training_loss
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
@@ -48,7 +49,7 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     So a resumed run, or one with more loader processes, sees exactly what an undisturbed one does.
     """
 
-    def __init__(self, data: LabelledFolder, augment: Augmentation, config: TrainingConfig) -> None:
+    def __init__(self, data: LabelledFolder, augment: Augmentation | ObjectCrops, config: TrainingConfig) -> None:
         self.data, self.augment = data, augment
         self.seed, self.length = config.seed, config.steps * config.batch_size
 
@@ -133,7 +134,10 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         average, start, best = state["average"], state["step"], state["best"]
 
-    augment = Augmentation(config.crop, config.scales, network.normalization.mean_rgb, config.mirror, config.colour)
+    mean = network.normalization.mean_rgb
+    augment: Augmentation | ObjectCrops = Augmentation(config.crop, config.scales, mean, config.mirror, config.colour)
+    if config.sampling != "image":
+        augment = ObjectCrops(config.crop, config.sampling, mean, config.mirror)
     samples = Samples(training, augment, config)
 
     def diverged(what: str, step: int) -> TrainingError:

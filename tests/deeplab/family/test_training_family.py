@@ -21,7 +21,7 @@ KINDS = {
     "vgg16-largefov-features": {"loss": "stride", "frozen_layers": 15},
     "vgg16-attention": {"loss": "stride"},
     "fcn8s": {"normalize": False, "head_multiplier": 1.0, "learning_rate": 1e-9},
-    "deconvnet": {"head_multiplier": 1.0},
+    "deconvnet": {"head_multiplier": 1.0, "sampling": "objects"},
 }
 
 
