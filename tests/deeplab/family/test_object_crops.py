@@ -11,7 +11,8 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
     """Two objects, of class 1 at the left and class 2 at the right, whose pixels say what they are."""
     labels = np.zeros((100, 200), np.uint8)
     labels[20:60, 30:80], labels[40:90, 120:180], labels[0:5] = 1, 2, 255
-    return np.repeat(labels[..., None] * 40 % 256, 3, 2).astype(np.uint8), labels
+    grey = np.where(labels == 255, 0, labels.astype(int) * 40).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, 2), labels
 
 
 def test_the_first_stage_shows_one_object_and_keeps_its_class_alone(scene, rng):
