@@ -17,13 +17,14 @@ class TrainingConfig:
     for a backbone whose batch norm is folded away, where SGD must creep. `learning_rate` is the backbone's; the head's is
     `head_multiplier` times that, and its bias twice that again without weight decay (the released prototxts).
     `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of the running mean of the weights that is validated
-    and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as loaded,
-    which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that a
-    training step leaves out. `loss`:
-    labels at "full" resolution or every "stride"-th (deeplab.losses). `objective`: one loss on the scores ("single"), or
-    one on each of `loss_scales` and on their fusion ("official", "kazuto": deeplab.objective), which Attention to Scale
-    has by its nature. `normalize`: the mean over labelled pixels; False is FCN's sum. `sampling`: crops of
-    the "image", or DeconvNet's (deeplab.object_crops, without scales and colour). `colour`, `scales`, `crop`: deeplab.transforms.
+    and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as
+    loaded, which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that
+    a training step leaves out. `loss`: labels at "full" resolution or every "stride"-th (deeplab.losses). `objective`:
+    one loss on the scores ("single"), or one on each of `loss_scales` and on their fusion ("official", "kazuto":
+    deeplab.objective), which Attention to Scale has by its nature. `normalize`: the mean over labelled pixels; False is
+    FCN's sum. `sampling`: crops of the "image", or DeconvNet's (deeplab.object_crops, without scales and colour).
+    `colour`, `scales`, `crop`: deeplab.transforms. `paste`: share of samples onto which the things of another are
+    pasted (there, too).
     """
 
     preset: str
@@ -45,6 +46,7 @@ class TrainingConfig:
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     mirror: bool = True
     colour: float = 0.0
+    paste: float = 0.0
     loss: Literal["full", "stride"] = "full"
     objective: Literal["single", "official", "kazuto"] = "single"
     loss_scales: tuple[float, ...] = (1.0, 0.75, 0.5)
@@ -77,7 +79,7 @@ def pets() -> TrainingConfig:
         architecture="mobilenet-v2-aspp",
         options={"output_stride": 16},
         saved_options={"output_stride": 8},
-        steps=1500,
+        steps=1200,
         batch_size=8,
         crop=417,  # 16 * 26 + 1: on the lattice, and nearly the whole photo, so that bodies are learnt, not only faces
         optimizer="adamw",
@@ -86,8 +88,10 @@ def pets() -> TrainingConfig:
         head_multiplier=0.25,
         weight_decay=0.02,
         warmup_steps=50,
-        colour=0.3,
-        ema=0.995,
+        colour=0.4,
+        paste=0.5,  # 270 photos: each pet before many backgrounds, or bodies are learnt by heart
+        dropout=0.1,
+        ema=0.996,
         frozen_layers=4,  # edges and colours of 270 photos teach nothing new; a step takes half as long
         validate_every=150,
     )

@@ -24,7 +24,7 @@ from deeplab.object_crops import ObjectCrops
 from deeplab.objective import training_loss
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
-from deeplab.transforms import Augmentation
+from deeplab.transforms import Augmentation, paste
 
 
 class TrainingError(UserError):
@@ -51,6 +51,7 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, data: LabelledFolder, augment: Augmentation | ObjectCrops, config: TrainingConfig) -> None:
         self.data, self.augment = data, augment
+        self.paste = config.paste
         self.seed, self.length = config.seed, config.steps * config.batch_size
 
     def __len__(self) -> int:
@@ -62,8 +63,10 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.data))[position])
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, labels = self.data[self.image_of(number)]
-        image, labels = self.augment(image, labels, np.random.default_rng([self.seed, 2, number]))
+        rng = np.random.default_rng([self.seed, 2, number])
+        image, labels = self.augment(*self.data[self.image_of(number)], rng)
+        if rng.random() < self.paste:
+            image, labels = paste(image, labels, *self.augment(*self.data[int(rng.integers(len(self.data)))], rng))
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import architectures, results, segment, train
+from flows.commands import architectures, results, segment, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +33,10 @@ app.command("segment")(segment.segment)
 app.command("status")(results.status)
 app.command("show")(results.show)
 app.command("export")(results.export)
+app.command("verify")(upkeep.verify)
+app.command("compact")(upkeep.compact)
+app.command("vacuum")(upkeep.vacuum)
+app.command("drop-model")(upkeep.drop_model)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)

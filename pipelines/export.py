@@ -17,7 +17,7 @@ from PIL import Image
 from deeplab import masks
 from deeplab.images import ImageError, decode
 from deeplab.sheet import contact_sheet
-from pipelines import storage
+from pipelines import shards
 from pipelines.results import ResultsError, ResultsTable
 
 Format = Literal["png", "overlay", "coco-rle"]
@@ -33,7 +33,9 @@ class Exported:
 
 def name_of(uri: str) -> str:
     """The path inside the bucket or on the disk, for people."""
-    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
+    path, mark, member = uri.partition("#") if shards.split(uri) else (uri, "", "")
+    whole = f"{path}/{member}" if mark else path
+    return unquote(urlsplit(whole).path) if uri.startswith("file://") else whole
 
 
 def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -87,7 +89,7 @@ def export(
         if form == "png":
             target.write_bytes(row["mask"])
         else:
-            image = _photo(row["uri"], masks.decode_png(row["mask"]), result)
+            image = _photo(row["uri"], row["version"], masks.decode_png(row["mask"]), result)
             if image is None:
                 continue
             Image.fromarray(masks.overlay(*image, classes)).save(target, quality=90)
@@ -96,10 +98,10 @@ def export(
     return result
 
 
-def _photo(uri: str, labels: np.ndarray, result: Exported) -> tuple[np.ndarray, np.ndarray] | None:
+def _photo(uri: str, version: str, labels: np.ndarray, result: Exported) -> tuple[np.ndarray, np.ndarray] | None:
     """The photo behind a mask, with the mask; None (and a reason in `result`) when it is gone or another one now."""
     try:
-        image = decode(storage.read_versioned(uri)[0])
+        image = decode(shards.fetch(uri, version)[0])
     except (OSError, ImageError) as error:
         result.skipped[uri] = f"the photo cannot be read: {error}"
         return None
@@ -140,12 +142,12 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
     """
     order = "confidence, uri" if worst else "hash(uri)"
     found = table.query(
-        f"SELECT uri, mask, confidence FROM results WHERE status = 'ok' ORDER BY {order} LIMIT ?", [2 * count], model
+        f"SELECT uri, version, mask, confidence FROM results WHERE status = 'ok' ORDER BY {order} LIMIT ?", [2 * count], model
     ).fetchall()
     result = Exported()
     entries: list[tuple[str, np.ndarray, np.ndarray]] = []
-    for uri, mask, confidence in found:
-        pair = _photo(uri, masks.decode_png(mask), result)
+    for uri, version, mask, confidence in found:
+        pair = _photo(uri, version, masks.decode_png(mask), result)
         if pair is not None and len(entries) < count:
             entries.append((f"{Path(name_of(uri)).name}   confidence {confidence:.2f}", *pair))
     if not entries:

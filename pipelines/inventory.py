@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS
-from pipelines import storage
+from pipelines import s3, shards, storage
 
 SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
 # Names that say "image" but hold formats that are not decoded: better an error row with the reason than silence.
@@ -46,17 +46,18 @@ def take(
 ) -> Inventory:
     """List `archive` into the Parquet file `path`.
 
-    archive: a folder (all below it), a glob, an s3:// prefix, a list file (.txt, one path or URI a line, relative ones
-    beside the list) or an inventory (.parquet with a `uri` column; `version` and `bytes` are looked up where they
-    are missing). include, exclude: patterns against the path inside the archive and the bare name; without
-    `include`, files with an image's extension are taken. limit: stop after so many.
+    archive: a folder (all below it), a glob, an s3:// prefix, a tar or zip, a list file (.txt, one path or URI a line,
+    relative ones beside the list) or an inventory (.parquet with a `uri` column; `version` and `bytes` are looked up
+    where they are missing). Tar and zip shards among what is found stand for their members. include, exclude: patterns
+    against the path inside the archive and the bare name; without `include`, files with an image's extension are taken.
+    limit: stop after so many.
 
     Raises ArchiveError when the archive is missing, unreadable, of another kind, or holds nothing to take.
     """
     passed_over = 0
     images = 0
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        named = _entries(archive)
+        named = _unpacked(_entries(archive))
 
         def chosen() -> Iterator[Entry]:
             nonlocal passed_over, images
@@ -93,7 +94,17 @@ def _matches(relative: str, include: tuple[str, ...], exclude: tuple[str, ...], 
         return False
     if include:
         return any_of(include)
-    return listed or name.lower().endswith(KNOWN_IMAGES)
+    return listed or (not name.startswith(".") and name.lower().endswith(KNOWN_IMAGES))
+
+
+def _unpacked(entries: Iterable[tuple[str, Entry, bool]]) -> Iterator[tuple[str, Entry, bool]]:
+    """The members of a shard in its place, unless it was listed as missing or unreadable."""
+    for relative, (uri, size, version), listed in entries:
+        if not shards.is_shard(uri) or version == MISSING:
+            yield relative, (uri, size, version), listed
+            continue
+        for name, member, length, of in shards.members(uri, version):
+            yield f"{relative}/{name}", (member, length, of), False
 
 
 def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
@@ -102,9 +113,12 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         if archive.endswith(".parquet"):
             yield from _from_parquet(archive)
             return
-        prefix = archive.rstrip("/") + "/"
-        for uri, stat in storage.list_s3(archive):
-            yield uri.removeprefix(prefix), (uri, stat.size, stat.version), False
+        prefix, found = archive.rstrip("/") + "/", False
+        for uri, size, version in s3.list_objects(archive):
+            found = True
+            yield uri.removeprefix(prefix), (uri, size, version), False
+        if not found:  # no folder: perhaps one image
+            yield from (entry for entry in _looked_up([archive], True) if entry[1][2] != MISSING)
         return
     path = storage.local_path(archive).expanduser()
     if path.is_dir():
@@ -121,7 +135,8 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         )
     else:
         raise ArchiveError(
-            f"{archive}: no such folder or file; a folder, a glob, a .txt list, a .parquet inventory or s3:// is accepted"
+            f"{archive}: no such folder or file; a folder, a glob, a .tar or .zip, a .txt list, a .parquet inventory or s3:// "
+            "is accepted"
         )
 
 

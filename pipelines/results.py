@@ -6,17 +6,18 @@ import json
 import os
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
-from pipelines import storage
+from pipelines import s3, storage
 
 SCHEMA = pa.schema(
     [
@@ -43,6 +44,10 @@ MODEL_KEY = "deeplab.model."
 
 class ResultsError(UserError):
     """The results table cannot be used; the message says what is there and what is accepted."""
+
+
+class CommitConflict(UserError):
+    """Another run committed at the same time; look at what it brought and commit again."""
 
 
 class ResultsTable:
@@ -90,7 +95,11 @@ class ResultsTable:
                 raise ResultsError(f"{path}: cannot be created ({error.strerror})") from error
             if not os.access(path, os.W_OK):
                 raise ResultsError(f"{path}: no permission to write there")
+        else:
+            s3.require_conditional_put(uri)
         if not DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri)):
+            if storage.is_s3(uri) and next(s3.list_objects(uri), None):
+                raise ResultsError(f"{uri}: holds something that is no results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
                     storage.delta_location(uri),
@@ -158,22 +167,47 @@ class ResultsTable:
         """Whether the log, as far as it was read (see `refresh`), holds this chunk's application transaction."""
         return self.delta.transaction_version(chunk) is not None
 
+    def files(self, model: str) -> dict[str, str | None]:
+        """The Parquet files of a model's rows, relative to the table, each with the run that wrote it (None: several)."""
+        actions = pa.table(self.delta.get_add_actions(flatten=True))
+        if not actions.num_rows:
+            return {}
+        names = ("path", "partition.model", "min.run", "max.run")
+        columns = [actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in names]
+        return {unquote(path): low if low == high else None for path, of, low, high in zip(*columns, strict=True) if of == model}
+
     def commit(
-        self, chunk: str, adds: Sequence[AddAction], removes: Sequence[RemoveAction] = (), metadata: dict[str, str] | None = None
+        self,
+        chunk: str,
+        adds: Sequence[AddAction],
+        removes: Sequence[RemoveAction] = (),
+        metadata: dict[str, str] | None = None,
+        *,
+        writing: str | None = None,
     ) -> int:
         """Make a chunk's files part of the table in one step; a chunk that is in the log already is left as it is.
 
+        `writing`: the model whose rows these are. Then the commit goes through only if no other commit of that model's
+        rows came since the table was last refreshed: else CommitConflict, and the caller looks again.
         Returns the table's version. A reader sees all of it or nothing.
         """
-        self.refresh()
+        if writing is None:
+            self.refresh()
         if not self.knows(chunk):
-            self.delta.create_write_transaction(
-                [*removes, *adds],
-                mode="append",
-                schema=SCHEMA,
-                partition_by=["model"],
-                commit_properties=CommitProperties(app_transactions=[Transaction(chunk, 1)], custom_metadata=metadata or {}),
-            )
+            # Two commits at once that name the same application in the log exclude each other (Delta's rule).
+            order = [Transaction(f"deeplab-rows/{writing}", self.version + 1)] if writing is not None else []
+            try:
+                self.delta.create_write_transaction(
+                    [*removes, *adds],
+                    mode="append",
+                    schema=SCHEMA,
+                    partition_by=["model"],
+                    commit_properties=CommitProperties(
+                        app_transactions=[Transaction(chunk, 1), *order], custom_metadata=metadata or {}
+                    ),
+                )
+            except CommitFailedError as error:
+                raise CommitConflict(f"{self.uri}: another commit came first ({_one_line(error)})") from error
             self.refresh()
         return self.version
 

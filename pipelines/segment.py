@@ -91,6 +91,7 @@ def segment(options: SegmentOptions, watch: Watch = lambda progress: None) -> Su
         summary.archive_images, summary.passed_over = found.images, found.passed_over
         watch(Progress("plan", total=found.images))
         table = ResultsTable.ensure(options.results)
+        planned = table.version
         todo = plan.make(
             found.path,
             table,
@@ -102,7 +103,7 @@ def segment(options: SegmentOptions, watch: Watch = lambda progress: None) -> Su
         summary.already = todo.done
         if todo.images:
             table.register(model.label, model.card)
-            _run_chunks(options, model, source, table, todo, summary, watch)
+            _run_chunks(options, model, source, table, planned, todo, summary, watch)
     summary.version = table.version
     if summary.images:
         _fill_from_table(summary, table)
@@ -121,6 +122,7 @@ def _run_chunks(
     model: checkpoint.Model,
     source: tuple[Path, bytes, bytes],
     table: ResultsTable,
+    planned: int,
     todo: plan.Plan,
     summary: Summary,
     watch: Watch,
@@ -140,7 +142,7 @@ def _run_chunks(
         threads=1,
     )
 
-    before = ResultsTable.open(table.uri, table.version)
+    before = ResultsTable.open(table.uri, planned)
     watch(Progress("start", total=todo.images, chunks=todo.chunk_count))
     with cluster.session(options.address):
         shipped = ray.put(source)
@@ -152,7 +154,7 @@ def _run_chunks(
             if table.knows(name):
                 continue  # another run with the same work was faster
             base = Progress("segment", todo.images, summary.images, summary.errors, number, todo.chunk_count)
-            _run_chunk(options, task, shipped, name, chunk.images, summary, base, watch)
+            _run_chunk(options, task, shipped, name, planned, chunk.images, summary, base, watch)
             table.refresh()
             if summary.errors > options.max_error_rate * todo.images:
                 break  # the share can only stay above the limit
@@ -161,7 +163,15 @@ def _run_chunks(
 
 
 def _run_chunk(
-    options: SegmentOptions, task: Task, model: Any, name: str, images: pa.Table, summary: Summary, base: Progress, watch: Watch
+    options: SegmentOptions,
+    task: Task,
+    model: Any,
+    name: str,
+    planned: int,
+    images: pa.Table,
+    summary: Summary,
+    base: Progress,
+    watch: Watch,
 ) -> None:
     import ray
     from ray.data import ActorPoolStrategy
@@ -202,7 +212,8 @@ def _run_chunk(
     named = zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)
     # A row for a file that was not there gives way to any row for it.
     replaced = [row_key(uri, version) for uri, found in named for version in (found, inventory.MISSING)]
-    sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, replaced if options.retry_errors else ())
+    replaced = replaced if options.retry_errors else []
+    sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, planned, replaced)
     finished = threading.Event()
 
     def poll() -> None:
@@ -234,7 +245,8 @@ def _root_cause(error: BaseException) -> str:
     """The innermost error in one line: Ray wraps what a worker raised several times."""
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
         error = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    # Ray Data adds advice on its own settings below what was raised.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("To change retry attempts")]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]
 
 

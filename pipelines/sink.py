@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,10 @@ from deltalake.transaction import AddAction, RemoveAction
 from ray.data import Datasink
 
 from pipelines import storage
-from pipelines.results import FILE_SCHEMA, ResultsTable
+from pipelines.results import FILE_SCHEMA, CommitConflict, ResultsTable
 
 ROWS_PER_FILE = 4000
+COMMIT_TRIES = 50
 STATISTICS = ("uri", "status", "run")  # columns whose range goes into the log, for readers that skip files
 
 
@@ -67,12 +69,16 @@ class ResultsSink(Datasink[list[PartFile]]):
     """Rows of one chunk -> part files -> one Delta commit under the chunk's application transaction.
 
     A killed writer leaves at most files that nobody names; a repeated commit finds the transaction in the log.
-    `replaced`: keys (`row_key`) whose older error rows the same commit takes out (`--retry-errors`).
+    `planned`: the table's version that the chunk was planned from. `replaced`: keys (`row_key`) whose older error rows
+    the same commit takes out (`--retry-errors`).
     """
 
-    def __init__(self, table_uri: str, model: str, run: str, chunk: str, expected: int, replaced: Sequence[str] = ()) -> None:
+    def __init__(
+        self, table_uri: str, model: str, run: str, chunk: str, expected: int, planned: int, replaced: Sequence[str] = ()
+    ) -> None:
         self.table_uri, self.model, self.run = table_uri, model, run
         self.chunk, self.expected, self.replaced = chunk, expected, list(replaced)
+        self.planned = planned
         self.errors = 0
 
     @property
@@ -89,15 +95,58 @@ class ResultsSink(Datasink[list[PartFile]]):
         rows = sum(part.rows for part in parts)
         if rows != self.expected:
             raise RuntimeError(f"{self.chunk}: {rows} rows were written for {self.expected} images; nothing was committed")
+        self._commit([part for part in parts if part.rows])
+
+    def _commit(self, parts: list[PartFile]) -> None:
+        """Commit without a row that another run brought since the plan was made; again after each commit that came first."""
         table = ResultsTable.open(self.table_uri)
-        adds = [part.add_action(self.model) for part in parts]
-        removes: list[RemoveAction] = []
-        if self.replaced:
-            rewritten, removes = without_errors(table, self.model, self.replaced)
-            adds += rewritten
-        self.errors = sum(part.errors for part in parts)
-        counts = {"images": str(rows), "errors": str(self.errors)}
-        table.commit(self.chunk, adds, removes, {"run": self.run, **counts})
+        seen = set(ResultsTable.open(self.table_uri, self.planned).files(self.model))
+        for attempt in range(COMMIT_TRIES):
+            table.refresh()
+            if table.knows(self.chunk):
+                return
+            parts, seen = without_doubles(table, self.model, self.run, parts, seen)
+            adds = [part.add_action(self.model) for part in parts]
+            removes: list[RemoveAction] = []
+            if self.replaced:
+                rewritten, removes = without_errors(table, self.model, self.replaced)
+                adds += rewritten
+            self.errors = sum(part.errors for part in parts)
+            counts = {"images": str(sum(part.rows for part in parts)), "errors": str(self.errors)}
+            try:
+                table.commit(self.chunk, adds, removes, {"run": self.run, **counts}, writing=self.model)
+                return
+            except CommitConflict:
+                if attempt == COMMIT_TRIES - 1:
+                    raise
+                time.sleep(random.uniform(0, 0.2 * (attempt + 1)))
+
+
+def without_doubles(
+    table: ResultsTable, model: str, run: str, parts: list[PartFile], seen: set[str]
+) -> tuple[list[PartFile], set[str]]:
+    """`parts` without rows whose (image, version) files of other runs hold that are not in `seen`; and what is seen now."""
+    files = table.files(model)
+    theirs = [path for path, writer in files.items() if path not in seen and writer != run]
+    if theirs:
+        system, root = storage.filesystem(table.uri)
+
+        def keys(path: str) -> pa.Array:
+            head = pq.read_table(f"{root}/{path}", columns=["uri", "version"], filesystem=system, partitioning=None)
+            return pc.binary_join_element_wise(head["uri"], head["version"], "\n").combine_chunks()
+
+        taken = pa.concat_arrays([keys(path) for path in theirs])
+        kept = []
+        for part in parts:
+            double = pc.is_in(keys(part.path), value_set=taken)
+            if pc.any(double).as_py():
+                rows = pq.read_table(f"{root}/{part.path}", filesystem=system, partitioning=None).filter(pc.invert(double))
+                if rows.num_rows:
+                    kept.append(write_part(table.uri, model, rows))
+            else:
+                kept.append(part)
+        parts = kept
+    return parts, set(files)
 
 
 def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tuple[list[AddAction], list[RemoveAction]]:

@@ -17,7 +17,7 @@ from deeplab import checkpoint, masks
 from deeplab.classes import ClassTable
 from deeplab.images import ImageError, decode
 from deeplab.multiscale import winning_classes
-from pipelines import storage
+from pipelines import shards
 from pipelines.results import FILE_SCHEMA
 
 READ_THREADS = 8
@@ -65,7 +65,7 @@ def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
     """
     for attempt in range(READ_TRIES):
         try:
-            return *storage.read_versioned(uri), None
+            return *shards.fetch(uri, expected), None
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
             return b"", expected, f"read: {error.strerror or 'no such object'}"
         except OSError:

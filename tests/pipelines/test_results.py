@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from pipelines.results import FILE_SCHEMA, SCHEMA, ResultsError, ResultsTable
-from pipelines.sink import row_key, without_errors, write_part
+from pipelines.results import FILE_SCHEMA, SCHEMA, CommitConflict, ResultsError, ResultsTable
+from pipelines.sink import ResultsSink, row_key, without_errors, write_part
 
 MODEL = "m@000000000000"
 CARD = {"name": "m", "classes": [{"name": "background", "colour": [0, 0, 0]}, {"name": "cat", "colour": [64, 0, 0]}]}
@@ -65,6 +67,39 @@ def test_the_same_chunk_is_committed_once_however_often_it_is_tried(table: Resul
     put(ResultsTable.open(table.uri), "chunk-1", ("a", "ok"))
     assert names(table) == ["file:///a"]
     assert ResultsTable.open(table.uri).version == version
+
+
+def test_a_row_that_another_run_brought_since_planning_is_left_out(table: ResultsTable) -> None:
+    planned = table.version
+    put(table, "chunk-theirs", ("a", "ok"), ("b", "ok"))
+    sink = ResultsSink(table.uri, MODEL, "run-2", "chunk-ours", 2, planned)
+    sink._commit([write_part(table.uri, MODEL, rows(("b", "ok"), ("c", "ok")))])
+    assert names(table) == ["file:///a", "file:///b", "file:///c"]
+
+
+def test_writers_that_commit_at_once_leave_one_row_per_image(table: ResultsTable) -> None:
+    """Six writers, each with four images of which it shares three with its neighbours, released at the same moment."""
+    planned, writers = table.version, 6
+    start = threading.Barrier(writers)
+
+    def write(number: int) -> None:
+        sink = ResultsSink(table.uri, MODEL, f"writer-{number}", f"chunk-{number}", 4, planned)
+        part = write_part(table.uri, MODEL, rows(*((f"{index:02d}", "ok") for index in range(number, number + 4))))
+        start.wait()
+        sink._commit([part])
+
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    assert names(table) == [f"file:///{index:02d}" for index in range(writers + 3)]
+
+
+def test_a_commit_of_rows_refuses_to_follow_one_that_it_has_not_seen(table: ResultsTable) -> None:
+    late = ResultsTable.open(table.uri)
+    table.commit("chunk-1", [write_part(table.uri, MODEL, rows(("a", "ok"))).add_action(MODEL)], writing=MODEL)
+    add = write_part(table.uri, MODEL, rows(("a", "ok"))).add_action(MODEL)
+    with pytest.raises(CommitConflict):
+        late.commit("chunk-2", [add], writing=MODEL)
+    assert names(table) == ["file:///a"]
 
 
 def test_duckdb_polars_and_pandas_read_the_table_with_their_own_readers(table: ResultsTable, tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""`deeplab verify`, `compact`, `vacuum` and `drop-model`: keeping a results table in order."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from flows.commands.results import Model, Results
+from flows.terminal import bar, stdout
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def verify(
+    results: Results,
+    archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Read all of RESULTS: every file readable, every mask decodes and fits its image, no image twice.
+
+    Exits with 1 when something is wrong or, with --archive, missing.
+    """
+    from pipelines import upkeep
+    from pipelines.results import ResultsTable
+
+    table = ResultsTable.open(results)
+    with bar("files") as display:
+        label = table.pick_model(model) if model else None
+        found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total))
+    if as_json:
+        print(json.dumps(vars(found), indent=2))
+    else:
+        for problem in found.problems:
+            stdout.print(escape(problem), style="red")
+        if found.count > len(found.problems):
+            stdout.print(f"... and {found.count - len(found.problems)} more")
+        pending = "" if found.pending is None else f", {found.pending} images of the archive without a row"
+        stdout.print(
+            f"{found.rows} rows in {found.files} files: {found.count or 'no'} problem{'s' if found.count != 1 else ''}{pending}"
+        )
+    raise typer.Exit(1 if found.count or found.pending else 0)
+
+
+def compact(
+    results: Results,
+    model: Model = None,
+    target_mb: Annotated[int, typer.Option(min=1, help="Size of the files to make, in MiB.")] = 128,
+) -> None:
+    """Join small files, so that readers open fewer. Rows stay as they are; old files go with `deeplab vacuum`."""
+    from pipelines import upkeep
+    from pipelines.results import ResultsTable
+
+    table = ResultsTable.open(results)
+    done = upkeep.compact(table, table.pick_model(model) if model else None, target_mb << 20)
+    stdout.print(f"{done['removed']} files became {done['added']}; version {table.version}")
+
+
+def vacuum(
+    results: Results,
+    hours: Annotated[int, typer.Option(min=0, help="Keep what versions of the last so many hours name.")] = 168,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Files that no recent version of RESULTS names: of old versions, and of writers that were killed.
+
+    No run may take longer than --hours, or files that it has yet to commit would go.
+    """
+    from pipelines import upkeep
+    from pipelines.results import ResultsTable
+
+    files = upkeep.vacuum(ResultsTable.open(results), hours, delete=delete)
+    if as_json:
+        print(json.dumps({"deleted": delete, "files": files}, indent=2))
+        return
+    for file in files[:20]:
+        stdout.print(escape(file))
+    if len(files) > 20:
+        stdout.print(f"... and {len(files) - 20} more")
+    stdout.print(f"{len(files)} files {'deleted' if delete else 'could go; --delete deletes them'}")
+
+
+def drop_model(
+    results: Results,
+    model: Annotated[str, typer.Argument(help="name@digest, or a name that only one model has.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take all rows of MODEL out of RESULTS. Earlier versions keep them until `deeplab vacuum`."""
+    from pipelines import upkeep
+    from pipelines.results import ResultsError, ResultsTable
+
+    table = ResultsTable.open(results)
+    matching = [label for label in table.models() if model in (label, label.split("@")[0])]
+    if len(matching) > 1:
+        raise ResultsError(f"{model}: name one of {', '.join(matching)}")
+    label = table.pick_model(model)
+    if not yes and not typer.confirm(f"take all rows of {label} out of {table.uri}?"):
+        raise typer.Exit(1)
+    stdout.print(f"{upkeep.drop_model(table, label)} rows of {label} dropped; version {table.version}")

@@ -1,0 +1,255 @@
+"""S3 and S3-compatible stores: list, read, write, and the conditional PUT that commits rest on.
+
+Everything is set by the standard variables: AWS_ACCESS_KEY_ID and kin (or a profile, or a role), AWS_REGION,
+AWS_ENDPOINT_URL for other stores (then buckets are named in the path), AWS_REQUEST_CHECKSUM_CALCULATION and
+AWS_RESPONSE_CHECKSUM_VALIDATION = when_required for stores that know only the older checksums. Without any
+credentials requests go out unsigned, as public buckets take them.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from deeplab.errors import UserError
+
+LIST_THREADS = 16
+# With exponential back-off (at most 20 s a step) eight tries outlast half a minute without the store.
+TRIES = 8
+
+
+class StorageError(UserError, OSError):
+    """A place cannot be reached, read or written; the message names it and what is accepted."""
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and key of s3://bucket/key. StorageError without a bucket."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise StorageError(f"{uri}: s3://bucket/key is accepted")
+    return bucket, key
+
+
+def endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@lru_cache(maxsize=1)
+def signed() -> bool:
+    """Whether there are credentials to sign with."""
+    return boto3.Session().get_credentials() is not None
+
+
+@lru_cache(maxsize=1)
+def client() -> Any:
+    """The one client of this process (boto3's are safe to share between threads)."""
+    config = Config(
+        retries={"mode": "standard", "max_attempts": TRIES},
+        connect_timeout=5,
+        read_timeout=30,
+        max_pool_connections=2 * LIST_THREADS,
+        s3={"addressing_style": "path" if endpoint() else "auto"},
+        signature_version=None if signed() else UNSIGNED,
+    )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint() else None)
+    return boto3.Session().client("s3", region_name=region, endpoint_url=endpoint(), config=config)
+
+
+def _as_os_error(error: Exception, uri: str) -> OSError:
+    """What the store answered, as the OSError that a local file would give; all else is a StorageError."""
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if code == "NoSuchBucket":
+            return StorageError(f"{uri}: there is no such bucket")
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return FileNotFoundError(2, "No such object", uri)
+        if code == "InvalidObjectState":
+            return PermissionError(13, "object is in cold storage and must be restored first", uri)
+        if code == "AccessDenied" or (code == "403" and status == 403):
+            return PermissionError(13, "Access denied", uri)
+        return StorageError(f"{uri}: the store answered {code} ({status})")
+    # Botocore's own messages may hold the whole request; its kind says enough.
+    return StorageError(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
+
+
+def get(uri: str) -> tuple[bytes, str]:
+    """All bytes of an object and the ETag of just these bytes. FileNotFoundError, PermissionError, StorageError."""
+    bucket, key = split(uri)
+    try:
+        answer = client().get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), _version(answer["ETag"])
+    except (ClientError, BotoCoreError) as error:
+        raise _as_os_error(error, uri) from error
+
+
+def get_range(uri: str, start: int, length: int) -> tuple[bytes, str]:
+    """`length` bytes from `start`, and the whole object's ETag; errors as `get`."""
+    bucket, key = split(uri)
+    try:
+        answer = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+        return answer["Body"].read(), _version(answer["ETag"])
+    except (ClientError, BotoCoreError) as error:
+        raise _as_os_error(error, uri) from error
+
+
+def head(uri: str) -> tuple[int, str] | None:
+    """Size and ETag of an object, None where there is none; PermissionError and StorageError as `get`."""
+    bucket, key = split(uri)
+    try:
+        answer = client().head_object(Bucket=bucket, Key=key)
+    except (ClientError, BotoCoreError) as error:
+        reason = _as_os_error(error, uri)
+        if isinstance(reason, FileNotFoundError):
+            return None
+        raise reason from error
+    return int(answer["ContentLength"]), _version(answer["ETag"])
+
+
+def put(uri: str, data: bytes, *, only_new: bool = False) -> bool:
+    """Write an object in one request, so that it is there whole or not at all.
+
+    `only_new`: only where none is there yet (If-None-Match); returns False when there was one. A repeated request
+    whose first answer was lost meets its own object, which counts as written.
+    """
+    bucket, key = split(uri)
+    try:
+        client().put_object(Bucket=bucket, Key=key, Body=data, **({"IfNoneMatch": "*"} if only_new else {}))
+    except (ClientError, BotoCoreError) as error:
+        if only_new and isinstance(error, ClientError):
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                return get(uri)[0] == data
+        raise _as_os_error(error, uri) from error
+    return True
+
+
+def delete(uri: str) -> None:
+    """Remove an object; one that is gone is no error."""
+    bucket, key = split(uri)
+    try:
+        client().delete_object(Bucket=bucket, Key=key)
+    except (ClientError, BotoCoreError) as error:
+        raise _as_os_error(error, uri) from error
+
+
+def require_conditional_put(prefix: str) -> None:
+    """Write a probe below `prefix` and take it away: StorageError unless the store refuses to overwrite it when asked to.
+
+    Without that, two runs that commit at once could overwrite each other's commit.
+    """
+    uri = f"{prefix.rstrip('/')}/_probe/{uuid.uuid4().hex}"
+    try:
+        put(uri, b"first", only_new=True)
+        overwritten = put(uri, b"second", only_new=True)
+    except OSError as error:
+        raise StorageError(f"{prefix}: cannot be written ({error.strerror or error})") from error
+    with suppress(PermissionError):  # without the right to delete the probe stays; nothing else here deletes
+        delete(uri)
+    if overwritten:
+        raise StorageError(
+            f"{prefix}: this store ignores conditional PUT (If-None-Match), so that commits could be lost; AWS S3, "
+            "Cloudflare R2, MinIO, SeaweedFS and Ceph from 16.2 on have it"
+        )
+
+
+def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
+    """(URI, size, ETag) of every object below a prefix, in no special order, page by page: memory does not grow.
+
+    Folders are listed side by side by LIST_THREADS threads. Names that begin with a dot, and folder markers, are left out.
+    """
+    bucket, key = split(prefix)
+    root = f"{key.rstrip('/')}/" if key else ""
+    try:
+        folders, objects = [root], []
+        for _ in range(4):  # go down until there is work for all threads
+            if len(folders) >= LIST_THREADS:
+                break
+            below: list[str] = []
+            for folder in folders:
+                for page in _pages(bucket, folder, "/"):
+                    objects.append(_objects(bucket, page, root))
+                    below += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+            folders = [folder for folder in below if not _hidden(folder[len(root) :])]
+        for found in objects:
+            yield from found
+        if folders:
+            yield from _side_by_side(bucket, folders, root)
+    except (ClientError, BotoCoreError) as error:
+        raise StorageError(f"{prefix}: cannot be listed ({_reason(_as_os_error(error, prefix))})") from error
+
+
+def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[str, int, str]]:
+    pages: queue.Queue[list[tuple[str, int, str]] | Exception | None] = queue.Queue(maxsize=4 * LIST_THREADS)
+    stop = threading.Event()
+
+    def hand_over(item: list[tuple[str, int, str]] | Exception | None) -> None:
+        while not stop.is_set():
+            try:
+                return pages.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def walk(folder: str) -> None:
+        try:
+            if not stop.is_set():
+                for page in _pages(bucket, folder):
+                    hand_over(_objects(bucket, page, root))
+                    if stop.is_set():
+                        return
+            hand_over(None)
+        except Exception as error:
+            hand_over(error)
+
+    pool = ThreadPoolExecutor(LIST_THREADS)
+    try:
+        for folder in folders:
+            pool.submit(walk, folder)
+        left = len(folders)
+        while left:
+            item = pages.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield from item
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pages(bucket: str, folder: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
+    yield from client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter)
+
+
+def _objects(bucket: str, page: dict[str, Any], root: str) -> list[tuple[str, int, str]]:
+    return [
+        (f"s3://{bucket}/{entry['Key']}", int(entry["Size"]), _version(entry["ETag"]))
+        for entry in page.get("Contents", ())
+        if not entry["Key"].endswith("/") and not _hidden(entry["Key"][len(root) :])
+    ]
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _version(etag: str) -> str:
+    return etag.strip('"')
+
+
+def _reason(error: OSError) -> str:
+    return str(error.strerror or error)
