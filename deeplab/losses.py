@@ -14,13 +14,18 @@ Resolution = Literal["full", "stride"]
 
 
 def segmentation_loss(
-    scores: torch.Tensor, labels: torch.Tensor, align_corners: bool = True, resolution: Resolution = "full"
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    align_corners: bool = True,
+    resolution: Resolution = "full",
+    normalize: bool = True,
 ) -> torch.Tensor:
     """Mean cross-entropy over the labelled pixels of the whole batch (Caffe's VALID normalisation).
 
     scores: B x C x h x w logits. labels: B x H x W, 0..C-1 or 255 (ignored). With no labelled pixel the loss is 0.
     `resolution`: "full" brings the scores to H x W (as DeepLab v3 does); "stride" takes every s-th label instead, as
-    DeepLab v1 and v2 do (Interp shrink 8 on 321 is exactly `label[::8, ::8]`).
+    DeepLab v1 and v2 do (Interp shrink 8 on 321 is exactly `label[::8, ::8]`). Without `normalize` it is the sum, as in
+    FCN's solvers.
     """
     labels = labels.long()
     if resolution == "full":
@@ -33,4 +38,4 @@ def segmentation_loss(
         if labels.shape[1:] != scores.shape[-2:] or steps != [int(step) for step in steps]:
             raise ValueError(f"labels of {sides} do not lie on scores of {(height, width)}: sides of stride * k + 1 do")
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / (labels != IGNORE).sum().clamp(min=1) if normalize else total

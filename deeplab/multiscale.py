@@ -41,7 +41,8 @@ def resample(maps: torch.Tensor, size: tuple[int, int], step: float, align_corne
     """
     rows = interpolation_matrix(size[0], maps.shape[-2], step, align_corners, maps.device)
     columns = interpolation_matrix(size[1], maps.shape[-1], step, align_corners, maps.device)
-    with torch.autocast(maps.device.type, enabled=False):  # half precision would move positions by up to 1/256 of the side
+    device = "cpu" if maps.is_meta else maps.device.type
+    with torch.autocast(device, enabled=False):  # half precision would move positions by up to 1/256 of the side
         return rows @ maps.float() @ columns.T
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,31 +33,68 @@ class Normalization:
         return self.mean if self.order == "RGB" else (self.mean[2], self.mean[1], self.mean[0])
 
 
-# Caffe's ImageNet mean, in B, G, R (the VGG and MSRA ResNet weights); MobileNetV2 as Google trained it.
+# Caffe's ImageNet mean, in B, G, R (the VGG and MSRA ResNet weights), also as DeepLab's own prototxts round it;
+# MobileNetV2 as Google trained it.
 CAFFE = Normalization("BGR", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
+DEEPLAB = Normalization("BGR", (104.008, 116.669, 122.675), (1.0, 1.0, 1.0))
+FCN_MEAN = Normalization("BGR", (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
 TENSORFLOW = Normalization("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+# torchvision's: mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224, 0.225) of pixels in 0..1.
+TORCHVISION = Normalization("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 class SegmentationNetwork(nn.Module):
     """backbone -> head: normalised B x 3 x H x W in, class scores (logits) B x C x h x w out.
 
     `normalization` says what input the weights expect. `align_corners` is the geometry in which scores are brought
-    to image size: with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`.
+    to image size: with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride` is
+    the scores', the backbone's `output_stride` where the head does not change it.
     """
 
+    learnt_norm = False  # True where the paper trains batch norm, too
+
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, classes: int, normalization: Normalization, align_corners: bool = True
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        classes: int,
+        normalization: Normalization,
+        align_corners: bool = True,
+        stride: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.classes = classes
-        self.stride = int(backbone.output_stride)  # type: ignore[arg-type]
+        self.stride = stride or int(backbone.output_stride)  # type: ignore[arg-type]
         self.normalization = normalization
         self.align_corners = align_corners
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(x))
+    def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+        """`dropout`: share of the backbone's output channels left out in training."""
+        features = self.backbone(x)
+        if dropout and isinstance(features, torch.Tensor):
+            features = F.dropout2d(features, dropout, self.training)
+        elif dropout:
+            features = tuple(F.dropout2d(feature, dropout, self.training) for feature in features)
+        return self.head(features)
+
+    def parameter_groups(self, rate: float, head_multiplier: float, weight_decay: float) -> list[dict[str, Any]]:
+        """What is learnt, by learning rate: weights x 1, biases x 2 without decay, the head's x m and x 2m (`lr_mult`).
+
+        The head holds what is learnt anew: fc8 in the VGG nets, whose fc6 and fc7 belong to the backbone. Frozen
+        parameters and empty groups are left out.
+        """
+        groups = []
+        for module, multiplier in ((self.backbone, 1.0), (self.head, head_multiplier)):
+            named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+            weights = [p for name, p in named if not name.endswith("bias")]
+            biases = [p for name, p in named if name.endswith("bias")]
+            for factor, decay, parameters in ((multiplier, weight_decay, weights), (2 * multiplier, 0.0, biases)):
+                if parameters:
+                    lr = rate * factor
+                    groups.append({"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
+        return groups
 
     def lattice_size(self, side: int) -> int:
         """The smallest side >= `side` on which scores and pixels align: stride * k + 1 (321, 513, 377, ...)."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab import checkpoint, schedule
@@ -20,8 +19,9 @@ from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
 from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
-from deeplab.losses import segmentation_loss
 from deeplab.network import SegmentationNetwork
+from deeplab.object_crops import ObjectCrops
+from deeplab.objective import training_loss
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
 from deeplab.transforms import Augmentation, paste
@@ -49,7 +49,7 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     So a resumed run, or one with more loader processes, sees exactly what an undisturbed one does.
     """
 
-    def __init__(self, data: LabelledFolder, augment: Augmentation, config: TrainingConfig) -> None:
+    def __init__(self, data: LabelledFolder, augment: Augmentation | ObjectCrops, config: TrainingConfig) -> None:
         self.data, self.augment = data, augment
         self.paste = config.paste
         self.seed, self.length = config.seed, config.steps * config.batch_size
@@ -80,15 +80,8 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
 
 
 def parameter_groups(network: SegmentationNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Backbone x 1, head weights x m, head biases x 2m without weight decay, as in the released solvers."""
-    head = list(network.head.named_parameters())
-    base, m = config.learning_rate, config.head_multiplier
-    groups = [
-        (1.0, config.weight_decay, [p for p in network.backbone.parameters() if p.requires_grad]),
-        (m, config.weight_decay, [p for name, p in head if not name.endswith("bias")]),
-        (2 * m, 0.0, [p for name, p in head if name.endswith("bias")]),
-    ]
-    return [{"params": p, "lr": base * factor, "base_lr": base * factor, "weight_decay": decay} for factor, decay, p in groups]
+    """Weights x 1, biases x 2 without weight decay, the head's x m and x 2m, as in the released solvers."""
+    return network.parameter_groups(config.learning_rate, config.head_multiplier, config.weight_decay)
 
 
 def train(
@@ -124,7 +117,8 @@ def train(
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     torch.manual_seed(config.seed)
     network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.freeze_batch_norm()
+    if not network.learnt_norm:
+        network.freeze_batch_norm()
     for layer in network.backbone.layers()[: config.frozen_layers]:  # type: ignore[operator]
         layer.requires_grad_(False)
     groups = parameter_groups(network, config)
@@ -143,7 +137,10 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         average, start, best = state["average"], state["step"], state["best"]
 
-    augment = Augmentation(config.crop, config.scales, network.normalization.mean_rgb, config.mirror, config.colour)
+    mean = network.normalization.mean_rgb
+    augment: Augmentation | ObjectCrops = Augmentation(config.crop, config.scales, mean, config.mirror, config.colour)
+    if config.sampling != "image":
+        augment = ObjectCrops(config.crop, config.sampling, mean, config.mirror)
     samples = Samples(training, augment, config)
 
     def diverged(what: str, step: int) -> TrainingError:
@@ -166,8 +163,7 @@ def train(
         x = network.normalization.apply(images.to(where)).contiguous(memory_format=torch.channels_last)
         # Dropout, too, is a function of the step, so that a resumed run drops the same channels.
         torch.manual_seed(int(np.random.default_rng([config.seed, 3, step]).integers(2**31)))
-        features = F.dropout2d(network.backbone(x), config.dropout, training=config.dropout > 0)
-        loss = segmentation_loss(network.head(features), labels.to(where), network.align_corners, config.loss)
+        loss = training_loss(network, x, labels.to(where), config)
         if not math.isfinite(loss.item()):
             raise diverged(f"loss is {loss.item()}", step)
         optimizer.zero_grad()

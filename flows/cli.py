@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import results, segment, train, upkeep
+from flows.commands import architectures, results, segment, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +40,7 @@ app.command("drop-model")(upkeep.drop_model)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)
+app.command("import-weights")(architectures.import_weights)
 
 
 INTERRUPTED = 130

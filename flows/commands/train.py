@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.architectures import print_family
 from flows.terminal import bar, stdout
 
 Dataset = Annotated[
@@ -50,7 +52,8 @@ def train(
     from deeplab.training import train as run
 
     if preset not in PRESETS:
-        raise typer.BadParameter(f"{preset}: {', '.join(PRESETS)} are known", param_hint="--preset")
+        near = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+        raise typer.BadParameter(f"{preset}: nearest {near}; known: {', '.join(PRESETS)}", param_hint="--preset")
     overrides = {"steps": steps, "batch_size": batch_size, "crop": crop, "learning_rate": learning_rate, "seed": seed}
     config = dataclasses.replace(PRESETS[preset](), **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
     training, validation = LabelledFolder(dataset, split), LabelledFolder(dataset, val_split)
@@ -147,6 +150,9 @@ def evaluate(
 def models(
     model: Annotated[str | None, typer.Argument(help="Print the whole card of this model.", show_default=False)] = None,
     presets: Annotated[bool, typer.Option("--presets", help="List training presets instead.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every architecture: stride, parameters, GFLOP, field of view, the papers' figures.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Bundled models and known architectures, training presets, or one model's card."""
@@ -155,6 +161,9 @@ def models(
 
     if model is not None:
         print(json.dumps({"digest": checkpoint.load(model).digest, **checkpoint.read_card(model)}, indent=2))
+        return
+    if every:
+        print_family(as_json)
         return
     if presets:
         listed = {key: preset().as_dict() for key, preset in PRESETS.items()}

@@ -66,6 +66,9 @@ class SmallBackbone(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.features = nn.Sequential(*layers)
 
+    def layers(self) -> list[nn.Module]:
+        return list(self.features)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.features(x)
 

@@ -1,0 +1,31 @@
+"""Named architectures, each with the paper it follows."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from deeplab.network import SegmentationNetwork
+from deeplab.zoo import mobilenet, relatives, resnet, vgg
+from deeplab.zoo.entry import Architecture
+
+__all__ = ["ARCHITECTURES", "Architecture", "build"]
+
+ARCHITECTURES = {
+    entry.name: entry for entry in (*mobilenet.ENTRIES, *resnet.ENTRIES, *vgg.ENTRIES, *relatives.ENTRIES)
+}  # fmt: skip
+
+
+def build(name: str, classes: int, *, seed: int | None = None, **options: Any) -> SegmentationNetwork:
+    """A freshly initialised network by its zoo name; the same one for the same `seed`.
+
+    ValueError for an unknown name, with the nearest one.
+    """
+    if name not in ARCHITECTURES:
+        near = get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)
+        raise ValueError(f"unknown architecture {name!r}; nearest: {near[0]}; known: {', '.join(ARCHITECTURES)}")
+    if seed is not None:
+        torch.manual_seed(seed)
+    return ARCHITECTURES[name].build(classes, **options)

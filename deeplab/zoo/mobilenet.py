@@ -1,0 +1,59 @@
+"""The same heads on MobileNetV2 and V3, for CPUs."""
+
+from __future__ import annotations
+
+from deeplab.heads import ASPP
+from deeplab.heads_v3 import HeadV3
+from deeplab.mobilenet import MobileNetV2
+from deeplab.mobilenet_v3 import MobileNetV3
+from deeplab.network import TENSORFLOW, TORCHVISION, SegmentationNetwork
+from deeplab.zoo.entry import Architecture, field_of_view
+from deeplab.zoo.resnet import RATES
+
+
+def _aspp(classes: int, output_stride: int = 8, padding: str = "same") -> SegmentationNetwork:
+    backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
+    # Rates are given at stride 8 and follow the stride, so that the field of view in pixels stays (as in DeepLab v3).
+    rates = [rate * 8 // output_stride for rate in RATES]
+    return SegmentationNetwork(backbone, ASPP(MobileNetV2.channels, classes, rates), classes, TENSORFLOW)
+
+
+def _v2_with_v3_head(
+    classes: int, output_stride: int = 8, padding: str = "same", align_corners: bool = True
+) -> SegmentationNetwork:
+    backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
+    head = HeadV3(MobileNetV2.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)])
+    return SegmentationNetwork(backbone, head, classes, TENSORFLOW, align_corners)
+
+
+def _v3(classes: int, output_stride: int = 16, align_corners: bool = False) -> SegmentationNetwork:
+    # torchvision keeps rates 12, 24, 36 at this net's stride 16, too.
+    return SegmentationNetwork(
+        MobileNetV3(output_stride), HeadV3(MobileNetV3.channels, classes), classes, TORCHVISION, align_corners
+    )
+
+
+ENTRIES = (
+    Architecture(
+        "mobilenet-v2-aspp",
+        "MobileNetV2 with holes and DeepLab v2's summed ASPP (rates 6, 12, 18, 24 at stride 8)",
+        "backbone arXiv 1801.04381; head arXiv 1606.00915, section 3.2",
+        _aspp,
+        field_of_view(3, 24),
+    ),
+    Architecture(
+        "mobilenet-v2-aspp-v3",
+        "MobileNetV2 with holes and DeepLab v3's head",
+        "backbone arXiv 1801.04381; head arXiv 1706.05587",
+        _v2_with_v3_head,
+        0,
+    ),
+    Architecture(
+        "mobilenet-v3-aspp-v3",
+        "torchvision's deeplabv3_mobilenet_v3_large: MobileNetV3-Large at stride 16 and DeepLab v3's head",
+        "backbone arXiv 1905.02244; torchvision deeplabv3_mobilenet_v3_large",
+        _v3,
+        0,
+        note="60.3 with torchvision's own weights (COCO val2017, VOC's classes)",
+    ),
+)

@@ -1,0 +1,83 @@
+"""`deeplab import-weights` and `deeplab models --all`: weights from elsewhere, and the family they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows.terminal import stdout
+
+
+def import_weights(
+    file: Annotated[Path, typer.Argument(help=".pth, .safetensors or .caffemodel.", show_default=False)],
+    model_out: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
+    family: Annotated[str, typer.Option(help="Whose file it is: kazuto, isht7, torchvision or caffe.")] = "kazuto",
+    classes: Annotated[
+        Path | None, typer.Option(help="Text file, one class name a line. Default: VOC's for 21 classes, else class 0, 1, ...")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the model card; default MODEL_OUT's folder name.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the model card.")] = "not stated",
+) -> None:
+    """Turn weights of another code base into a model folder, in that code's own geometry. No code in FILE is ever run.
+
+    Strict: every weight of ours is filled and every one of theirs has its place, or nothing is written.
+    """
+    from deeplab import checkpoint, weights
+    from deeplab.classes import VOC, ClassTable
+
+    if family not in weights.FAMILIES:
+        raise typer.BadParameter(f"{family}: {', '.join(weights.FAMILIES)} are known", param_hint="--family")
+    found = weights.import_file(file, family)
+    count = found.network.classes
+    if classes is not None:
+        try:
+            names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{classes}: {error}", param_hint="--classes") from error
+        if len(names) != count or len(set(names)) != count:
+            raise typer.BadParameter(
+                f"{classes} names {len(set(names))} different classes, the weights have {count}", param_hint="--classes"
+            )
+        table = ClassTable.from_names(names)
+    else:
+        table = VOC if count == len(VOC) else ClassTable.from_names([f"class {index}" for index in range(count)])
+    card = {
+        "name": name or model_out.resolve().name,
+        "architecture": {"name": found.architecture, "options": found.options},
+        "classes": [{"name": n, "colour": list(c)} for n, c in zip(table.names, table.colours, strict=True)],
+        "init": f"{file.name}, family {family}",
+        "data": {"licence": licence},
+    }
+    checkpoint.save(model_out, found.network, card)
+    stdout.print(f"{model_out}: {found.architecture}, {count} classes, {len(found.network.state_dict())} tensors filled")
+    for key in found.left_out:
+        stdout.print(f"  left out: {escape(key)}")
+
+
+def print_family(as_json: bool) -> None:
+    """Name, stride, parameters, GFLOP at 513 x 513, field of view and the papers' figures of every architecture."""
+    from deeplab.zoo.sizes import measure_all
+
+    rows = measure_all()
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("name")
+    for heading in ("stride", "parameters", "GFLOP", "view", "val", "+ CRF", "test"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        figures = ["-" if value is None else f"{value:.2f}" for value in (row.val, row.val_crf)]
+        test = "-" if row.test is None else f"{row.test:.1f}"
+        view = str(row.field_of_view) if row.field_of_view else "image"
+        numbers = f"{row.parameters / 1e6:.1f} M", f"{row.gflop:.0f}"
+        table.add_row(row.name, str(row.stride), *numbers, view, *figures, test)
+    stdout.print(table)
+    stdout.print(
+        "21 classes, 513 x 513; a multiply-add counts as two. Figures: the papers' mIoU on PASCAL VOC 2012 (docs/family.md)"
+    )
