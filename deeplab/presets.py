@@ -18,8 +18,13 @@ class TrainingConfig:
     `head_multiplier` times that, and its bias twice that again without weight decay (the released prototxts).
     `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of the running mean of the weights that is validated
     and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as loaded,
-    which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that a training step leaves out. `loss`:
-    labels at "full" resolution or every "stride"-th (deeplab.losses). `colour`, `scales`, `crop`: deeplab.transforms.
+    which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that a
+    training step leaves out. `loss`: labels at "full" resolution or every "stride"-th (deeplab.losses). `colour`,
+    `scales`, `crop`: deeplab.transforms.
+    `batch_size`: crops of one optimizer step, over all workers. `clip_norm`: the gradient is scaled down to this
+    Euclidean length where it is longer; 0 is off. `precision`: of the forward pass; weights stay float32.
+    `batch_norm`: "frozen" as loaded, the papers' way; or "sync", learnt, with statistics over all workers' crops (of
+    one pass, where gradients are accumulated).
     """
 
     preset: str
@@ -45,6 +50,9 @@ class TrainingConfig:
     ema: float = 0.0
     dropout: float = 0.0
     frozen_layers: int = 0
+    clip_norm: float = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_norm: Literal["frozen", "sync"] = "frozen"
     validate_every: int = 500
     seed: int = 0
 
@@ -55,6 +63,13 @@ class TrainingConfig:
                 raise ValueError(f"{name} {value}: at least 1 is accepted")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: 0 up to below 1 is accepted")
+        if self.clip_norm < 0:
+            raise ValueError(f"clip_norm {self.clip_norm}: 0 (off) and above are accepted")
+        if self.precision not in ("float32", "bfloat16", "float16") or self.batch_norm not in ("frozen", "sync"):
+            raise ValueError(
+                f"precision {self.precision}, batch_norm {self.batch_norm}: float32, bfloat16 or float16, and frozen or sync, "
+                "are accepted"
+            )
         if self.learning_rate <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate {self.learning_rate}, ema {self.ema}: above 0, and 0 up to below 1, are accepted")
 

@@ -10,8 +10,11 @@ import torch
 from deeplab import checkpoint
 from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
+from deeplab.optimization import learning_rate_factor, parameter_groups, update_average
 from deeplab.presets import PRESETS, TrainingConfig
-from deeplab.training import Progress, Samples, TrainingError, learning_rate_factor, parameter_groups, train, update_average
+from deeplab.sampling import Samples
+from deeplab.states import TrainingError
+from deeplab.training import Execution, Progress, train
 from deeplab.transforms import Augmentation
 from deeplab.zoo import build
 
@@ -20,6 +23,8 @@ CONFIG = TrainingConfig(
     preset="tiny", architecture="mobilenet-v2-aspp", steps=6, batch_size=2, crop=33, learning_rate=0.02, scales=(0.75, 1.0, 1.25),
     head_multiplier=2.0, colour=0.2, ema=0.9, validate_every=2, warmup_steps=1, weight_decay=1e-4, dropout=0.1,
 )  # fmt: skip
+
+PLAIN = Execution(device="cpu", loaders=0)
 
 
 class Killed(Exception):
@@ -31,7 +36,7 @@ def run(labelled_folder, small_network, tmp_path):
     """(name of the output folder, **what differs) -> (best summary, progress by step)."""
     root = labelled_folder(4)
 
-    def start(name, config=CONFIG, stop_after=None, network=None, resume=False):
+    def start(name, config=CONFIG, stop_after=None, network=None, resume=False, execution=PLAIN, stop=lambda: False):
         seen: list[Progress] = []
 
         def report(progress: Progress) -> None:
@@ -42,11 +47,15 @@ def run(labelled_folder, small_network, tmp_path):
         splits = LabelledFolder(root, "train"), LabelledFolder(root, "val")
         best = train(
             network or small_network(classes=2), config, *splits, tmp_path / name,
-            card={"name": name}, classes=CLASSES, device="cpu", workers=0, resume=resume, report=report,
+            card={"name": name}, classes=CLASSES, execution=execution, resume=resume, stop=stop, report=report,
         )  # fmt: skip
         return best, seen
 
     return start
+
+
+def states(folder):
+    return sorted((folder / "training").glob("*"))
 
 
 def weights(folder):
@@ -66,7 +75,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(run, small_netwo
     for key, value in undisturbed.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
     assert later == steps[stop_after - stop_after % 2 :]
-    assert not (tmp_path / "stopped" / "training-state.pt").exists()
+    assert states(tmp_path / "stopped") == []
 
 
 def test_two_runs_of_one_configuration_are_equal_and_another_seed_differs(run, tmp_path):
@@ -121,7 +130,7 @@ def test_an_infinite_loss_stops_with_the_pictures_and_keeps_the_last_state(run, 
     config = replace(CONFIG, validate_every=1, batch_size=1)
     with pytest.raises(TrainingError, match=r"loss is nan at step 2 on picture_\d; .*lower learning rate"):
         run("poisoned", config, network=network)
-    state = torch.load(tmp_path / "poisoned" / "training-state.pt", weights_only=True)
+    state = torch.load(states(tmp_path / "poisoned")[-1], weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["network"].values() if value.is_floating_point())
     assert state["step"] == 2
     _, later = run("poisoned", config, resume=True)
@@ -133,7 +142,7 @@ def test_weights_that_overflow_never_become_the_best_model(run, tmp_path):
     with pytest.raises(TrainingError, match="picture_"):
         run("burst", replace(CONFIG, learning_rate=1e30, validate_every=1, warmup_steps=0, ema=0.0))
     assert not (tmp_path / "burst" / checkpoint.CARD).exists()
-    assert not (tmp_path / "burst" / "training-state.pt").exists()
+    assert states(tmp_path / "burst") == []
 
 
 def test_an_unfinished_run_is_not_started_over_or_resumed_by_accident(run, tmp_path):

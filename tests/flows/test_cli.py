@@ -144,7 +144,7 @@ def test_training_writes_a_model_that_segments_and_evaluates(tmp_path: Path) -> 
         2,
         "--crop",
         65,
-        "--workers",
+        "--loaders",
         0,
         "--licence",
         "CC0",
