@@ -20,10 +20,10 @@ from deeplab.errors import UserError
 from deeplab.inspection import inspect
 from deeplab.network import SegmentationNetwork
 from deeplab.presets import PRESETS, TrainingConfig
-from deeplab.sampling import Labelled
 from deeplab.states import TrainingError
 from pipelines import storage
 from pipelines.options import TrainOptions
+from pipelines.pack import Packed, open_dataset
 
 OVERRIDES = (
     "steps", "batch_size", "crop", "learning_rate", "seed", "precision", "clip_norm", "batch_norm", "validate_every",
@@ -67,9 +67,9 @@ def configuration(options: TrainOptions) -> TrainingConfig:
         raise TrainingError(str(error)) from error
 
 
-def open_split(options: TrainOptions, split: str, skipped: list[str]) -> Labelled:
+def open_split(options: TrainOptions, split: str, skipped: list[str]) -> LabelledFolder | Packed:
     """One split of the data set, less the pairs that are left out."""
-    data = LabelledFolder(storage.files(storage.canonical(options.dataset)), split, options.layout)
+    data = open_dataset(options.dataset, split, options.layout)
     return data.without(skipped) if skipped else data
 
 
@@ -273,8 +273,8 @@ def _starved(options: TrainOptions, resources: dict[str, float]) -> str:
     wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
     return (
         f"no workers for {options.start_timeout:.0f} s: {options.min_workers or options.workers} with {wanted} each were asked "
-        f"for, and the cluster has {cpus:g} CPU and {gpus:g} GPU, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free. "
-        "Ask for fewer --workers, add nodes, or raise --start-timeout; states are kept"
+        f"for, and the cluster has {cpus:g} CPU and {gpus:g} GPU, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "
+        "free. Ask for fewer --workers, add nodes, or raise --start-timeout; states are kept"
     )
 
 
