@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from deeplab.errors import UserError
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -60,10 +64,17 @@ class Ranks:
         """Whether the flag is raised on any rank."""
         return self.sum([float(flag)])[0] > 0
 
-    def share(self, value: Any) -> Any:
-        """What rank 0 has, on every rank."""
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0; what it returns there, every rank has, and a UserError that it raises there, all raise."""
         if self.size == 1:
-            return value
-        box = [value]
+            return work()
+        box: list[Any] = [None, None]
+        if self.first:
+            try:
+                box[0] = work()
+            except UserError as error:
+                box[1] = error
         distributed.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        if box[1] is not None:
+            raise box[1]
         return box[0]

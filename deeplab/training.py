@@ -135,10 +135,7 @@ def train(
             f"the network has {network.classes} classes, the training set {len(training.classes)}, "
             f"the validation set {len(validation.classes)}: they must be the same"
         )
-    if run is None:
-        record = states.begin(out, config, training, validation, resume)
-    else:
-        record = ranks.share(states.attach(out, run) if ranks.first else None)
+    record = ranks.on_first(lambda: states.attach(out, run) if run else states.begin(out, config, training, validation, resume))
     if record.best is not None:
         return record.best
 
@@ -153,7 +150,7 @@ def train(
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
     start, validated, loss = 0, 0, math.nan
     best, history = dict[str, Any](mean_iou=-1.0), list[dict[str, Any]]()
-    state = ranks.share(states.newest(out, record.id) if ranks.first else None)
+    state = ranks.on_first(lambda: states.newest(out, record.id))
     if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -177,15 +174,10 @@ def train(
     def save(done: int) -> None:
         if not checkpoint.storable(network):
             raise diverged("weights are beyond half precision", done - 1)
-        if ranks.first:
-            state: dict[str, Any] = {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-            }
-            state |= {"scaler": scaler.state_dict(), "average": average, "best": best, "history": history}
-            state |= {"step": done, "validated": validated, "loss": loss}
-            states.save(out, record.id, state, execution.keep)
+        state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"scaler": scaler.state_dict(), "average": average, "best": best, "history": history}
+        state |= {"step": done, "validated": validated, "loss": loss}
+        ranks.on_first(lambda: states.save(out, record.id, state, execution.keep))
 
     def validate(done: int) -> tuple[dict[str, Any], str]:
         nonlocal best, validated
@@ -212,7 +204,8 @@ def train(
             best = {**summary, "step": done, "split": validation.split}
         sheet = f"{SAMPLES}/step-{done:08d}.jpg"
         history.append({"step": done, "loss": loss, **summary})
-        if ranks.first:
+
+        def write() -> None:
             try:
                 if better:
                     checkpoint.save(out, network, _card(card, config, classes, best))
@@ -220,6 +213,8 @@ def train(
                 out.write(METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
             except OSError as error:
                 raise TrainingError(f"{out} cannot be written at step {done}: {error}; earlier states are kept") from error
+
+        ranks.on_first(write)
         network.load_state_dict(trained)
         validated = done
         return summary, sheet
