@@ -41,9 +41,8 @@ class LabelledFolder:
         values = listing.values or {value: value for value in [*range(len(self.classes)), IGNORE]}
         self.ids = np.full(256, -1, np.int16)
         self.ids[list(values)] = list(values.values())
-        self.accepted = f"0..{len(self.classes) - 1} and {IGNORE} (ignored)"
-        if listing.values:
-            self.accepted = f"{min(listing.values)}..{max(listing.values)}, as the layout has them,"
+        own = [value for value in values if value != IGNORE]
+        self.accepted = f"{min(own)}..{max(own)}" + (f" and {IGNORE}" + " (ignored)" * (not listing.values)) * (IGNORE in values)
 
     def __len__(self) -> int:
         return len(self.stems)

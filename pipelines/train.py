@@ -24,6 +24,7 @@ from deeplab.states import TrainingError
 from pipelines import storage
 from pipelines.options import TrainOptions
 from pipelines.pack import Packed, open_dataset
+from pipelines.tensorboard import Curves
 
 OVERRIDES = (
     "steps", "batch_size", "crop", "learning_rate", "seed", "precision", "clip_norm", "batch_norm", "validate_every",
@@ -101,9 +102,19 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     text = f"{config.architecture}, preset {config.preset}: {started}; {len(data[0])} images to train, {len(data[1])} to validate"
     watch(Notice("start", text=text))
     job = Job(options, config, record.id, skipped, card)
-    if options.workers == 1 and options.address is None:
-        return _work(job, network, watch, stop)
-    return _with_ray(job, network, watch, stop)
+    curves = Curves(out)
+
+    def observe(progress: training.Progress | Notice) -> None:
+        if isinstance(progress, training.Progress):
+            curves(progress)
+        watch(progress)
+
+    try:
+        if options.workers == 1 and options.address is None:
+            return _work(job, network, observe, stop)
+        return _with_ray(job, network, observe, stop)
+    finally:
+        curves.close()
 
 
 def _check(options: TrainOptions, watch: Watch) -> list[str]:

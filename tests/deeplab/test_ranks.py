@@ -105,7 +105,8 @@ def test_stopped_workers_save_and_go_on_to_the_same_weights(run, tmp_path):
     np.testing.assert_allclose(rest, losses[3:], rtol=0, atol=1e-5)
     assert_close(others, weights, 1e-5)
     assert again == best
-    assert checkpoint.load(tmp_path / "stopped").card["metrics"] == checkpoint.load(tmp_path / "undisturbed").card["metrics"]
+    cards = [checkpoint.read_card(tmp_path / name) for name in ("stopped", "undisturbed")]
+    assert cards[0]["metrics"] == cards[1]["metrics"]
 
 
 def test_more_workers_than_crops_in_a_batch_are_refused(run):
