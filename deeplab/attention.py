@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from deeplab.heads import Plain
 from deeplab.multiscale import resample
-from deeplab.network import Normalization, SegmentationNetwork
+from deeplab.network import Normalization, SegmentationNetwork, kept
 from deeplab.vgg import initialised
 
 
@@ -48,17 +48,17 @@ class AttentionToScale(SegmentationNetwork):
         super().__init__(backbone, head, classes, normalization)
         self.scales = tuple(scales)
 
-    def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        return self.by_scale(x, dropout)[0]
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.by_scale(x, keep)[0]
 
-    def by_scale(self, x: torch.Tensor, dropout: float = 0.0) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def by_scale(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The fused scores, and each scale's own, on its own grid: what the extra supervision is put on."""
         height, width = x.shape[-2:]
         features = []
         for scale in self.scales:
             size = int((height - 1) * scale) + 1, int((width - 1) * scale) + 1
             scaled = x if scale == 1.0 else resample(x, size, 1 / scale)
-            features.append(F.dropout2d(self.backbone(scaled), dropout, self.training and dropout > 0))
+            features.append(kept(self.backbone(scaled), keep))
         scores = [self.head.score(feature) for feature in features]  # type: ignore[operator]
         rows, columns = features[self.scales.index(1.0)].shape[-2:]
 

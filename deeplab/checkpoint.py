@@ -18,11 +18,13 @@ from safetensors.torch import save as save_tensors
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
+from deeplab.files import Files, LocalFiles, as_files
 from deeplab.network import SegmentationNetwork
 from deeplab.zoo import build
 
 FORMAT = "deeplab-model/1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
+TRAINING = "training.json"  # what a training run notes beside the model that it writes (deeplab.states)
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -117,8 +119,10 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a model may be written there: nothing, an empty folder or an earlier model."""
-    return not folder.exists() or (folder / CARD).exists() or (folder.is_dir() and not any(folder.iterdir()))
+    """Whether a model may be written there: nothing, an empty folder, an earlier model or a training's folder."""
+    if not folder.exists() or (folder / CARD).exists() or (folder / TRAINING).exists():
+        return True
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def storable(network: SegmentationNetwork) -> bool:
@@ -133,27 +137,37 @@ def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
     }
 
 
-def save(folder: str | Path, network: SegmentationNetwork, card: dict[str, Any]) -> None:
+def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str, Any]) -> None:
     """Write a model folder, complete or not at all. Convolution weights go to float16; vectors stay float32.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` is set here. An existing
-    model folder is replaced; any other folder, and weights that are not finite, are refused (ModelError).
+    model folder is replaced; any other folder, and weights that are not finite, are refused (ModelError). In an object
+    store both files are one PUT each, the card last.
     """
-    folder = Path(folder)
+    place = as_files(place)
+    if not storable(network):
+        raise ModelError(f"{place}: not saved, as some weights are not finite in half precision")
+    if not isinstance(place, LocalFiles):
+        place.write(WEIGHTS, save_tensors(_stored(network)))
+        place.write(CARD, _card_bytes(card))
+        return
+    folder = place.root
     if not replaceable(folder):
         raise ModelError(f"{folder} exists and is no model folder; it is left alone")
-    if not storable(network):
-        raise ModelError(f"{folder}: not saved, as some weights are not finite in half precision")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (staging / WEIGHTS).write_bytes(save_tensors(_stored(network)))
-        (staging / CARD).write_text(json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / CARD).write_bytes(_card_bytes(card))
         folder.mkdir(exist_ok=True)
         for name in (WEIGHTS, CARD):  # the card last: without it the folder is no model
             os.replace(staging / name, folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _card_bytes(card: dict[str, Any]) -> bytes:
+    return (json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def digest(weights: bytes, card: bytes) -> str:

@@ -1,78 +1,89 @@
-"""Labelled image folders: images/STEM.*, labels/STEM.png, classes.txt, and one list of stems per split."""
+"""Labelled images: one split of a data set, in whatever layout, as pixels and class ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deeplab.errors import UserError
-from deeplab.images import EXTENSIONS, ImageError, decode, decode_labels
+from deeplab import layouts
+from deeplab.files import Files, as_files
+from deeplab.images import ImageError, decode, decode_labels
+from deeplab.layouts import DatasetError as DatasetError
 from deeplab.losses import IGNORE
 
 
-class DatasetError(UserError):
-    """The data set cannot be used; the message names the file and what is accepted."""
-
-
 class LabelledFolder:
-    """One split of a data set folder; `dataset[i]` is (RGB H x W x 3 uint8, labels H x W uint8).
+    """One split of a data set; `dataset[i]` is (RGB H x W x 3 uint8, labels H x W uint8).
 
-    `classes.txt`: line k, from 0, names class k. `SPLIT.txt`: one stem a line. Labels are 8-bit PNG whose values are
-    class ids or 255 (ignored). Raises DatasetError where the folder is not of that shape.
+    Labels are class ids 0..C-1 or 255 (ignored). `layout`: a name of deeplab.layouts, or "auto" to find it; ours is
+    images/, labels/, classes.txt and SPLIT.txt. Raises DatasetError where the folder is of no such shape.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
-        self.root, self.split = Path(root), split
-        if not self.root.is_dir():
-            raise DatasetError(f"{self.root}: no such folder; a data set has images/, labels/, classes.txt and SPLIT.txt")
-        self.classes = self._lines("classes.txt")
+    def __init__(self, root: str | Path | Files, split: str, layout: str = "auto") -> None:
+        self.files, self.split = as_files(root), split
+        self.remote = self.files.remote
+        listing = layouts.read(self.files, split, layout)
+        self.classes = listing.classes
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
-            raise DatasetError(f"{self.root / 'classes.txt'}: names {repeated[0]} twice; every class has its own name")
+            raise DatasetError(f"{self.files}/classes.txt: names {repeated[0]} twice; every class has its own name")
         if not 2 <= len(self.classes) <= IGNORE:
-            raise DatasetError(f"{self.root / 'classes.txt'}: {len(self.classes)} classes; 2 to {IGNORE} are accepted")
-        self.stems = self._lines(f"{split}.txt")
-        if not self.stems:
-            raise DatasetError(f"{self.root / f'{split}.txt'}: lists no images")
-        images = {path.stem: path for path in sorted((self.root / "images").glob("*")) if path.suffix.lower() in EXTENSIONS}
-        missing = [stem for stem in self.stems if stem not in images]
-        if missing:
-            raise DatasetError(
-                f"{self.root / 'images'}: no image for {', '.join(missing[:5])} ({len(missing)} of {len(self.stems)})"
-            )
-        self.images = [images[stem] for stem in self.stems]
-
-    def _lines(self, name: str) -> list[str]:
-        path = self.root / name
-        try:
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-        except OSError as error:
-            splits = sorted(p.stem for p in self.root.glob("*.txt") if p.stem != "classes")
-            raise DatasetError(f"{path}: cannot be read ({error.strerror}); splits here: {', '.join(splits) or 'none'}") from error
+            raise DatasetError(f"{self.files}/classes.txt: {len(self.classes)} classes; 2 to {IGNORE} are accepted")
+        if not listing.pairs:
+            raise DatasetError(f"{self.files}: split {split} has no images; is it the name of a list or folder there?")
+        self.stems = [stem for stem, _, _ in listing.pairs]
+        self.images = [image for _, image, _ in listing.pairs]
+        self.labels = [labels for _, _, labels in listing.pairs]
+        # Class id of each label value; -1 for those that are not accepted.
+        values = listing.values or {value: value for value in [*range(len(self.classes)), IGNORE]}
+        self.ids = np.full(256, -1, np.int16)
+        self.ids[list(values)] = list(values.values())
+        own = [value for value in values if value != IGNORE]
+        self.accepted = f"{min(own)}..{max(own)}" + (f" and {IGNORE}" + " (ignored)" * (not listing.values)) * (IGNORE in values)
 
     def __len__(self) -> int:
         return len(self.stems)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        path = self.root / "labels" / f"{self.stems[index]}.png"
+        return self.decode(index, self.read(self.images[index]), self.read(self.labels[index]))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image or label file. DatasetError that names it."""
         try:
-            image = decode(self.images[index].read_bytes())
-        except (OSError, ImageError) as error:
-            raise DatasetError(f"{self.images[index]}: {error}") from error
+            return self.files.read(name)
+        except OSError as error:
+            raise DatasetError(f"{self.files}/{name}: {error.strerror or error}") from error
+
+    def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """What pair `index` holds, given the bytes of its files. DatasetError that names the file at fault."""
+        path = f"{self.files}/{self.labels[index]}"
         try:
-            labels = decode_labels(path.read_bytes())
-        except (OSError, ImageError) as error:
+            image = decode(image_bytes)
+        except ImageError as error:
+            raise DatasetError(f"{self.files}/{self.images[index]}: {error}") from error
+        try:
+            found = decode_labels(label_bytes)
+        except ImageError as error:
             raise DatasetError(f"{path}: {error}") from error
-        if labels.shape != image.shape[:2]:
-            raise DatasetError(f"{path}: labels are {labels.shape}, the image is {image.shape[:2]} (rows, columns)")
-        wrong = np.setdiff1d(np.unique(labels), [*range(len(self.classes)), IGNORE])
-        if wrong.size:
-            raise DatasetError(f"{path}: value {wrong[0]}; 0..{len(self.classes) - 1} and {IGNORE} (ignored) are accepted")
-        return image, labels
+        if found.shape != image.shape[:2]:
+            raise DatasetError(f"{path}: labels are {found.shape}, the image is {image.shape[:2]} (rows, columns)")
+        ids = self.ids[found]
+        if (ids < 0).any():
+            raise DatasetError(f"{path}: value {found[ids < 0][0]}; {self.accepted} are accepted")
+        return image, ids.astype(np.uint8)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self[index] for index in range(len(self)))
+
+    def without(self, stems: Sequence[str]) -> LabelledFolder:
+        """The same split less some pairs. DatasetError when none is left."""
+        left = [index for index, stem in enumerate(self.stems) if stem not in set(stems)]
+        if not left:
+            raise DatasetError(f"{self.files}: every pair of {self.split} is broken")
+        smaller = copy.copy(self)
+        for name in ("stems", "images", "labels"):
+            setattr(smaller, name, [getattr(self, name)[index] for index in left])
+        return smaller

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from deeplab.network import Normalization, SegmentationNetwork
+from deeplab.network import Normalization, SegmentationNetwork, kept
 from deeplab.vgg import STAGES, initialised
 
 SIDE = 224  # the side of a proposal
@@ -99,9 +99,9 @@ class DeconvNet(SegmentationNetwork):
     def __init__(self, classes: int, normalization: Normalization, width: float = 1.0) -> None:
         super().__init__(DeconvNetBackbone(width), DeconvNetHead(classes, width), classes, normalization, stride=1)
 
-    def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         height, width = x.shape[-2:]
         bottom, right = (max(SIDE, -(-side // 32) * 32) - side for side in (height, width))
         top, switches = self.backbone(F.pad(x, (0, right, 0, bottom)))
-        scores = self.head((F.dropout2d(top, dropout, self.training and dropout > 0), switches))
+        scores = self.head((kept(top, keep), switches))
         return scores[..., :height, :width]

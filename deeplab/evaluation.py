@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deeplab.datasets import LabelledFolder
+import numpy as np
+
 from deeplab.metrics import Confusion, trimap_band
 from deeplab.predictor import Predictor
+from deeplab.ranks import Ranks
+from deeplab.sampling import Labelled
 
 
 @dataclass
@@ -24,20 +27,30 @@ class Evaluation:
 
 def evaluate(
     predictor: Predictor,
-    data: LabelledFolder,
+    data: Labelled,
     *,
     crf: Any = None,
     trimap: Sequence[int] = (),
+    ranks: Ranks | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
+    look: Callable[[int, np.ndarray, np.ndarray], None] = lambda index, image, predicted: None,
 ) -> Evaluation:
     """Score every image of `data`, refine with `crf` (a deeplab.crf.DenseCRF) where given, and count.
 
-    `report` is told (done, total) after every image. Raises DatasetError for a pair that cannot be used.
+    With several `ranks` each scores every size-th image, and all return the sum. `report` is told (done, total) after
+    every round of them, on all ranks; `look` is given (index, image, label map) of the images that were scored here.
+    Raises DatasetError for a pair that cannot be used.
     """
+    ranks = ranks or Ranks()
     network = predictor.network
     classes = len(data.classes)
     result = Evaluation(Confusion.empty(classes), {width: Confusion.empty(classes) for width in trimap})
-    for done, (image, labels) in enumerate(data, 1):
+    for first in range(0, len(data), ranks.size):
+        done = min(first + ranks.size, len(data))
+        if first + ranks.rank >= len(data):
+            report(done, len(data))
+            continue
+        image, labels = data[first + ranks.rank]
         scores = predictor.scores([image])[0]
         if crf is None:
             predicted = predictor.labels_of(scores, *image.shape[:2])
@@ -46,5 +59,9 @@ def evaluate(
         result.total.add(labels, predicted)
         for width, confusion in result.bands.items():
             confusion.add(labels, predicted, trimap_band(labels, width))
+        look(first + ranks.rank, image, predicted)
         report(done, len(data))
+    for confusion in (result.total, *result.bands.values()):
+        confusion.counts = ranks.sum_counts(confusion.counts)
+        confusion.missed = ranks.sum_counts(confusion.missed)
     return result

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from deeplab.network import Normalization, SegmentationNetwork
+from deeplab.network import Normalization, SegmentationNetwork, kept
 from deeplab.vgg import VGG16, FullyConnected
 
 # Where each crop starts: what padding conv1_1 by 100 has put in front of the pixel that a map must begin with.
@@ -98,9 +97,8 @@ class FCN(SegmentationNetwork):
         head = FCNHead(inputs, classes, stride, at_once, learn_upscore)
         super().__init__(backbone, head, classes, normalization, stride=1)
 
-    def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        features = tuple(F.dropout2d(feature, dropout, self.training and dropout > 0) for feature in self.backbone(x))
-        return self.head(features, (x.shape[-2], x.shape[-1]))
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(kept(self.backbone(x), keep), (x.shape[-2], x.shape[-1]))
 
     def load_stage(self, coarser: FCN) -> None:
         """Staged training: all layers of the next coarser net; the new skip's score starts at 0, as in `solve.py`."""

@@ -45,7 +45,11 @@ def summed_by_shifts(
     classes = weights[0].shape[0]
     taps = torch.cat([weight.permute(2, 3, 0, 1).reshape(-1, inputs) for weight in weights])
     maps = F.conv2d(x, taps[:, :, None, None]).view(batch, len(rates), 3, 3, classes, height, width)
-    total = torch.stack(list(biases)).sum(0).view(1, -1, 1, 1).expand(batch, classes, height, width)
+    # Added one by one: the gradients of a stack's sum would lie in one memory, where those of a second pass add up twice.
+    bias = biases[0]
+    for other in biases[1:]:
+        bias = bias + other
+    total = bias.view(1, -1, 1, 1).expand(batch, classes, height, width)
     for branch, rate in enumerate(rates):
         for i in range(3):
             for j in range(3):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplab.holes import dense_gradients_pay, depthwise_by_phases
 
 
-def conv_norm(x: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
+def conv_norm(x: torch.Tensor, conv: nn.Conv2d, norm: _BatchNorm) -> torch.Tensor:
     """`norm(conv(x))`. In evaluation mode (a frozen batch norm too) the norm goes into the convolution's weight.
 
     The same sums with one trip less through memory, and one less through the gradient in training.
@@ -38,7 +39,7 @@ class ConvBatchNorm(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv, norm, *rest = self
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
         if self.same:
             height, width = x.shape[-2:]
             x = F.pad(x, (width % 2, 1, height % 2, 1))

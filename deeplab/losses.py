@@ -31,11 +31,24 @@ def segmentation_loss(
     if resolution == "full":
         scores = resize_scores(scores, (labels.shape[1], labels.shape[2]), align_corners)
     else:
-        height, width = scores.shape[-2:]
-        sides = tuple(labels.shape[1:])
-        steps = [(side - 1) / max(1, score - 1) for side, score in zip(sides, (height, width), strict=True)]
-        labels = labels[:, :: max(1, int(steps[0])), :: max(1, int(steps[1]))]
-        if labels.shape[1:] != scores.shape[-2:] or steps != [int(step) for step in steps]:
-            raise ValueError(f"labels of {sides} do not lie on scores of {(height, width)}: sides of stride * k + 1 do")
+        labels = _at_scores(labels, (scores.shape[-2], scores.shape[-1]))
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1) if normalize else total
+
+
+def labelled_pixels(labels: torch.Tensor, stride: int, resolution: Resolution = "full") -> int:
+    """How many labels of B x H x W count in `segmentation_loss` of a network of this stride."""
+    if resolution == "stride":
+        height, width = labels.shape[1:]
+        labels = _at_scores(labels, (-(-(height - 1) // stride) + 1, -(-(width - 1) // stride) + 1))
+    return int((labels != IGNORE).sum())
+
+
+def _at_scores(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The labels that lie on scores of size h x w; ValueError when they do not lie on a common grid."""
+    sides = tuple(labels.shape[1:])
+    steps = [(side - 1) / max(1, score - 1) for side, score in zip(sides, size, strict=True)]
+    labels = labels[:, :: max(1, int(steps[0])), :: max(1, int(steps[1]))]
+    if tuple(labels.shape[1:]) != size or steps != [int(step) for step in steps]:
+        raise ValueError(f"labels of {sides} do not lie on scores of {size}: sides of stride * k + 1 do")
+    return labels

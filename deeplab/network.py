@@ -70,14 +70,9 @@ class SegmentationNetwork(nn.Module):
         self.normalization = normalization
         self.align_corners = align_corners
 
-    def forward(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
-        """`dropout`: share of the backbone's output channels left out in training."""
-        features = self.backbone(x)
-        if dropout and isinstance(features, torch.Tensor):
-            features = F.dropout2d(features, dropout, self.training)
-        elif dropout:
-            features = tuple(F.dropout2d(feature, dropout, self.training) for feature in features)
-        return self.head(features)
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """`keep`: B x D factors of the backbone's channels, by which training leaves some of them out."""
+        return self.head(kept(self.backbone(x), keep))
 
     def parameter_groups(self, rate: float, head_multiplier: float, weight_decay: float) -> list[dict[str, Any]]:
         """What is learnt, by learning rate: weights x 1, biases x 2 without decay, the head's x m and x 2m (`lr_mult`).
@@ -108,6 +103,15 @@ class SegmentationNetwork(nn.Module):
                 module.train = lambda mode=True, _module=module: _module  # type: ignore[method-assign,misc]
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
+
+
+def kept(features: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """B x D x h x w features times B x D factors (None: as they are). ValueError for a backbone of several maps."""
+    if keep is None:
+        return features
+    if not isinstance(features, torch.Tensor):
+        raise ValueError("dropout: backbones with one feature map are accepted, this has several")
+    return features * keep[:, :, None, None].to(features.dtype)
 
 
 def resize_scores(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:

@@ -15,20 +15,33 @@ from deeplab.network import SegmentationNetwork
 from deeplab.presets import TrainingConfig
 
 
-def training_loss(network: SegmentationNetwork, x: torch.Tensor, labels: torch.Tensor, config: TrainingConfig) -> torch.Tensor:
-    """Normalised B x 3 x H x W and B x H x W labels (255 ignored) -> the loss, as `config` asks for it."""
+def training_loss(
+    network: SegmentationNetwork,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    config: TrainingConfig,
+    keep: torch.Tensor | None = None,
+    share: float = 1.0,
+) -> torch.Tensor:
+    """Normalised B x 3 x H x W and B x H x W labels (255 ignored) -> the loss, as `config` asks for it.
+
+    `keep`: B x D factors of the backbone's channels (dropout). `share`: where these crops are part of a larger batch,
+    what part of that batch's labelled pixels they hold; the parts' losses then add up to the batch's (with a loss per
+    scale: as far as each scale's labels are spread over the parts as the whole's are).
+    """
     if isinstance(network, AttentionToScale):
-        fused, scores = network.by_scale(x, config.dropout)
-        return sum_over_scales(fused, scores, network.scales, labels, config.objective, config.normalize)
-    if config.objective == "single":
-        scores_alone = network(x, config.dropout)
-        return segmentation_loss(scores_alone, labels, network.align_corners, config.loss, config.normalize)
-    fused, scores = scaled_scores(network, x, config.loss_scales, config.dropout)
-    return sum_over_scales(fused, scores, config.loss_scales, labels, config.objective, config.normalize)
+        fused, scores = network.by_scale(x, keep)
+        loss = sum_over_scales(fused, scores, network.scales, labels, config.objective, config.normalize)
+    elif config.objective == "single":
+        loss = segmentation_loss(network(x, keep), labels, network.align_corners, config.loss, config.normalize)
+    else:
+        fused, scores = scaled_scores(network, x, config.loss_scales, keep)
+        loss = sum_over_scales(fused, scores, config.loss_scales, labels, config.objective, config.normalize)
+    return loss * share if config.normalize else loss
 
 
 def scaled_scores(
-    network: SegmentationNetwork, x: torch.Tensor, scales: Sequence[float], dropout: float = 0.0
+    network: SegmentationNetwork, x: torch.Tensor, scales: Sequence[float], keep: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """MSC (arXiv 1606.00915, section 4.1.2): the per-position maximum on the grid of scale 1, and each scale's own scores.
 
@@ -39,7 +52,7 @@ def scaled_scores(
     scores = []
     for scale in scales:
         size = int((height - 1) * scale) + 1, int((width - 1) * scale) + 1
-        scores.append(network(x if scale == 1.0 else resample(x, size, 1 / scale), dropout))
+        scores.append(network(x if scale == 1.0 else resample(x, size, 1 / scale), keep))
     grid = (height - 1) // network.stride + 1, (width - 1) // network.stride + 1
     fused = torch.stack([on_grid(maps, scale, grid) for maps, scale in zip(scores, scales, strict=True)]).amax(0)
     return fused, scores

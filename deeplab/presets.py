@@ -23,8 +23,11 @@ class TrainingConfig:
     one loss on the scores ("single"), or one on each of `loss_scales` and on their fusion ("official", "kazuto":
     deeplab.objective), which Attention to Scale has by its nature. `normalize`: the mean over labelled pixels; False is
     FCN's sum. `sampling`: crops of the "image", or DeconvNet's (deeplab.object_crops, without scales and colour).
-    `colour`, `scales`, `crop`: deeplab.transforms. `paste`: share of samples onto which the things of another are
-    pasted (there, too).
+    `colour`, `scales`, `crop`: deeplab.transforms.
+    `batch_size`: crops of one optimizer step, over all workers. `clip_norm`: the gradient is scaled down to this
+    Euclidean length where it is longer; 0 is off. `precision`: of the forward pass; weights stay float32.
+    `batch_norm`: "frozen" as loaded, the papers' way; or "sync", learnt, with statistics over all workers' crops (of
+    one pass, where gradients are accumulated).
     """
 
     preset: str
@@ -46,7 +49,6 @@ class TrainingConfig:
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     mirror: bool = True
     colour: float = 0.0
-    paste: float = 0.0
     loss: Literal["full", "stride"] = "full"
     objective: Literal["single", "official", "kazuto"] = "single"
     loss_scales: tuple[float, ...] = (1.0, 0.75, 0.5)
@@ -55,6 +57,9 @@ class TrainingConfig:
     ema: float = 0.0
     dropout: float = 0.0
     frozen_layers: int = 0
+    clip_norm: float = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_norm: Literal["frozen", "sync"] = "frozen"
     validate_every: int = 500
     seed: int = 0
 
@@ -65,6 +70,13 @@ class TrainingConfig:
                 raise ValueError(f"{name} {value}: at least 1 is accepted")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: 0 up to below 1 is accepted")
+        if self.clip_norm < 0:
+            raise ValueError(f"clip_norm {self.clip_norm}: 0 (off) and above are accepted")
+        if self.precision not in ("float32", "bfloat16", "float16") or self.batch_norm not in ("frozen", "sync"):
+            raise ValueError(
+                f"precision {self.precision}, batch_norm {self.batch_norm}: float32, bfloat16 or float16, and frozen or sync, "
+                "are accepted"
+            )
         if self.learning_rate <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate {self.learning_rate}, ema {self.ema}: above 0, and 0 up to below 1, are accepted")
 
@@ -79,7 +91,7 @@ def pets() -> TrainingConfig:
         architecture="mobilenet-v2-aspp",
         options={"output_stride": 16},
         saved_options={"output_stride": 8},
-        steps=1200,
+        steps=1500,
         batch_size=8,
         crop=417,  # 16 * 26 + 1: on the lattice, and nearly the whole photo, so that bodies are learnt, not only faces
         optimizer="adamw",
@@ -88,10 +100,8 @@ def pets() -> TrainingConfig:
         head_multiplier=0.25,
         weight_decay=0.02,
         warmup_steps=50,
-        colour=0.4,
-        paste=0.5,  # 270 photos: each pet before many backgrounds, or bodies are learnt by heart
-        dropout=0.1,
-        ema=0.996,
+        colour=0.3,
+        ema=0.995,
         frozen_layers=4,  # edges and colours of 270 photos teach nothing new; a step takes half as long
         validate_every=150,
     )

@@ -1,211 +1,333 @@
-"""The single-process training loop: deterministic, resumable at any saved step, and readable from top to bottom."""
+"""The training loop of one process or many: deterministic, resumable at any saved step, readable from top to bottom."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
-from deeplab import checkpoint, schedule
+from deeplab import checkpoint, states
 from deeplab.classes import ClassTable
-from deeplab.datasets import LabelledFolder
 from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
+from deeplab.files import Files, as_files
+from deeplab.losses import labelled_pixels
 from deeplab.network import SegmentationNetwork
 from deeplab.object_crops import ObjectCrops
 from deeplab.objective import training_loss
+from deeplab.optimization import learning_rate_factor, optimizer_of, update_average
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
-from deeplab.transforms import Augmentation, paste
+from deeplab.ranks import Ranks
+from deeplab.sampling import Labelled, Samples, Shares
+from deeplab.sheet import contact_sheet
+from deeplab.states import TrainingError
+from deeplab.transforms import Augmentation
+
+SHOWN = 6  # validation images on the sheet of sample predictions
+METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
-class TrainingError(UserError):
-    """Training cannot start or go on; the message says why and what can be done."""
+class Stopped(UserError):
+    """Training was asked to stop: the state of `step` is saved, and `--resume` goes on from there."""
+
+    def __init__(self, out: object, step: int) -> None:
+        super().__init__(f"stopped at step {step}; the state is saved in {out}, and the same command with --resume goes on")
+        self.out, self.step = str(out), step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stopped, (self.out, self.step)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher is told after each step: `validation` only after those that validated."""
+    """What a watcher is told after each step: `validation`, and the name of the file with `samples`, where there are any."""
 
     step: int
     steps: int
     loss: float
     learning_rate: float
     validation: dict[str, Any] | None = None
+    samples: str | None = None
 
 
-class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The endless training sequence as a pure function of its number: sample n is always the same crop.
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out, which does not decide what it computes (up to the rounding of sums).
 
-    Epoch e visits the images in an order drawn from (seed, e), and the augmentation of sample n draws from (seed, n).
-    So a resumed run, or one with more loader processes, sees exactly what an undisturbed one does.
+    `device`: auto, cpu or cuda. `loaders`: processes that read and augment ahead, 0 for none, per worker. `accumulate`:
+    forward and backward passes per worker that make one optimizer step. `compile`: torch.compile. The state is saved
+    at every validation and, where not 0, every `checkpoint_every` steps; the newest `keep` states stay.
     """
 
-    def __init__(self, data: LabelledFolder, augment: Augmentation | ObjectCrops, config: TrainingConfig) -> None:
-        self.data, self.augment = data, augment
-        self.paste = config.paste
-        self.seed, self.length = config.seed, config.steps * config.batch_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def image_of(self, number: int) -> int:
-        """Index in the data set of the image that sample `number` shows."""
-        epoch, position = divmod(number, len(self.data))
-        return int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.data))[position])
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = np.random.default_rng([self.seed, 2, number])
-        image, labels = self.augment(*self.data[self.image_of(number)], rng)
-        if rng.random() < self.paste:
-            image, labels = paste(image, labels, *self.augment(*self.data[int(rng.integers(len(self.data)))], rng))
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels)
+    device: str = "auto"
+    loaders: int = 1
+    accumulate: int = 1
+    compile: bool = False
+    checkpoint_every: int = 0
+    keep: int = 2
 
 
-def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """The factor that `step` puts on every base learning rate."""
-    if config.schedule == "poly":
-        factor = schedule.poly(step, config.steps, config.power)
-    else:
-        factor = schedule.staircase(step, config.step_every)
-    return factor * schedule.warmup(step, config.warmup_steps)
+class Objective(nn.Module):
+    """Pixels and labels to the loss: what is differentiated, exchanged and compiled as one."""
 
+    def __init__(self, network: SegmentationNetwork, config: TrainingConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
 
-def parameter_groups(network: SegmentationNetwork, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Weights x 1, biases x 2 without weight decay, the head's x m and x 2m, as in the released solvers."""
-    return network.parameter_groups(config.learning_rate, config.head_multiplier, config.weight_decay)
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, keep: torch.Tensor | None, share: float) -> torch.Tensor:
+        """images: B x 3 x H x W uint8; labels: B x H x W; keep: B x C factors of the features; share: see training_loss."""
+        x = self.network.normalization.apply(images).contiguous(memory_format=torch.channels_last)
+        return training_loss(self.network, x, labels, self.config, keep, share)
 
 
 def train(
     network: SegmentationNetwork,
     config: TrainingConfig,
-    training: LabelledFolder,
-    validation: LabelledFolder,
-    out: Path,
+    training: Labelled,
+    validation: Labelled,
+    out: Path | Files,
     *,
     card: dict[str, Any],
     classes: ClassTable,
-    device: str = "auto",
-    workers: int = 1,
+    execution: Execution = Execution(),
     resume: bool = False,
+    run: str | None = None,
+    ranks: Ranks | None = None,
+    stop: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Any]:
     """Train `network` and write the model folder `out` with the weights that scored best on `validation`.
 
-    The state (weights, optimizer, average, best so far) is saved at every validation in `out`/training-state.pt, and
-    one JSON line per validation goes to `out`/metrics.jsonl. `resume` continues from that state; without it a folder
-    that holds one is refused. `card`: what the model card says besides architecture, classes, training and metrics.
-    Returns the best validation summary. Raises TrainingError for a loss or weights that are no numbers (state and best
-    model stay), or an unfit `out`.
+    States (weights, optimizer, average, best so far) go to `out`/training, one JSON line per validation to metrics.jsonl,
+    sample predictions to samples/. `resume` goes on from the newest state; without it a folder that holds one is
+    refused. `run`: the id of a run that was begun elsewhere (`states.begin`), whose newest state, if any, is taken up.
+    `card`: what the model card says besides architecture, classes, training and metrics. `stop` is asked at every
+    step and validation image, on every rank: where one says yes, the state is saved and Stopped raised. Every rank
+    calls with the same arguments; `report` is called on rank 0.
+
+    Returns the best validation summary. Raises TrainingError for a loss or weights that are no numbers (states and best
+    model stay), an unfit `out` or one that cannot be written.
     """
-    state_file = out / "training-state.pt"
-    if state_file.exists() and not resume:
-        raise TrainingError(f"{out} holds an unfinished training: --resume continues it, another folder starts afresh")
-    if resume and not state_file.exists():
-        raise TrainingError(f"{out} holds no training state to resume")
-    if not resume and not checkpoint.replaceable(out):
-        raise TrainingError(f"{out} exists and is no model folder; it is left alone, name another")
-    out.mkdir(parents=True, exist_ok=True)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    out = as_files(out)
+    where = _device(execution.device)
+    ranks = ranks or Ranks(where)
+    if ranks.size * execution.accumulate > config.batch_size:
+        raise TrainingError(
+            f"a batch of {config.batch_size} cannot be divided over {ranks.size} workers x {execution.accumulate} passes: "
+            "each needs at least one crop"
+        )
+    if not network.classes == len(classes) == len(training.classes) or training.classes != validation.classes:
+        raise TrainingError(
+            f"the network has {network.classes} classes, the training set {len(training.classes)}, "
+            f"the validation set {len(validation.classes)}: they must be the same"
+        )
+    record = ranks.on_first(lambda: states.attach(out, run) if run else states.begin(out, config, training, validation, resume))
+    if record.best is not None:
+        return record.best
+
     torch.manual_seed(config.seed)
     network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if not network.learnt_norm:
-        network.freeze_batch_norm()
-    for layer in network.backbone.layers()[: config.frozen_layers]:  # type: ignore[operator]
+    frozen = network.backbone.layers()[: config.frozen_layers] if config.frozen_layers else []  # type: ignore[operator]
+    _prepare_batch_norm(network, config, ranks)
+    for layer in frozen:
         layer.requires_grad_(False)
-    groups = parameter_groups(network, config)
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    else:
-        optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    optimizer = optimizer_of(network, config)
+    scaler = torch.amp.GradScaler(where.type, enabled=config.precision == "float16")
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
-    start, best = 0, dict[str, Any](mean_iou=-1.0)
-    if resume:
-        state = torch.load(state_file, map_location=where, weights_only=True)
-        if state["config"] != json.dumps(config.as_dict()):
-            raise TrainingError(f"{out} was trained with another configuration: {state['config']}")
+    start, validated, loss = 0, 0, math.nan
+    best, history = dict[str, Any](mean_iou=-1.0), list[dict[str, Any]]()
+    state = ranks.on_first(lambda: states.newest(out, record.id))
+    if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        average, start, best = state["average"], state["step"], state["best"]
+        scaler.load_state_dict(state["scaler"])
+        average = {key: value.to(where) for key, value in state["average"].items()} if config.ema else None
+        start, validated, loss = state["step"], state["validated"], state["loss"]
+        best, history = state["best"], state["history"]
 
+    objective = ranks.wrap(Objective(network, config))
+    compiled = torch.compile(objective) if execution.compile else objective
     mean = network.normalization.mean_rgb
     augment: Augmentation | ObjectCrops = Augmentation(config.crop, config.scales, mean, config.mirror, config.colour)
     if config.sampling != "image":
         augment = ObjectCrops(config.crop, config.sampling, mean, config.mirror)
     samples = Samples(training, augment, config)
+    shares = Shares(config.batch_size, start, config.steps, ranks.rank, ranks.size, execution.accumulate)
+    batches = _batches(samples, shares, execution.loaders, where)
 
     def diverged(what: str, step: int) -> TrainingError:
         numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
         names = [training.stems[samples.image_of(number)] for number in numbers]
         return TrainingError(f"{what} at step {step} on {', '.join(names)}; try a lower learning rate")
 
-    loader = DataLoader(
-        samples,
-        batch_size=config.batch_size,
-        sampler=range(start * config.batch_size, config.steps * config.batch_size),
-        num_workers=workers,
-        pin_memory=where.type == "cuda",
-    )
-    for step, (images, labels) in enumerate(loader, start):
+    def save(done: int) -> None:
+        if not checkpoint.storable(network):
+            raise diverged("weights are beyond half precision", done - 1)
+        state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"scaler": scaler.state_dict(), "average": average, "best": best, "history": history}
+        state |= {"step": done, "validated": validated, "loss": loss}
+        ranks.on_first(lambda: states.save(out, record.id, state, execution.keep))
+
+    def validate(done: int) -> tuple[dict[str, Any], str]:
+        nonlocal best, validated
+        if not checkpoint.storable(network):
+            raise diverged("weights are beyond half precision", done - 1)
+        trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
+        shown: list[tuple[str, np.ndarray, np.ndarray]] = []
+
+        def look(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
+            if ranks.first and len(shown) < SHOWN:
+                shown.append((validation.stems[index], image, predicted))
+
+        def heed(done_images: int, images: int) -> None:
+            if ranks.any(stop()):
+                network.load_state_dict(trained)
+                save(done)
+                raise Stopped(out, done)
+
+        network.load_state_dict(average or trained)
+        predictor = Predictor(network, device=where.type)
+        summary = evaluate(predictor, validation, ranks=ranks, report=heed, look=look).total.summary(list(classes.names))
+        better = summary["mean_iou"] > best["mean_iou"]
+        if better:
+            best = {**summary, "step": done, "split": validation.split}
+        sheet = f"{SAMPLES}/step-{done:08d}.jpg"
+        history.append({"step": done, "loss": loss, **summary})
+
+        def write() -> None:
+            try:
+                if better:
+                    checkpoint.save(out, network, _card(card, config, classes, best))
+                out.write(sheet, _jpeg(shown, classes, f"step {done}, mIoU {summary['mean_iou']:.3f}"))
+                out.write(METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
+            except OSError as error:
+                raise TrainingError(f"{out} cannot be written at step {done}: {error}; earlier states are kept") from error
+
+        ranks.on_first(write)
+        network.load_state_dict(trained)
+        validated = done
+        return summary, sheet
+
+    def due(done: int) -> bool:
+        return validated < done and (done % config.validate_every == 0 or done == config.steps)
+
+    if due(start):  # the run ended between a step and its validation
+        validate(start)
+        save(start)
+    for step in range(start, config.steps):
         factor = learning_rate_factor(config, step)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         network.train()
-        x = network.normalization.apply(images.to(where)).contiguous(memory_format=torch.channels_last)
-        # Dropout, too, is a function of the step, so that a resumed run drops the same channels.
-        torch.manual_seed(int(np.random.default_rng([config.seed, 3, step]).integers(2**31)))
-        loss = training_loss(network, x, labels.to(where), config)
-        if not math.isfinite(loss.item()):
-            raise diverged(f"loss is {loss.item()}", step)
+        for layer in frozen:
+            layer.eval()
+        passes = [next(batches) for _ in range(execution.accumulate)]
+        mine = sum(labelled_pixels(labels, network.stride, config.loss) for _, labels in passes)
+        pixels, stopping = ranks.sum([mine, stop()])
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss = 0.0
+        for part, (images, labels) in enumerate(passes):
+            keep = _dropout(config, shares.of_step(step)[part], network).to(where) if config.dropout else None
+            # Dropout inside a network, too, is a function of the step, so that a resumed run drops the same.
+            torch.manual_seed(int(np.random.default_rng([config.seed, 3, step, ranks.rank, part]).integers(2**31)))
+            last = part == len(passes) - 1
+            with nullcontext() if last else ranks.apart(objective):
+                with _autocast(where, config):
+                    share = labelled_pixels(labels, network.stride, config.loss) / max(pixels, 1)
+                    value = compiled(images.to(where), labels.to(where), keep, share)
+                # The exchange averages over ranks, whose losses are parts of one sum.
+                scaler.scale(value * ranks.size).backward()
+            loss += value.item()
+        (loss,) = ranks.sum([loss])
+        if not math.isfinite(loss):
+            raise diverged(f"loss is {loss}", step)
+        if config.clip_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], config.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
         if average is not None:
             update_average(average, network, config.ema, step)
         done = step + 1
-        summary = None
-        if done % config.validate_every == 0 or done == config.steps:
-            if not checkpoint.storable(network):
-                raise diverged("weights are beyond half precision", step)
-            trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
-            network.load_state_dict(average or trained)
-            summary = evaluate(Predictor(network, device=where.type), validation).total.summary(list(classes.names))
-            if summary["mean_iou"] > best["mean_iou"]:
-                best = {**summary, "step": done, "split": validation.split}
-                checkpoint.save(out, network, _card(card, config, classes, best))
-            network.load_state_dict(trained)
-            state = {"network": trained, "optimizer": optimizer.state_dict(), "average": average, "step": done, "best": best}
-            save_state(state_file, {**state, "config": json.dumps(config.as_dict())})
-            with (out / "metrics.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": done, "loss": loss.item(), **summary}) + "\n")
-        report(Progress(done, config.steps, loss.item(), config.learning_rate * factor, summary))
-    state_file.unlink(missing_ok=True)
+        summary, sheet = validate(done) if due(done) and not stopping else (None, None)
+        if summary or stopping or (execution.checkpoint_every and done % execution.checkpoint_every == 0):
+            save(done)
+        if ranks.first:
+            report(Progress(done, config.steps, loss, config.learning_rate * factor, summary, sheet))
+        if stopping:
+            raise Stopped(out, done)
+    if ranks.first:
+        states.finish(out, record, best)
     return best
 
 
-def update_average(average: dict[str, torch.Tensor], network: SegmentationNetwork, decay: float, step: int) -> None:
-    """average <- decay * average + (1 - decay) * weights, with a shorter memory over the first steps."""
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for key, value in network.state_dict().items():
-            if value.is_floating_point():
-                average[key].lerp_(value, 1 - decay)
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device cuda: torch finds no GPU here; 'cpu' and 'auto' are accepted")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write to a second name and rename, so that a kill in mid-write leaves the earlier state."""
-    staging = path.with_suffix(".tmp")
-    torch.save(state, staging)
-    os.replace(staging, path)
+def _autocast(where: torch.device, config: TrainingConfig) -> Any:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(where.type, torch.bfloat16 if config.precision == "bfloat16" else torch.float16)
+
+
+def _prepare_batch_norm(network: SegmentationNetwork, config: TrainingConfig, ranks: Ranks) -> None:
+    if config.batch_norm == "frozen" and not network.learnt_norm:
+        network.freeze_batch_norm()
+    elif ranks.size > 1:
+        if ranks.device.type != "cuda":
+            raise TrainingError("batch_norm sync with several workers needs GPUs (torch has it for CUDA only); frozen is accepted")
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+def _dropout(config: TrainingConfig, numbers: list[int], network: SegmentationNetwork) -> torch.Tensor:
+    """B x C factors 0 or 1 / (1 - p), drawn per sample number, so that a batch that is cut up drops the same channels."""
+    channels = int(network.backbone.channels)  # type: ignore[arg-type]
+    kept = [np.random.default_rng([config.seed, 4, number]).random(channels) >= config.dropout for number in numbers]
+    return torch.from_numpy(np.stack(kept).astype(np.float32) / (1 - config.dropout))
+
+
+def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device) -> Iterator[Any]:
+    """Batches of the shares in order. What is wrong with a file arrives as one line, also from a loader process."""
+    # Object stores' clients do not survive a fork.
+    context = "forkserver" if loaders and samples.data.remote else None
+    loader = DataLoader(
+        samples,
+        batch_sampler=shares,
+        num_workers=loaders,
+        pin_memory=where.type == "cuda",
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        multiprocessing_context=context,
+    )
+    try:
+        yield from loader
+    except UserError as error:
+        lines = str(error).strip().splitlines()
+        raise type(error)(lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _jpeg(shown: list[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str) -> bytes:
+    buffer = io.BytesIO()
+    contact_sheet(shown, classes, title).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def _card(card: dict[str, Any], config: TrainingConfig, classes: ClassTable, best: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance
 
 from deeplab.losses import IGNORE
-
-PASTE_BAND = 12  # pixels: wider than the void band around any thing of the data sets in use
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,3 @@ class Augmentation:
         out_image[: image.shape[0], : image.shape[1]] = image
         out_labels[: labels.shape[0], : labels.shape[1]] = labels
         return out_image, out_labels
-
-
-def paste(
-    image: np.ndarray, labels: np.ndarray, other: np.ndarray, other_labels: np.ndarray, background: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Everything of `other` that is not background over `image`, with its labels (simple copy-paste, arXiv 2012.07177).
-
-    All of one size. Void pixels (255) that touch what is pasted come along, so that no outline is learnt wrongly; void
-    elsewhere (padding) does not. With few photos this shows each thing before many backgrounds.
-    """
-    thing = (other_labels != background) & (other_labels != IGNORE)
-    grown = np.asarray(Image.fromarray(thing).convert("L").filter(ImageFilter.MaxFilter(2 * PASTE_BAND + 1))) > 0
-    over = thing | ((other_labels == IGNORE) & grown)
-    return np.where(over[..., None], other, image), np.where(over, other_labels, labels)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import architectures, results, segment, train, upkeep
+from flows.commands import architectures, dataset, results, segment, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app = typer.Typer(
     [bold]deeplab show[/] results/ -o sheet.png   look at some of them
     [bold]deeplab status[/] results/              what is in the table
     [bold]deeplab export[/] results/ masks/       PNG files, overlays or COCO RLE
+    [bold]deeplab dataset check[/] dataset/        is every labelled pair sound
     [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
@@ -41,6 +42,10 @@ app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)
 app.command("import-weights")(architectures.import_weights)
+app.command("pack")(dataset.pack)
+datasets = typer.Typer(no_args_is_help=True, help="Data sets to train on.")
+datasets.command("check")(dataset.check)
+app.add_typer(datasets, name="dataset")
 
 
 INTERRUPTED = 130

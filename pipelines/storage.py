@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
+from deeplab.files import Files, LocalFiles
 from pipelines import s3
 from pipelines.s3 import StorageError
 
@@ -133,3 +135,45 @@ def write_whole(uri: str, data: bytes) -> int:
     finally:
         staging.unlink(missing_ok=True)
     return len(data)
+
+
+class StoredFiles:
+    """The files below an s3:// prefix, as deeplab.files.Files."""
+
+    remote = True
+
+    def __init__(self, uri: str) -> None:
+        self.uri = canonical(uri)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
+        return filesystem(f"{self.uri}/{name}")
+
+    def read(self, name: str) -> bytes:
+        system, path = self._place(name)
+        with system.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        write_whole(f"{self.uri}/{name}", data)
+
+    def remove(self, name: str) -> None:
+        system, path = self._place(name)
+        with suppress(FileNotFoundError):
+            system.delete_file(path)
+
+    def has(self, name: str) -> bool:
+        system, path = self._place(name)
+        return system.get_file_info(path).type != pafs.FileType.NotFound
+
+    def names(self, folder: str = "") -> list[str]:
+        system, path = self._place(folder)
+        infos = system.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        return sorted(info.path.removeprefix(f"{path}/") for info in infos if info.type == pafs.FileType.File)
+
+
+def files(place: str | Path) -> Files:
+    """The files below a local folder or an s3:// prefix."""
+    return StoredFiles(str(place)) if is_s3(str(place)) else LocalFiles(local_path(str(place)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab.presets import PRESETS
+from flows import stopping
 from flows.commands.architectures import print_family
 from flows.terminal import bar, stdout
 
@@ -19,77 +20,92 @@ Dataset = Annotated[
     Path, typer.Argument(help="Folder with images/, labels/, classes.txt and one SPLIT.txt per split.", show_default=False)
 ]
 
+Layout = Annotated[
+    str,
+    typer.Option(help="auto, plain, voc2012, cityscapes, ade20k, pascal-context, person-part or coco-stuff."),
+]
+
 
 def train(
-    dataset: Dataset,
-    model_out: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(help="Folder or s3:// prefix of labelled images (docs/training.md).", show_default=False)
+    ],
+    model_out: Annotated[str, typer.Argument(help="Model folder or s3:// prefix to write.", show_default=False)],
     preset: Annotated[str, typer.Option(help="Training preset; `deeplab models --presets` lists them.")] = "finetune",
     init: Annotated[
         str, typer.Option(help="Weights to start from: a model, or ImageNet .safetensors in torchvision's keys.")
     ] = "pets",
+    layout: Layout = "auto",
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     val_split: Annotated[str, typer.Option(help="Split to choose the best weights on.")] = "val",
     name: Annotated[str | None, typer.Option(help="Name in the model card; default MODEL_OUT's folder name.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
     steps: Annotated[int | None, typer.Option(min=1, help="Override the preset's steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Override the preset's batch size.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Override the crops per step, over all workers.")] = None,
     crop: Annotated[int | None, typer.Option(min=33, help="Override the preset's crop.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Override the preset's learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Override the preset's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Override the preset's seed.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Override: float32, bfloat16 or float16.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(min=0, help="Override the gradient's greatest length; 0 is off.")] = None,
+    batch_norm: Annotated[str | None, typer.Option(help="Override: frozen or sync.")] = None,
+    validate_every: Annotated[int | None, typer.Option(min=1, help="Override the steps between validations.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 1,
-    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
+    loaders: Annotated[int, typer.Option(min=0, help="Processes that load images, per worker.")] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="Passes per worker that make one step: less memory, same result.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(min=0, help="Also save the state every so many steps.")] = 0,
+    keep: Annotated[int, typer.Option(min=1, help="Newest states that stay; the best step's stays too.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished training in MODEL_OUT.")] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken pairs out instead of refusing.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train together, through Ray Train.")] = 1,
+    min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few when nodes are lost.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to train on: host:port or auto.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Restarts from the last state when a worker or node dies.")] = 3,
+    start_timeout: Annotated[float, typer.Option(help="Seconds to wait for the cluster to give the workers.")] = 600,
 ) -> None:
     """Train on DATASET and write the best model to MODEL_OUT, which `deeplab segment --model` takes.
 
-    The state is saved at every validation: after a crash the same command with --resume goes on bit for bit.
+    The state is saved at every validation: after a crash the same command with --resume goes on bit for bit. SIGTERM
+    and Ctrl-C save it first.
     """
-    from deeplab import weights, zoo
-    from deeplab.classes import ClassTable
-    from deeplab.datasets import LabelledFolder
-    from deeplab.presets import PRESETS
-    from deeplab.training import Progress
-    from deeplab.training import train as run
+    from pydantic import ValidationError
 
+    from deeplab.training import Progress, Stopped
+    from pipelines.options import TrainOptions
+    from pipelines.train import Notice
+    from pipelines.train import train as run
+
+    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields}
+    try:
+        options = TrainOptions(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        flag = "--" + str(problem["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"{problem['msg']} (got {problem['input']!r})", param_hint=flag) from None
     if preset not in PRESETS:
         near = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
         raise typer.BadParameter(f"{preset}: nearest {near}; known: {', '.join(PRESETS)}", param_hint="--preset")
-    overrides = {"steps": steps, "batch_size": batch_size, "crop": crop, "learning_rate": learning_rate, "seed": seed}
-    config = dataclasses.replace(PRESETS[preset](), **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
-    training, validation = LabelledFolder(dataset, split), LabelledFolder(dataset, val_split)
-    network = zoo.build(config.architecture, len(training.classes), seed=config.seed, **config.options)
-    started = weights.initialise(network, init)
-    stdout.print(
-        f"{config.architecture}, preset {config.preset}: {started}; {len(training)} images to train, {len(validation)} to validate"
-    )
-    card = {
-        "name": name or model_out.resolve().name,
-        "data": {"folder": dataset.name, "split": split, "licence": licence},
-        "init": started,
-    }
-    with bar("steps") as display:
+    with stopping.request() as asked, bar("steps") as display:
         note = ""
 
-        def report(progress: Progress) -> None:
+        def watch(progress: Progress | Notice) -> None:
             nonlocal note
+            if isinstance(progress, Notice):
+                if progress.text:
+                    stdout.print(progress.text)
+                if progress.phase == "check":
+                    display.update("checking pairs", progress.done, progress.total)
+                return
             if progress.validation:
                 note = f"  val mIoU {progress.validation['mean_iou']:.4f}"
                 display.progress.console.print(f"step {progress.step}: loss {progress.loss:.4f},{note}")
             display.update("training", progress.step, progress.steps, f"loss {progress.loss:.4f}{note}")
 
-        best = run(
-            network,
-            config,
-            training,
-            validation,
-            model_out,
-            card=card,
-            classes=ClassTable.from_names(training.classes),
-            device=device,
-            workers=workers,
-            resume=resume,
-            report=report,
-        )
+        try:
+            best = run(options, watch, lambda: bool(asked()))
+        except Stopped as error:
+            display.progress.console.print(escape(str(error)))
+            raise typer.Exit(asked() or 1) from None
     stdout.print(f"{model_out}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {val_split}")
 
 

@@ -10,8 +10,11 @@ import torch
 from deeplab import checkpoint
 from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
+from deeplab.optimization import learning_rate_factor, parameter_groups, update_average
 from deeplab.presets import PRESETS, TrainingConfig
-from deeplab.training import Progress, Samples, TrainingError, learning_rate_factor, parameter_groups, train, update_average
+from deeplab.sampling import Samples
+from deeplab.states import TrainingError
+from deeplab.training import Execution, Progress, Stopped, train
 from deeplab.transforms import Augmentation
 from deeplab.zoo import build
 
@@ -20,6 +23,8 @@ CONFIG = TrainingConfig(
     preset="tiny", architecture="mobilenet-v2-aspp", steps=6, batch_size=2, crop=33, learning_rate=0.02, scales=(0.75, 1.0, 1.25),
     head_multiplier=2.0, colour=0.2, ema=0.9, validate_every=2, warmup_steps=1, weight_decay=1e-4, dropout=0.1,
 )  # fmt: skip
+
+PLAIN = Execution(device="cpu", loaders=0)
 
 
 class Killed(Exception):
@@ -31,7 +36,7 @@ def run(labelled_folder, small_network, tmp_path):
     """(name of the output folder, **what differs) -> (best summary, progress by step)."""
     root = labelled_folder(4)
 
-    def start(name, config=CONFIG, stop_after=None, network=None, resume=False):
+    def start(name, config=CONFIG, stop_after=None, network=None, resume=False, execution=PLAIN, stop=lambda: False):
         seen: list[Progress] = []
 
         def report(progress: Progress) -> None:
@@ -42,11 +47,15 @@ def run(labelled_folder, small_network, tmp_path):
         splits = LabelledFolder(root, "train"), LabelledFolder(root, "val")
         best = train(
             network or small_network(classes=2), config, *splits, tmp_path / name,
-            card={"name": name}, classes=CLASSES, device="cpu", workers=0, resume=resume, report=report,
+            card={"name": name}, classes=CLASSES, execution=execution, resume=resume, stop=stop, report=report,
         )  # fmt: skip
         return best, seen
 
     return start
+
+
+def states(folder):
+    return sorted((folder / "training").glob("*"))
 
 
 def weights(folder):
@@ -66,7 +75,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(run, small_netwo
     for key, value in undisturbed.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
     assert later == steps[stop_after - stop_after % 2 :]
-    assert not (tmp_path / "stopped" / "training-state.pt").exists()
+    assert states(tmp_path / "stopped") == []
 
 
 def test_two_runs_of_one_configuration_are_equal_and_another_seed_differs(run, tmp_path):
@@ -121,7 +130,7 @@ def test_an_infinite_loss_stops_with_the_pictures_and_keeps_the_last_state(run, 
     config = replace(CONFIG, validate_every=1, batch_size=1)
     with pytest.raises(TrainingError, match=r"loss is nan at step 2 on picture_\d; .*lower learning rate"):
         run("poisoned", config, network=network)
-    state = torch.load(tmp_path / "poisoned" / "training-state.pt", weights_only=True)
+    state = torch.load(states(tmp_path / "poisoned")[-1], weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["network"].values() if value.is_floating_point())
     assert state["step"] == 2
     _, later = run("poisoned", config, resume=True)
@@ -133,7 +142,7 @@ def test_weights_that_overflow_never_become_the_best_model(run, tmp_path):
     with pytest.raises(TrainingError, match="picture_"):
         run("burst", replace(CONFIG, learning_rate=1e30, validate_every=1, warmup_steps=0, ema=0.0))
     assert not (tmp_path / "burst" / checkpoint.CARD).exists()
-    assert not (tmp_path / "burst" / "training-state.pt").exists()
+    assert states(tmp_path / "burst") == []
 
 
 def test_an_unfinished_run_is_not_started_over_or_resumed_by_accident(run, tmp_path):
@@ -220,3 +229,68 @@ def test_every_preset_names_itself_builds_and_crops_on_the_lattice(name):
     with torch.device("meta"):
         network = build(config.architecture, 3, **config.options)
     assert network.lattice_size(config.crop) == config.crop
+
+
+def test_a_stop_during_validation_saves_the_step_and_the_validation_is_made_up_for(run, small_network, tmp_path):
+    undisturbed, resumed = small_network(classes=2), small_network(classes=2, seed=1)
+    best, _ = run("undisturbed", network=undisturbed)
+    asked = []
+
+    def in_the_second_image() -> bool:
+        asked.append(True)
+        return len(asked) == 4  # steps 1 and 2, then the images of the first validation
+
+    with pytest.raises(Stopped, match="stopped at step 2"):
+        run("stopped", stop=in_the_second_image)
+    assert not (tmp_path / "stopped" / "metrics.jsonl").exists()
+    again, _ = run("stopped", network=resumed, resume=True)
+    assert again == best
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_text() == (tmp_path / "undisturbed" / "metrics.jsonl").read_text()
+
+
+def test_states_between_validations_resume_to_the_same_bits(run, small_network, tmp_path):
+    execution = replace(PLAIN, checkpoint_every=1, keep=1)
+    best, _ = run("undisturbed", replace(CONFIG, validate_every=4))
+    with pytest.raises(Killed):
+        run("stopped", replace(CONFIG, validate_every=4), stop_after=3, execution=execution)
+    assert [path.name for path in states(tmp_path / "stopped")] == ["step-00000003.pt"]
+    again, later = run("stopped", replace(CONFIG, validate_every=4), resume=True, execution=execution)
+    assert again == best
+    assert [step.step for step in later] == [4, 5, 6]
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_and_resumes_to_the_same_bits(run, tmp_path, precision):
+    config = replace(CONFIG, precision=precision)
+    full, halved = run("full")[1], run("halved", config)[1]
+    assert halved[0].loss == pytest.approx(full[0].loss, rel=0.02)
+    assert [step.loss for step in halved] != [step.loss for step in full]
+    with pytest.raises(Killed):
+        run("stopped", config, stop_after=2)
+    run("stopped", config, resume=True)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "halved")
+
+
+def test_a_gradient_longer_than_the_limit_is_cut_to_it(run, small_network):
+    network = small_network(classes=2)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    run("clipped", replace(CONFIG, clip_norm=1e-4, steps=1, weight_decay=0.0, warmup_steps=0, head_multiplier=1.0), network=network)
+    moved = {key: (network.state_dict()[key] - value).double().norm().item() for key, value in before.items() if "num" not in key}
+    rates = {key: 0.04 if key.endswith("bias") else 0.02 for key in moved}  # a head's bias moves twice as fast
+    assert sum((moved[key] / rates[key]) ** 2 for key in moved) ** 0.5 == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_learnt_batch_norm_moves_and_frozen_stays(run, small_network):
+    for kind in ("frozen", "sync"):
+        network = small_network(classes=2)
+        before = {key: value.clone() for key, value in network.backbone.state_dict().items() if ".1." in key}
+        run(kind, replace(CONFIG, batch_norm=kind, steps=2), network=network)
+        moved = [not torch.equal(network.backbone.state_dict()[key], value) for key, value in before.items()]
+        assert all(moved) if kind == "sync" else not any(moved)
+
+
+def test_classes_that_differ_are_refused(run, small_network):
+    with pytest.raises(TrainingError, match="the network has 3 classes, the training set 2"):
+        run("three", network=small_network(classes=3))

@@ -15,7 +15,7 @@ from deeplab import checkpoint, masks
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from pipelines.segment import segment
-from tests.pipelines.conftest import EXAMPLES, make_model
+from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,7 +144,7 @@ def test_training_writes_a_model_that_segments_and_evaluates(tmp_path: Path) -> 
         2,
         "--crop",
         65,
-        "--workers",
+        "--loaders",
         0,
         "--licence",
         "CC0",
@@ -166,3 +166,26 @@ def test_the_bundled_model_is_listed_with_its_card() -> None:
     card = listed["models"]["pets"]
     assert "CC BY-SA" in card["data"]["licence"]
     assert len(json.loads(deeplab("models", "pets").stdout)["digest"]) == 64
+
+
+def test_a_data_set_is_checked_pair_by_pair_and_a_broken_one_is_not_trained_on(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    sound = deeplab("dataset", "check", data, "--sheet", tmp_path / "sheet.png")
+    assert sound.returncode == 0, sound.stderr
+    assert "6 pairs, 0 broken" in " ".join(sound.stdout.split())
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
+    (data / "labels" / "picture_3.png").write_bytes(b"x")
+    broken = deeplab("dataset", "check", data, "--json")
+    assert broken.returncode == 1
+    assert list(json.loads(broken.stdout)[0]["broken"]) == ["picture_3"]
+    refused = deeplab("train", data, tmp_path / "out", "--device", "cpu")
+    assert refused.returncode == 1
+    assert "1 of 6 pairs of train are broken" in " ".join(refused.stderr.split())
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+    other = deeplab(
+        "train", data, tmp_path / "out", "--skip-broken", "--steps", 1, "--batch-size", 1, "--crop", 33, "--accumulate", 2
+    )
+    assert other.returncode == 1
+    assert "a batch of 1 cannot be divided" in " ".join(other.stderr.split())

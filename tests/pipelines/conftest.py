@@ -48,6 +48,27 @@ def make_archive(folder: Path, count: int, first: int = 0) -> Path:
     return folder
 
 
+def make_dataset(folder: Path, count: int = 6, side: int = 57) -> Path:
+    """`count` labelled pictures of dark ground with a bright square, in our layout; `val` is the first two."""
+    random = np.random.default_rng(3)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    stems = [f"picture_{index}" for index in range(count)]
+    for stem in stems:
+        image = random.integers(0, 60, (side, side, 3), dtype=np.uint8)
+        labels = np.zeros((side, side), np.uint8)
+        top, left = random.integers(0, side // 3, 2)
+        image[top : top + side // 2, left : left + side // 2] += 180
+        labels[top : top + side // 2, left : left + side // 2] = 1
+        labels[top + side // 2, left : left + side // 2] = 255
+        Image.fromarray(image).save(folder / "images" / f"{stem}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{stem}.png")
+    (folder / "classes.txt").write_text("ground\nsquare\n")
+    (folder / "train.txt").write_text("\n".join(stems) + "\n")
+    (folder / "val.txt").write_text("\n".join(stems[:2]) + "\n")
+    return folder
+
+
 def log_entries(table: Path) -> list[dict[str, object]]:
     """Every action of a Delta log, read as the plain JSON lines that they are."""
     return [json.loads(line) for file in sorted((table / "_delta_log").glob("*.json")) for line in file.read_text().splitlines()]

@@ -1,0 +1,109 @@
+"""`deeplab dataset check` and `deeplab pack`: is a data set sound, and one object for many small files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows.commands.train import Layout
+from flows.terminal import bar, stdout
+
+Place = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
+Splits = Annotated[str, typer.Option(help="Splits, comma-separated.")]
+BROKEN = 1
+SHEET_PAIRS = 12
+
+
+def check(
+    dataset: Place,
+    splits: Splits = "train,val",
+    layout: Layout = "auto",
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of pairs (.png or .jpg).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Decode every pair of DATASET: broken ones by name, sizes, shares of the classes. Exit code 1 when any is broken."""
+    from deeplab.classes import ClassTable
+    from deeplab.inspection import inspect
+    from deeplab.sheet import contact_sheet
+    from pipelines.pack import open_dataset
+
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise typer.BadParameter(f"{sheet}: .png or .jpg is accepted", param_hint="--sheet")
+    found, entries = [], []
+    with bar("pairs") as display:
+        for split in splits.split(","):
+            data = open_dataset(dataset, split.strip(), layout)
+            note = f"checking {data.split}"
+            result = inspect(data, report=lambda done, total, note=note: display.update(note, done, total))  # type: ignore[misc]
+            found.append(result)
+            sound = [index for index, stem in enumerate(data.stems) if stem not in result.broken]
+            for index in sound[:: max(1, -(-len(sound) * len(splits.split(",")) // SHEET_PAIRS))] if sheet else ():
+                entries.append((f"{data.split}/{data.stems[index]}", *data[index]))
+    if sheet is not None and entries:
+        table = ClassTable.from_names(found[0].classes)
+        contact_sheet([(name, image, _shown(labels)) for name, image, labels in entries], table, dataset).save(sheet)
+    if as_json:
+        print(json.dumps([_summary(result) for result in found], indent=2))
+    else:
+        for result in found:
+            _print(result)
+    raise typer.Exit(BROKEN if any(result.broken for result in found) else 0)
+
+
+def _shown(labels: Any) -> Any:
+    """Ignored pixels as background: an overlay has no colour for them."""
+    shown = labels.copy()
+    shown[shown == 255] = 0
+    return shown
+
+
+def _summary(result: Any) -> dict[str, Any]:
+    return {
+        "split": result.split,
+        "pairs": result.pairs,
+        "broken": result.broken,
+        "sizes": {f"{height}x{width}": count for (height, width), count in sorted(result.sizes.items())},
+        "class_shares": result.shares(),
+        "class_images": dict(zip(result.classes, result.images[:-1].tolist(), strict=True)),
+        "ignored_share": float(result.pixels[-1] / max(1, result.pixels.sum())),
+    }
+
+
+def _print(result: Any) -> None:
+    summary = _summary(result)
+    heights, widths = zip(*(result.sizes or {(0, 0): 0}), strict=True)
+    stdout.print(
+        f"[bold]{escape(result.split)}[/]: {result.pairs} pairs, {len(result.broken)} broken; {len(result.sizes)} sizes, "
+        f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide; {summary['ignored_share']:.1%} ignored"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("class", "share", "images"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    for name, share in summary["class_shares"].items():
+        table.add_row(escape(name), f"{share:.2%}", str(summary["class_images"][name]))
+    stdout.print(table)
+    for reason in result.broken.values():
+        stdout.print("[red]broken[/]:", escape(reason), soft_wrap=True)
+
+
+def pack(
+    dataset: Place,
+    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix to write.", show_default=False)],
+    splits: Splits = "train,val",
+    layout: Layout = "auto",
+) -> None:
+    """Write DATASET as a few Parquet files, which `deeplab train` takes in its place: right for object storage."""
+    from deeplab.datasets import LabelledFolder
+    from pipelines import storage
+    from pipelines.pack import pack as run
+
+    files = storage.files(storage.canonical(dataset))
+    opened = [LabelledFolder(files, split.strip(), layout) for split in splits.split(",")]
+    with bar("pairs") as display:
+        pairs = run(opened, out, report=lambda done, total: display.update("packing", done, total))
+    stdout.print(f"{out}: {pairs} pairs")

@@ -1,0 +1,28 @@
+"""SIGTERM and Ctrl-C as a request: work that can save itself does so, and a second signal ends it at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@contextmanager
+def request() -> Iterator[Callable[[], int]]:
+    """In the body, the callable that is yielded says 0, or the exit code once a signal has come."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(EXIT_CODES[signal.Signals(number)])
+
+    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+    try:
+        yield lambda: asked[0] if asked else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

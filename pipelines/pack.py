@@ -1,0 +1,134 @@
+"""A data set packed into a few Parquet files: one row a pair, read at random with one request each, also from a store."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deeplab.classes import ClassTable
+from deeplab.datasets import DatasetError, LabelledFolder
+from deeplab.files import Files
+from deeplab.images import ImageError, decode, decode_labels
+from deeplab.losses import IGNORE
+from deeplab.masks import encode_png
+from pipelines import storage
+
+INDEX = "pack.json"
+FORMAT = "deeplab-pack/1"
+FILE_BYTES = 256 << 20  # of images and labels in one file: few enough objects, and little to do again after a failure
+SCHEMA = pa.schema([("stem", pa.string()), ("image", pa.binary()), ("labels", pa.binary())])
+
+
+def pack(splits: Sequence[LabelledFolder], out: str, report: Callable[[int, int], None] = lambda done, total: None) -> int:
+    """Write the splits to `out` (a folder or s3:// prefix) and return how many pairs they hold.
+
+    Images keep their bytes; labels become PNG of our class ids, whatever the layout had. The index is written last, so
+    a pack that was not finished is none. DatasetError for a broken pair, with its name, or when `out` holds one already.
+    """
+    target = storage.files(storage.canonical(out))
+    if target.has(INDEX):
+        raise DatasetError(f"{out} holds a pack already; name another place")
+    table = ClassTable.from_names(splits[0].classes)
+    total, done = sum(map(len, splits)), 0
+    index: dict[str, Any] = {"format": FORMAT, "classes": splits[0].classes, "splits": {}}
+    for data in splits:
+        files: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for position, stem in enumerate(data.stems):
+            image, labels = data.read(data.images[position]), data.read(data.labels[position])
+            ids = data.decode(position, image, labels)[1]
+            rows.append({"stem": stem, "image": image, "labels": encode_png(ids, table)})
+            size += len(image) + len(rows[-1]["labels"])
+            done += 1
+            if size >= FILE_BYTES or position == len(data) - 1:
+                name = f"{data.split}/part-{len(files):05d}.parquet"
+                target.write(name, _parquet(rows))
+                files.append({"name": name, "stems": [row["stem"] for row in rows]})
+                rows, size = [], 0
+            report(done, total)
+        index["splits"][data.split] = files
+    target.write(INDEX, json.dumps(index).encode())
+    return total
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    """One row group a pair: what is encoded already gains nothing from compression, and is read alone."""
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    pq.write_table(table, sink, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False)
+    return sink.getvalue().to_pybytes()
+
+
+class Packed:
+    """One split of a pack; `dataset[i]` as LabelledFolder's. Files are opened when first needed, once per process."""
+
+    def __init__(self, place: str, split: str) -> None:
+        self.place, self.split = storage.canonical(place), split
+        files: Files = storage.files(self.place)
+        self.remote = files.remote
+        try:
+            index = json.loads(files.read(INDEX))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{place}/{INDEX}: cannot be read ({error})") from error
+        if index.get("format") != FORMAT:
+            raise DatasetError(f"{place}/{INDEX}: format {index.get('format')!r}; this version reads {FORMAT!r}")
+        if split not in index["splits"]:
+            raise DatasetError(f"{place}: no split {split}; splits here: {', '.join(index['splits'])}")
+        self.classes: list[str] = index["classes"]
+        self.rows = [(part["name"], row) for part in index["splits"][split] for row in range(len(part["stems"]))]
+        self.stems: list[str] = [stem for part in index["splits"][split] for stem in part["stems"]]
+        self._open: dict[tuple[int, str], pq.ParquetFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        name, row = self.rows[index]
+        where = f"{self.place}/{name}, pair {self.stems[index]}"
+        try:
+            found = self._file(name).read_row_group(row, columns=["image", "labels"])
+            image, labels = decode(found["image"][0].as_py()), decode_labels(found["labels"][0].as_py())
+        except (OSError, ImageError, pa.ArrowException) as error:
+            raise DatasetError(f"{where}: {error}") from error
+        wrong = (labels >= len(self.classes)) & (labels != IGNORE)
+        if labels.shape != image.shape[:2] or wrong.any():
+            raise DatasetError(f"{where}: labels of {labels.shape} with values that are no class; the pack is damaged")
+        return image, labels
+
+    def _file(self, name: str) -> pq.ParquetFile:
+        key = os.getpid(), name  # an open file does not survive a fork into a loader process
+        if key not in self._open:
+            system, path = storage.filesystem(f"{self.place}/{name}")
+            self._open[key] = pq.ParquetFile(system.open_input_file(path), pre_buffer=True)
+        return self._open[key]
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (self[index] for index in range(len(self)))
+
+    def without(self, stems: Sequence[str]) -> Packed:
+        """The same split less some pairs. DatasetError when none is left."""
+        left = [index for index, stem in enumerate(self.stems) if stem not in set(stems)]
+        if not left:
+            raise DatasetError(f"{self.place}: every pair of {self.split} is broken")
+        smaller = copy.copy(self)
+        smaller.rows, smaller.stems = [self.rows[index] for index in left], [self.stems[index] for index in left]
+        return smaller
+
+
+def open_dataset(place: str, split: str, layout: str = "auto") -> LabelledFolder | Packed:
+    """One split of a folder in any layout, or of a pack, local or in a store."""
+    files = storage.files(storage.canonical(place))
+    if layout == "auto" and files.has(INDEX):
+        return Packed(place, split)
+    return LabelledFolder(files, split, layout)

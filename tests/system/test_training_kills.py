@@ -1,0 +1,123 @@
+"""Training that is killed with -9 or asked to end, on one process and on Ray: it goes on and ends as if undisturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab import checkpoint, weights
+from tests.pipelines.conftest import make_dataset
+from tests.system.conftest import processes, wait_for
+
+PATIENCE = 900.0
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
+]
+
+Start = Callable[..., subprocess.Popen[str]]
+STEPS = 8
+OPTIONS = (
+    "--steps", str(STEPS), "--batch-size", "2", "--crop", "33", "--validate-every", "4", "--checkpoint-every", "1",
+    "--loaders", "0", "--device", "cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "trained"
+    command = [sys.executable, "-m", "flows.cli", "train", str(dataset), str(out), *OPTIONS]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=PATIENCE, capture_output=True)
+    return out
+
+
+def states(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "training").glob("*.pt"))
+
+
+def reached(out: Path, step: int) -> Callable[[], bool]:
+    return lambda: states(out)[-1:] >= [f"step-{step:08d}.pt"]
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return err
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
+    start: Start, tmp_path: Path, dataset: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "trained"
+    command = ("train", str(dataset), str(out), *OPTIONS)
+    process = start(*command)
+    wait_for(lambda: reached(out, 2)() or process.poll() is not None, "two steps", PATIENCE)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert states(out), process.communicate()[1]
+
+    refused = start(*command)
+    _, err = refused.communicate(timeout=PATIENCE)
+    assert refused.returncode == 1
+    assert "--resume" in err
+
+    finish(start(*command, "--resume"))
+    assert (out / checkpoint.WEIGHTS).read_bytes() == (undisturbed / checkpoint.WEIGHTS).read_bytes()
+    assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+    assert not states(out)
+
+
+def test_sigterm_saves_the_step_and_exits(start: Start, tmp_path: Path, dataset: Path) -> None:
+    out = tmp_path / "trained"
+    options = [*OPTIONS, "--checkpoint-every", "0", "--validate-every", "1000", "--steps", "1000"]
+    process = start("train", str(dataset), str(out), *options)
+    wait_for(lambda: (out / "training.json").exists() or process.poll() is not None, "the start", PATIENCE)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, err
+    assert "--resume goes on" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert len(states(out)) == 1
+
+
+def test_ray_workers_survive_a_killed_worker_and_a_killed_driver(
+    start: Start, tmp_path: Path, dataset: Path, undisturbed: Path
+) -> None:
+    """Two workers end where one process does; what dies in between is started again from the last state."""
+    out = tmp_path / "trained"
+    command = ("train", str(dataset), str(out), *OPTIONS, "--workers", "2")
+    process = start(*command)
+    wait_for(lambda: reached(out, 1)() or process.poll() is not None, "a first state", PATIENCE)
+    assert process.poll() is None, process.communicate()[1]
+    os.kill(processes("ray::RayTrainWorker", process.pid)[0], signal.SIGKILL)
+    at = states(out)[-1]
+    wait_for(lambda: states(out)[-1:] > [at] or process.poll() is not None, "steps after the worker's death", PATIENCE)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end", PATIENCE)
+    finish(start(*command, "--resume"))
+
+    expected = metrics(undisturbed)
+    assert [line["step"] for line in metrics(out)] == [line["step"] for line in expected]
+    np.testing.assert_allclose([line["loss"] for line in metrics(out)], [line["loss"] for line in expected], atol=1e-4)
+    found, alone = (weights.read_safetensors(folder / checkpoint.WEIGHTS) for folder in (out, undisturbed))
+    for key, value in alone.items():  # stored in half precision
+        np.testing.assert_allclose(found[key], value, rtol=2e-3, atol=1e-4, err_msg=key)
