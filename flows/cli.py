@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import results, segment, train
+from flows.commands import results, run, segment, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +25,7 @@ app = typer.Typer(
     [bold]deeplab status[/] results/              what is in the table
     [bold]deeplab export[/] results/ masks/       PNG files, overlays or COCO RLE
     [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model
+    [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]deeplab serve[/] on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
     130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.""",
@@ -36,6 +37,7 @@ app.command("export")(results.export)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)
+app.add_typer(run.app, name="run")
 
 
 INTERRUPTED = 130
