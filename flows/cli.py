@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import results, run, segment, train
+from flows.commands import results, run, segment, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +38,8 @@ app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("models")(train.models)
 app.add_typer(run.app, name="run")
+app.command("serve")(serve.serve)
+app.command("setup-prefect")(serve.setup_prefect)
 
 
 INTERRUPTED = 130

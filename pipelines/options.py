@@ -16,7 +16,7 @@ class SegmentOptions(BaseModel):
 
     archive: str = Field(description="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix of images")
     results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
-    model: str = Field(default="pets", description="Bundled model or model folder")
+    model: str = Field(default="pets", description="Bundled model, model folder or REGISTRY@ALIAS")
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
         default=(0.5, 0.75, 1.0), min_length=1, max_length=8, description="Scales of the input, fused per position"
     )

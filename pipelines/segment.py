@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from deeplab import checkpoint
 from deeplab.errors import UserError
-from pipelines import account, inventory, plan, storage
+from pipelines import account, inventory, plan, registry, storage
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from pipelines.stages import Task
@@ -88,7 +88,7 @@ class Segmentation:
 
     def __init__(self, options: SegmentOptions, folder: Path, watch: Watch = lambda progress: None) -> None:
         self.options, self.folder, self.watch = options, folder, watch
-        self.source = checkpoint.read(options.model)
+        self.source = registry.read_model(options.model)
         self.model = checkpoint.parse(*self.source)
         self.summary = Summary(f"run-{uuid.uuid4().hex[:12]}", self.model.label, storage.canonical(options.results))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
@@ -150,3 +153,64 @@ def write_whole(uri: str, data: bytes) -> int:
     finally:
         staging.unlink(missing_ok=True)
     return len(data)
+
+
+def _boto() -> Any:
+    """The client for conditional requests, which pyarrow has none of."""
+    import boto3
+    from botocore.config import Config
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    config = Config(connect_timeout=5, read_timeout=30, retries={"max_attempts": 8, "mode": "standard"})
+    return boto3.client("s3", endpoint_url=endpoint, config=config)
+
+
+def read_tagged(uri: str) -> tuple[bytes, str] | None:
+    """A small object and the tag that names this state of it for `write_if_unchanged`; None when it is not there."""
+    if not is_s3(uri):
+        try:
+            data = local_path(uri).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        answer = _boto().get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer["ETag"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+            return None
+        raise StorageError(f"{uri}: cannot be read ({error})") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{uri}: cannot be read ({error})") from error
+
+
+def write_if_unchanged(uri: str, data: bytes, tag: str | None) -> bool:
+    """Write a small object if it still is what `tag` names (None: not there); False when someone else was faster."""
+    if not is_s3(uri):
+        path = local_path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = read_tagged(uri)
+            if (found[1] if found else None) != tag:
+                return False
+            write_whole(uri, data)
+            return True
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+    try:
+        _boto().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        return True
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (404, 409, 412):
+            raise StorageError(f"{uri}: cannot be written ({error})") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{uri}: cannot be written ({error})") from error
+    # The answer to our own first try may have been lost, and the second one refused.
+    found = read_tagged(uri)
+    return found is not None and found[0] == data

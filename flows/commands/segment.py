@@ -25,7 +25,9 @@ def segment(
     results: Annotated[
         str, typer.Argument(help="Folder or s3:// prefix of the results table; created when missing.", show_default=False)
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Bundled model (see `deeplab models`) or model folder.")] = "pets",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS.")
+    ] = "pets",
     scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated; fused per position.")] = "0.5,0.75,1",
     flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
     fusion: Annotated[str, typer.Option(help="Fusion of scales: max (DeepLab v2) or mean.")] = "max",
