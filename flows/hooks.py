@@ -22,21 +22,22 @@ def end_processes(marker: str, grace: float = GRACE_SECONDS) -> int:
 
     They get `grace` seconds to end by themselves, as Ray's do when their driver dies, then SIGKILL.
     """
-    first = set(_marked(marker))
+    first = set(marked(marker))
     deadline = time.monotonic() + grace
-    while _marked_any(marker) and time.monotonic() < deadline:
+    while _any_marked(marker) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for pid in _marked(marker):
+    for pid in marked(marker):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     return len(first)
 
 
-def _marked_any(marker: str) -> bool:
-    return next(_marked(marker), None) is not None
+def _any_marked(marker: str) -> bool:
+    return next(marked(marker), None) is not None
 
 
-def _marked(marker: str) -> Iterator[int]:
+def marked(marker: str) -> Iterator[int]:
+    """Pids on this host, except this one, that were started with `marker` in their environment."""
     wanted = marker.encode()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
