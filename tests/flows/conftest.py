@@ -95,7 +95,7 @@ class Prefect:
         return SyncPrefectClient(self.url)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
