@@ -183,7 +183,7 @@ class Segmentation:
             lost, doubled = account.lost_and_doubled(self.table, summary.model, self.plan.path)
             if doubled or (lost and summary.images >= self.plan.images):
                 raise SegmentError(
-                    f"{summary.results}: {lost} planned images have no row and {doubled} have two; see docs/operations.md"
+                    f"{summary.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed"
                 )
             if summary.errors > options.max_error_rate * summary.images:
                 share = summary.errors / summary.images
