@@ -36,7 +36,7 @@ def make_report(figures: dict[str, Any], key: str) -> None:
 
 @flow(
     name="evaluate-model",
-    flow_run_name="evaluate {options.model} on {options.split} of {options.dataset}",
+    flow_run_name="evaluate {options.title}",
     description="One confusion matrix over a split: IoU per class and the other figures.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],

@@ -16,7 +16,7 @@ from pipelines.options import SegmentOptions
 
 @flow(
     name="refresh",
-    flow_run_name="refresh {segment.results} with {segment.model}",
+    flow_run_name="refresh {segment.title}",
     description="Train (if asked), then segment what is new or changed; the model is usually REGISTRY@ALIAS.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],

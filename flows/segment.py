@@ -78,7 +78,7 @@ def make_report(summary: Summary, options: ReportOptions) -> None:
 
 @flow(
     name="segment-archive",
-    flow_run_name="segment {options.archive} with {options.model}",
+    flow_run_name="segment {options.title}",
     description="Bring a results table up to date with an archive: exactly one row per image, version and model.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],

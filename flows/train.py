@@ -74,7 +74,7 @@ def make_report(options: TrainOptions, figures: dict[str, Any], registered: dict
 
 @flow(
     name="train-model",
-    flow_run_name="train {options.preset} on {options.dataset}",
+    flow_run_name="train {options.title}",
     description="Train a model, measure it, and let it take an alias of the registry if it is not worse.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],

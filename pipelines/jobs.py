@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from deeplab.training import Progress
+from pipelines.options import short
 from pipelines.registry import ALIAS, Registry, read_model
 
 CHECKED_PAIRS = 50
@@ -43,6 +44,11 @@ class TrainOptions(BaseModel):
         description="Alias that moves to the model if its mIoU on val_split is not worse",
     )
 
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.out)} on {short(self.dataset)}"
+
 
 class EvaluateOptions(BaseModel):
     """One model against one split."""
@@ -62,6 +68,11 @@ class EvaluateOptions(BaseModel):
         default="kazuto", description="Named CRF parameter set"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.model)} on {self.split} of {short(self.dataset)}"
 
 
 def check_data(options: TrainOptions) -> dict[str, int]:

@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from deeplab.images import MAX_PIXELS
 
 
+def short(place: str) -> str:
+    """The last part of a path or URI: how people call the place."""
+    return place.rstrip("/").rsplit("/", 1)[-1] or place
+
+
 class SegmentOptions(BaseModel):
     """One run of `deeplab segment`."""
 
@@ -41,3 +46,8 @@ class SegmentOptions(BaseModel):
     max_error_rate: float = Field(default=0.05, ge=0, le=1, description="Fail, after committing, above this share of error rows")
     retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
     address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.archive)} with {short(self.model)}"
