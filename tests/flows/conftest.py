@@ -20,7 +20,7 @@ import pytest
 from tests.pipelines.conftest import make_archive, make_model
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 400.0
+PATIENCE = 600.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -147,11 +147,11 @@ class Served:
 
 @pytest.fixture
 def served(prefect_server: Prefect, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
-    """24 small photos in chunks of 4, served by `deeplab serve`."""
+    """16 small photos in chunks of 4, served by `deeplab serve`."""
     name = f"test-{abs(hash(request.node.name)) % 10**8}"
     log = f"{name}.log"
     made = Served(
-        prefect_server, make_archive(tmp_path / "photos", 24), tmp_path / "results", make_model(tmp_path / "tiny"),
+        prefect_server, make_archive(tmp_path / "photos", 16), tmp_path / "results", make_model(tmp_path / "tiny"),
         prefect_server.home / log, name,
     )  # fmt: skip
     settings = ["--set", "chunk_size=4", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2]

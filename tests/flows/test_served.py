@@ -72,13 +72,17 @@ def test_setup_makes_what_is_missing_and_can_be_repeated(prefect_server: Prefect
 
 
 def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(served: Served) -> None:
-    first, second = served.start(), None
-    wait_for(lambda: served.commits() >= 1, "a first commit")
+    first = served.start()
+    wait_for(lambda: served.state(first).type.value == "RUNNING", "the first run to begin")
     second = served.start()
     wait_for(lambda: served.state(second).name == "AwaitingConcurrencySlot", "the second run to wait")
-    (progress,) = artifacts(served.server, first, "progress")
-    assert "images done" in progress.description
-    assert 0 < float(progress.data) < 100
+    wait_for(lambda: served.commits() >= 1, "a first commit")
+
+    def progress() -> Any:
+        (found,) = artifacts(served.server, first, "progress")
+        return found if "images done" in found.description else None
+
+    assert 0 <= float(wait_for(progress, "the progress of the first run").data) < 100
     with served.server.client() as client:
         from prefect.states import Cancelling
 
@@ -87,7 +91,7 @@ def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(serv
     wait_for(lambda: not processes(first), "the cancelled run's processes to end", 30)
 
     assert served.ends(second).type.value == "COMPLETED"
-    assert len(uris(served.results)) == 24
+    assert len(uris(served.results)) == 16
     already = int(served.state(second).message.split(" had their row")[0].split()[-1])
     assert already >= 4
     (report,) = artifacts(served.server, second, "markdown")
@@ -110,10 +114,10 @@ def test_a_killed_run_is_crashed_and_the_next_goes_on_even_while_the_server_is_a
     wait_for(lambda: served.commits() > kept, "a commit of the next run")
     served.server.stop()
     during = served.commits()
-    wait_for(lambda: served.commits() > min(during, 5), "a commit without the server")
+    wait_for(lambda: served.commits() > min(during, 3), "a commit without the server")
     served.server.start()
     assert served.ends(second).type.value == "COMPLETED"
-    assert len(uris(served.results)) == 24
+    assert len(uris(served.results)) == 16
 
 
 def test_our_errors_are_failures_with_their_message(served: Served) -> None:
