@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from flows.hooks import end_processes
 from tests.pipelines.conftest import make_archive, make_model
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,6 @@ class Prefect:
     home: Path
     port: int
     process: Any = None
-    others: list[Any] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -81,9 +81,7 @@ class Prefect:
 
     def deeplab(self, *arguments: object, log: str) -> Any:
         """`deeplab ...` against this server, in a session of its own; it is killed at the end."""
-        process = self._run([sys.executable, "-m", "flows.cli", *map(str, arguments)], log)
-        self.others.append(process)
-        return process
+        return self._run([sys.executable, "-m", "flows.cli", *map(str, arguments)], log)
 
     def _run(self, command: list[str], log: str) -> Any:
         with (self.home / log).open("a") as out:
@@ -103,10 +101,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     made = Prefect(tmp_path_factory.mktemp("prefect"), port)
     made.start()
     yield made
-    for process in (*made.others, made.process):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    end_processes(f"PREFECT_HOME={made.home}", grace=0)  # runs that outlive their runner, and their Ray, too
 
 
 @dataclass
