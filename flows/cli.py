@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import architectures, dataset, results, segment, train, upkeep
+from flows.commands import architectures, dataset, results, run, segment, serve, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app = typer.Typer(
     [bold]deeplab export[/] results/ masks/       PNG files, overlays or COCO RLE
     [bold]deeplab dataset check[/] dataset/        is every labelled pair sound
     [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model
+    [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]deeplab serve[/] on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
     130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.""",
@@ -46,6 +47,9 @@ app.command("pack")(dataset.pack)
 datasets = typer.Typer(no_args_is_help=True, help="Data sets to train on.")
 datasets.command("check")(dataset.check)
 app.add_typer(datasets, name="dataset")
+app.add_typer(run.app, name="run")
+app.command("serve")(serve.serve)
+app.command("setup-prefect")(serve.setup_prefect)
 
 
 INTERRUPTED = 130

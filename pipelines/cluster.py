@@ -124,3 +124,9 @@ def resources() -> tuple[float, float]:
     """CPUs and GPUs of the cluster."""
     found = ray.cluster_resources()
     return float(found.get("CPU", 0)), float(found.get("GPU", 0))
+
+
+def dashboard() -> str | None:
+    """Address of the cluster's dashboard; None where it runs without one, as the Ray that `session` starts here does."""
+    url = ray._private.worker._global_node.webui_url if ray.is_initialized() else None
+    return f"http://{url}" if url else None

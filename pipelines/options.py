@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from deeplab.images import MAX_PIXELS
 
 
+def short(place: str) -> str:
+    """The last part of a path or URI: how people call the place."""
+    return place.rstrip("/").rsplit("/", 1)[-1] or place
+
+
 class SegmentOptions(BaseModel):
     """One run of `deeplab segment`."""
 
@@ -16,7 +21,7 @@ class SegmentOptions(BaseModel):
 
     archive: str = Field(description="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix of images")
     results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
-    model: str = Field(default="pets", description="Bundled model or model folder")
+    model: str = Field(default="pets", description="Bundled model, model folder or REGISTRY@ALIAS")
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
         default=(0.5, 0.75, 1.0), min_length=1, max_length=8, description="Scales of the input, fused per position"
     )
@@ -41,6 +46,11 @@ class SegmentOptions(BaseModel):
     max_error_rate: float = Field(default=0.05, ge=0, le=1, description="Fail, after committing, above this share of error rows")
     retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
     address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.archive)} with {short(self.model)}"
 
 
 class TrainOptions(BaseModel):

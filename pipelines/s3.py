@@ -118,20 +118,24 @@ def head(uri: str) -> tuple[int, str] | None:
     return int(answer["ContentLength"]), _version(answer["ETag"])
 
 
-def put(uri: str, data: bytes, *, only_new: bool = False) -> bool:
+def put(uri: str, data: bytes, *, only_new: bool = False, unchanged: str | None = None) -> bool:
     """Write an object in one request, so that it is there whole or not at all.
 
-    `only_new`: only where none is there yet (If-None-Match); returns False when there was one. A repeated request
-    whose first answer was lost meets its own object, which counts as written.
+    `only_new`: only where none is there yet (If-None-Match); `unchanged`: only over the object of this ETag (If-Match).
+    Returns False when that does not hold. A repeated request whose first answer was lost meets its own object, which
+    counts as written.
     """
     bucket, key = split(uri)
+    condition = {"IfNoneMatch": "*"} if only_new else {"IfMatch": f'"{unchanged}"'} if unchanged is not None else {}
     try:
-        client().put_object(Bucket=bucket, Key=key, Body=data, **({"IfNoneMatch": "*"} if only_new else {}))
+        client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
     except (ClientError, BotoCoreError) as error:
-        if only_new and isinstance(error, ClientError):
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-                return get(uri)[0] == data
+        if condition and isinstance(error, ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (409, 412) or (status == 404 and unchanged is not None):
+                with suppress(FileNotFoundError):
+                    return get(uri)[0] == data
+                return False
         raise _as_os_error(error, uri) from error
     return True
 

@@ -7,8 +7,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from deeplab import checkpoint
 from deeplab.errors import UserError
-from pipelines import inventory, plan, storage
+from pipelines import account, inventory, plan, registry, storage
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from pipelines.stages import Task
@@ -70,96 +70,146 @@ class Summary:
 Watch = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class Work:
+    """One chunk of a run: its number (from 1), the name of its transaction, its images (uri, version, bytes)."""
+
+    number: int
+    name: str
+    images: pa.Table
+
+
+class Segmentation:
+    """One run, step by step: inventory, plan, chunks on a Ray session, check. `segment` takes them in order.
+
+    The steps are apart for callers that watch, retry or schedule each of them; all of them are safe to repeat.
+    `folder` holds the inventory and the plan while the run lasts. Raises ModelError for a model that cannot be used.
+    """
+
+    def __init__(self, options: SegmentOptions, folder: Path, watch: Watch = lambda progress: None) -> None:
+        self.options, self.folder, self.watch = options, folder, watch
+        self.source = registry.read_model(options.model)
+        self.model = checkpoint.parse(*self.source)
+        self.summary = Summary(f"run-{uuid.uuid4().hex[:12]}", self.model.label, storage.canonical(options.results))
+
+    def take_inventory(self) -> inventory.Inventory:
+        """List the archive. Raises ArchiveError."""
+        self.watch(Progress("inventory"))
+        found = inventory.take(
+            self.options.archive,
+            self.folder / "inventory.parquet",
+            include=self.options.include,
+            exclude=self.options.exclude,
+            limit=self.options.limit,
+        )
+        self.summary.archive_images, self.summary.passed_over = found.images, found.passed_over
+        return found
+
+    def make_plan(self) -> plan.Plan:
+        """What of the inventory the table has no row of; the table is made where there is none. Raises ResultsError."""
+        self.watch(Progress("plan", total=self.summary.archive_images))
+        self.table = ResultsTable.ensure(self.options.results)
+        self.planned = self.table.version
+        self.plan = plan.make(
+            self.folder / "inventory.parquet",
+            self.table,
+            self.model.label,
+            self.folder / "plan.parquet",
+            chunk_size=self.options.chunk_size,
+            retry_errors=self.options.retry_errors,
+        )
+        self.summary.already, self.summary.version = self.plan.done, self.table.version
+        return self.plan
+
+    @contextmanager
+    def chunks(self) -> Iterator[Iterator[Work]]:
+        """Ray for the body, with the chunks that nobody has committed yet; `run_chunk` does one. Raises ClusterError.
+
+        The iterator ends early when so many rows are errors that the run fails in any case.
+        """
+        import ray
+
+        from pipelines import cluster
+
+        self.table.register(self.model.label, self.model.card)
+        before = ResultsTable.open(self.table.uri, self.planned)
+        self.watch(Progress("start", total=self.plan.images, chunks=self.plan.chunk_count))
+
+        def pending() -> Iterator[Work]:
+            for number, chunk in enumerate(self.plan.chunks(), 1):
+                # Its transaction is in the log although rows are missing: they were taken out since, or are taken up again.
+                name = f"{chunk.id}-{before.version}" if before.knows(chunk.id) else chunk.id
+                self.table.refresh()
+                if self.table.knows(name):
+                    continue  # another run with the same work was faster
+                yield Work(number, name, chunk.images)
+                self.table.refresh()
+                if self.summary.errors > self.options.max_error_rate * self.plan.images:
+                    break  # the share can only stay above the limit
+
+        with cluster.session(self.options.address):
+            self.shipped = ray.put(self.source)
+            started = time.perf_counter()
+            try:
+                yield pending()
+            finally:
+                self.summary.seconds = time.perf_counter() - started
+                self.summary.images_per_second = self.summary.images / self.summary.seconds if self.summary.seconds else 0.0
+
+    def run_chunk(self, work: Work) -> None:
+        """Segment and commit one chunk. Raises SegmentError; a repetition finds what was committed and does nothing."""
+        options = self.options
+        task = Task(
+            classes=self.model.classes,
+            stride=self.model.network.stride,
+            align_corners=self.model.network.align_corners,
+            predictor=options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"}),
+            crf={"name": options.crf_params, "mode": options.crf_mode, "backend": options.crf_backend} if options.crf else None,
+            max_pixels=options.max_pixels,
+            run=self.summary.run,
+            threads=1,
+        )
+        base = Progress("segment", self.plan.images, self.summary.images, self.summary.errors, work.number, self.plan.chunk_count)
+        _run_chunk(options, task, self.shipped, work.name, self.planned, work.images, self.summary, base, self.watch)
+
+    def check(self) -> Summary:
+        """Read back what this run committed. Raises SegmentError where rows are lost or doubled, TooManyErrors."""
+        summary, options = self.summary, self.options
+        self.table.refresh()
+        summary.version = self.table.version
+        if summary.images:
+            summary.errors_by_reason = account.errors_by_reason(self.table, summary.model, summary.run)
+            summary.errors = sum(summary.errors_by_reason.values())
+            summary.class_shares = account.class_shares(self.table, summary.model, summary.run)
+            lost, doubled = account.lost_and_doubled(self.table, summary.model, self.plan.path)
+            if doubled or (lost and summary.images >= self.plan.images):
+                raise SegmentError(
+                    f"{summary.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed"
+                )
+            if summary.errors > options.max_error_rate * summary.images:
+                share = summary.errors / summary.images
+                raise TooManyErrors(
+                    f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
+                    f"{options.max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
+                    summary,
+                )
+        return summary
+
+
 def segment(options: SegmentOptions, watch: Watch = lambda progress: None) -> Summary:
     """Bring the results table up to date with the archive: exactly one row per (image, version, model).
 
     Raises ArchiveError, ModelError, ResultsError, ClusterError for what cannot start, SegmentError when a chunk
     fails, TooManyErrors at the end. Whatever is raised, committed chunks stay, and the next run goes on from them.
     """
-    source = checkpoint.read(options.model)
-    model = checkpoint.parse(*source)
-    summary = Summary(f"run-{uuid.uuid4().hex[:12]}", model.label, storage.canonical(options.results))
     with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
-        watch(Progress("inventory"))
-        found = inventory.take(
-            options.archive,
-            Path(folder) / "inventory.parquet",
-            include=options.include,
-            exclude=options.exclude,
-            limit=options.limit,
-        )
-        summary.archive_images, summary.passed_over = found.images, found.passed_over
-        watch(Progress("plan", total=found.images))
-        table = ResultsTable.ensure(options.results)
-        planned = table.version
-        todo = plan.make(
-            found.path,
-            table,
-            model.label,
-            Path(folder) / "plan.parquet",
-            chunk_size=options.chunk_size,
-            retry_errors=options.retry_errors,
-        )
-        summary.already = todo.done
-        if todo.images:
-            table.register(model.label, model.card)
-            _run_chunks(options, model, source, table, planned, todo, summary, watch)
-    summary.version = table.version
-    if summary.images:
-        _fill_from_table(summary, table)
-        if summary.errors > options.max_error_rate * summary.images:
-            share = summary.errors / summary.images
-            raise TooManyErrors(
-                f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
-                f"{options.max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
-                summary,
-            )
-    return summary
-
-
-def _run_chunks(
-    options: SegmentOptions,
-    model: checkpoint.Model,
-    source: tuple[Path, bytes, bytes],
-    table: ResultsTable,
-    planned: int,
-    todo: plan.Plan,
-    summary: Summary,
-    watch: Watch,
-) -> None:
-    import ray
-
-    from pipelines import cluster
-
-    task = Task(
-        classes=model.classes,
-        stride=model.network.stride,
-        align_corners=model.network.align_corners,
-        predictor=options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"}),
-        crf={"name": options.crf_params, "mode": options.crf_mode, "backend": options.crf_backend} if options.crf else None,
-        max_pixels=options.max_pixels,
-        run=summary.run,
-        threads=1,
-    )
-
-    before = ResultsTable.open(table.uri, planned)
-    watch(Progress("start", total=todo.images, chunks=todo.chunk_count))
-    with cluster.session(options.address):
-        shipped = ray.put(source)
-        started = time.perf_counter()
-        for number, chunk in enumerate(todo.chunks(), 1):
-            # Its transaction is in the log although rows are missing: they were taken out since, or are taken up again.
-            name = f"{chunk.id}-{before.version}" if before.knows(chunk.id) else chunk.id
-            table.refresh()
-            if table.knows(name):
-                continue  # another run with the same work was faster
-            base = Progress("segment", todo.images, summary.images, summary.errors, number, todo.chunk_count)
-            _run_chunk(options, task, shipped, name, planned, chunk.images, summary, base, watch)
-            table.refresh()
-            if summary.errors > options.max_error_rate * todo.images:
-                break  # the share can only stay above the limit
-        summary.seconds = time.perf_counter() - started
-        summary.images_per_second = summary.images / summary.seconds if summary.seconds else 0.0
+        run = Segmentation(options, Path(folder), watch)
+        run.take_inventory()
+        if run.make_plan().images:
+            with run.chunks() as chunks:
+                for work in chunks:
+                    run.run_chunk(work)
+        return run.check()
 
 
 def _run_chunk(
@@ -248,29 +298,3 @@ def _root_cause(error: BaseException) -> str:
     # Ray Data adds advice on its own settings below what was raised.
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("To change retry attempts")]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]
-
-
-def _fill_from_table(summary: Summary, table: ResultsTable) -> None:
-    """Errors by reason and class shares of this run, read back from what was committed."""
-    reason = "regexp_replace(error, '[0-9][0-9.,]*', 'N', 'g')"
-    errors: list[tuple[Any, ...]] = table.query(
-        f"SELECT {reason} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' GROUP BY 1 ORDER BY 2 DESC, 1",
-        [summary.run],
-        summary.model,
-    ).fetchall()
-    summary.errors_by_reason = dict(errors)
-    summary.errors = sum(summary.errors_by_reason.values())
-    summary.class_shares = class_shares(table, summary.model, summary.run)
-
-
-def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
-    """Share of all pixels per class name, of one run if asked; in the order of the class table."""
-    pixels = dict.fromkeys(table.classes(model).names, 0)
-    where = "WHERE status = 'ok'" + (" AND run = ?" if run else "")
-    result = table.query(f"SELECT class_pixels FROM results {where}", [run] if run else [], model)
-    while rows := result.fetchmany(10_000):
-        for (counts,) in rows:
-            for name, value in (counts or {}).items():
-                pixels[name] += value
-    total = sum(pixels.values())
-    return {name: value / total for name, value in pixels.items()} if total else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -177,3 +179,29 @@ class StoredFiles:
 def files(place: str | Path) -> Files:
     """The files below a local folder or an s3:// prefix."""
     return StoredFiles(str(place)) if is_s3(str(place)) else LocalFiles(local_path(str(place)))
+
+
+def read_tagged(uri: str) -> tuple[bytes, str] | None:
+    """A small object and the tag that names this state of it for `write_if_unchanged`; None when it is not there."""
+    try:
+        if is_s3(uri):
+            return s3.get(uri)
+        data = local_path(uri).read_bytes()
+    except FileNotFoundError:
+        return None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def write_if_unchanged(uri: str, data: bytes, tag: str | None) -> bool:
+    """Write a small object if it still is what `tag` names (None: not there); False when someone else was faster."""
+    if is_s3(uri):
+        return s3.put(uri, data, only_new=tag is None, unchanged=tag)
+    path = local_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = read_tagged(uri)
+        if (found[1] if found else None) != tag:
+            return False
+        write_whole(uri, data)
+        return True

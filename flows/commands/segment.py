@@ -25,7 +25,9 @@ def segment(
     results: Annotated[
         str, typer.Argument(help="Folder or s3:// prefix of the results table; created when missing.", show_default=False)
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Bundled model (see `deeplab models`) or model folder.")] = "pets",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS.")
+    ] = "pets",
     scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated; fused per position.")] = "0.5,0.75,1",
     flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
     fusion: Annotated[str, typer.Option(help="Fusion of scales: max (DeepLab v2) or mean.")] = "max",
@@ -55,26 +57,10 @@ def segment(
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
     deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
     """
-    from pipelines.options import SegmentOptions
     from pipelines.segment import Progress, TooManyErrors
     from pipelines.segment import segment as run
 
-    given = {name: value for name, value in locals().items() if name in SegmentOptions.model_fields}
-    try:
-        factors = tuple(float(part) for part in scales.split(","))
-        options = SegmentOptions(**{**given, "scales": factors, "include": tuple(include or ()), "exclude": tuple(exclude or ())})
-    except ValidationError as error:
-        for problem in error.errors():
-            stderr.print(
-                f"[red]error[/]: --{problem['loc'][0]}: {escape(problem['msg'])} (got {escape(repr(problem['input']))})".replace(
-                    "_", "-"
-                )
-            )
-        raise typer.Exit(USAGE) from None
-    except ValueError:
-        stderr.print(f"[red]error[/]: --scales {escape(scales)}: numbers separated by commas are accepted, such as 0.5,0.75,1")
-        raise typer.Exit(USAGE) from None
-
+    options = options_from(locals())
     phases = {
         "inventory": "listing images",
         "plan": "planning",
@@ -99,13 +85,36 @@ def segment(
     if as_json:
         print(json.dumps(dataclasses.asdict(summary), indent=2))
     else:
-        _print(summary)
+        print_summary(summary)
     if failure:
         stderr.print("[red]error[/]:", escape(failure))
     raise typer.Exit(code)
 
 
-def _print(summary: Any) -> None:
+def options_from(given: dict[str, Any]) -> Any:
+    """SegmentOptions from the command's arguments; what is out of bounds is one line each on stderr and exit code 2."""
+    from pipelines.options import SegmentOptions
+
+    given = {name: value for name, value in given.items() if name in SegmentOptions.model_fields}
+    scales = given["scales"]
+    try:
+        given["scales"] = tuple(float(part) for part in scales.split(","))
+        return SegmentOptions(**{**given, "include": tuple(given["include"] or ()), "exclude": tuple(given["exclude"] or ())})
+    except ValidationError as error:
+        refuse(error)
+    except ValueError:
+        stderr.print(f"[red]error[/]: --scales {escape(scales)}: numbers separated by commas are accepted, such as 0.5,0.75,1")
+    raise typer.Exit(USAGE)
+
+
+def refuse(error: ValidationError) -> None:
+    """Every option that is out of bounds, by its name on the command line."""
+    for problem in error.errors():
+        name = str(problem["loc"][0]).replace("_", "-")
+        stderr.print(f"[red]error[/]: --{name}: {escape(problem['msg'])} (got {escape(repr(problem['input']))})")
+
+
+def print_summary(summary: Any) -> None:
     """The summary for people."""
     from pipelines.storage import delta_location
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from deeplab.objective import scaled_scores, sum_over_scales, training_loss
+from deeplab.optimization import parameter_groups
 from deeplab.presets import PRESETS, TrainingConfig
-from deeplab.training import parameter_groups
 from deeplab.zoo import build
 from tests.deeplab.family import reference
 

@@ -1,0 +1,182 @@
+"""`deeplab run segment|train|evaluate|refresh`: a flow here and now, as the served one would run."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from flows import environment
+from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, USAGE, options_from, print_summary, refuse, segment
+from flows.terminal import stderr, stdout
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Run a flow here and now and print its final state.
+
+    With PREFECT_API_URL set the run is seen on that server's page and can be cancelled there; without it a server of
+    its own lives as long as the command.""",
+)
+
+
+def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    """Run a flow in this process; (its final state, exit code). Ctrl-C and a cancellation end it as Cancelled."""
+    from prefect import tags
+
+    from flows.cancelled import mark_cancelled, was_stopped
+
+    run_id = None
+
+    def remember(flow: Any, run: Any, state: Any) -> None:
+        nonlocal run_id
+        run_id = run.id
+
+    flow = flow.with_options(on_running=[remember])  # type: ignore[attr-defined]
+    try:
+        with tags("deeplab"):
+            state = flow(*arguments, return_state=True)
+    except BaseException as error:
+        if not was_stopped(error):
+            raise
+        return mark_cancelled(run_id), INTERRUPTED
+    return state, exit_code(state)
+
+
+def exit_code(state: Any) -> int:
+    """0 for a completed run, 3 where too many images became error rows, 1 for every other end."""
+    from pipelines.segment import TooManyErrors
+
+    if state.is_completed():
+        return DONE
+    reason = state.result(raise_on_failure=False)
+    return TOO_MANY_ERRORS if isinstance(reason, TooManyErrors) else FAILED
+
+
+def tell(state: Any, code: int) -> None:
+    """The final state as one line: on stdout when it completed, on stderr otherwise."""
+    if code == DONE:
+        stdout.print(f"[green]{state.name}[/]: {escape(state.message or '')}")
+    else:
+        stderr.print(f"[red]{state.name}[/]: {escape(state.message or '')}", soft_wrap=True)
+
+
+@app.command("segment")
+@functools.wraps(segment)
+def run_segment(**given: Any) -> None:
+    environment.prepare()
+    from flows.segment import segment_archive
+    from pipelines.segment import Summary
+
+    state, code = here(segment_archive, options_from(given))
+    if code == DONE:
+        summary = state.result()
+        if given["as_json"]:
+            print(json.dumps({"state": state.name, **summary}, indent=2))
+        else:
+            print_summary(Summary(**summary))
+    if not given["as_json"] or code != DONE:
+        tell(state, code)
+    raise typer.Exit(code)
+
+
+def _print_and_exit(state: Any, code: int, as_json: bool) -> None:
+    if code == DONE and as_json:
+        print(json.dumps({"state": state.name, **state.result()}, indent=2))
+    else:
+        tell(state, code)
+    raise typer.Exit(code)
+
+
+def _options(kind: Any, **given: Any) -> Any:
+    """`kind` from the arguments that were given; what is out of bounds is one line each and exit code 2."""
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        refuse(error)
+        raise typer.Exit(USAGE) from None
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Registry = Annotated[str | None, typer.Option(help="Folder or s3:// prefix of the model registry.")]
+
+
+@app.command("train")
+def run_train(
+    dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
+    model_out: Annotated[
+        str, typer.Argument(help="Model folder; an unfinished training in it is gone on with.", show_default=False)
+    ],
+    preset: Annotated[str, typer.Option(help="Training preset.")] = "finetune",
+    init: Annotated[str, typer.Option(help="Weights to start from.")] = "pets",
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Split to choose and compare on.")] = "val",
+    name: Annotated[str | None, typer.Option(help="Name in the model card.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Override the preset's steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Override the preset's batch size.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Override the preset's crop.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Override the preset's learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Override the preset's seed.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    loaders: Annotated[int, typer.Option(help="Processes that load images.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that train together, through Ray.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to train on; without it Ray starts here.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
+    registry: Registry = None,
+    alias: Annotated[str, typer.Option(help="Alias that moves to the model if its mIoU is not worse.")] = "production",
+    as_json: Json = False,
+) -> None:
+    """Train, measure on VAL_SPLIT and register: the alias moves if the new model is not worse there."""
+    environment.prepare()
+    from flows.train import train_model
+    from pipelines.jobs import TrainOptions
+
+    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields}
+    _print_and_exit(*here(train_model, _options(TrainOptions, out=model_out, **given)), as_json)
+
+
+@app.command("evaluate")
+def run_evaluate(
+    model: Annotated[str, typer.Argument(help="Bundled model, model folder or REGISTRY@ALIAS.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A model against the labels of a split."""
+    environment.prepare()
+    from flows.evaluate import evaluate_model
+    from pipelines.jobs import EvaluateOptions
+
+    _print_and_exit(*here(evaluate_model, _options(EvaluateOptions, model=model, dataset=dataset, split=split, crf=crf)), as_json)
+
+
+@app.command("refresh")
+def run_refresh(
+    archive: Annotated[str, typer.Argument(help="Archive to bring the table up to date with.", show_default=False)],
+    results: Annotated[str, typer.Argument(help="Results table.", show_default=False)],
+    model: Annotated[str, typer.Option("--model", "-m", help="Usually REGISTRY@ALIAS.")] = "pets",
+    train: Annotated[str | None, typer.Option(help="JSON file with the options of a training to do first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train if asked, then segment what is new or changed with the registered model."""
+    environment.prepare()
+    from flows.refresh import refresh
+    from pipelines.jobs import TrainOptions
+    from pipelines.options import SegmentOptions
+
+    training = None
+    if train is not None:
+        try:
+            training = _options(TrainOptions, **json.loads(Path(train).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise typer.BadParameter(f"{train}: not a JSON object of training options ({error})", param_hint="--train") from error
+    chosen = _options(SegmentOptions, archive=archive, results=results, model=model)
+    _print_and_exit(*here(refresh, chosen, training), as_json)

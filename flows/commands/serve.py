@@ -1,0 +1,140 @@
+"""`deeplab serve` and `deeplab setup-prefect`: the flows on a Prefect server."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import timedelta
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+from pydantic import ValidationError
+
+from deeplab.errors import UserError
+from flows import environment
+from flows.commands.segment import USAGE, refuse
+from flows.terminal import stdout
+
+
+class ServerError(UserError):
+    """There is no Prefect server to work with; the message says how to start or name one."""
+
+
+def require_server() -> None:
+    """Raise ServerError unless PREFECT_API_URL names a server that answers."""
+    environment.prepare()
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ServerError("no Prefect server is named: start one with `prefect server start` and set PREFECT_API_URL to its /api")
+    with get_client(sync_client=True) as client:
+        trouble = client.api_healthcheck()
+    if trouble is not None:
+        raise ServerError(f"no answer from the Prefect server at {url} ({trouble}); is it running, and PREFECT_API_URL right?")
+
+
+def serve(
+    archive: Annotated[str | None, typer.Argument(help="Archive to segment on a schedule.", show_default=False)] = None,
+    results: Annotated[str | None, typer.Argument(help="Its results table.", show_default=False)] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Bundled model, model folder or REGISTRY@ALIAS.")] = "pets",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option of `deeplab segment`, as name=JSON. Repeatable.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help="When, as cron: '0 3 * * *'.")] = None,
+    interval: Annotated[int | None, typer.Option(min=1, help="Every so many seconds.")] = None,
+    rrule: Annotated[str | None, typer.Option(help="When, as RRULE: 'FREQ=WEEKLY;BYDAY=MO'.")] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone of --cron and --rrule.")] = "UTC",
+    active: Annotated[bool, typer.Option("--active", help="Switch the schedule on; else it is paused until the UI does.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the deployment; default from RESULTS.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at once on this machine; each takes all its cores.")] = 1,
+) -> None:
+    """Serve all flows from this process: they are started from the Prefect UI, by a schedule, or by another system.
+
+    [dim]deeplab serve
+    deeplab serve s3://bucket/photos s3://bucket/results --cron '0 3 * * *' --timezone Europe/Berlin
+    deeplab serve photos/ results/ --interval 3600 --set chunk_size=5000 --set crf=false --active[/]
+    """
+    chosen = _segmentation(archive, results, model, settings or [])
+    schedule = _schedule(cron, interval, rrule, timezone)
+    if schedule and chosen is None:
+        raise typer.BadParameter("a schedule needs ARCHIVE and RESULTS", param_hint="--cron, --interval, --rrule")
+    require_server()
+    from prefect import serve as run
+
+    from flows.serving import deployments
+
+    run(*deployments(chosen, name, schedule, active), limit=limit, pause_on_shutdown=False)
+
+
+def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezone: str) -> dict[str, Any] | None:
+    given = {"cron": cron, "interval": timedelta(seconds=interval) if interval else None, "rrule": rrule}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given:
+        return None
+    hint = "--cron, --interval, --rrule"
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)}: one of them is accepted", param_hint=hint)
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise typer.BadParameter(f"{timezone}: a name such as Europe/Berlin is accepted", param_hint="--timezone") from error
+    environment.prepare()
+    from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
+
+    try:
+        if cron:
+            CronSchedule(cron=cron)
+        if rrule:
+            RRuleSchedule(rrule=rrule)
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise typer.BadParameter(f"{cron or rrule}: {reason}", param_hint=hint) from error
+    return given if interval else {**given, "timezone": timezone}
+
+
+def _segmentation(archive: str | None, results: str | None, model: str, settings: list[str]) -> Any:
+    """SegmentOptions with places made absolute, as runs start in another folder; None without an archive."""
+    from pipelines.options import SegmentOptions
+
+    if archive is None:
+        return None
+    if results is None:
+        raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{setting}: name=value is accepted", param_hint="--set")
+        try:
+            given[key] = json.loads(value)
+        except ValueError:
+            given[key] = value  # a plain word
+    try:
+        return SegmentOptions(archive=absolute(archive), results=absolute(results), model=absolute(model, True), **given)
+    except ValidationError as error:
+        refuse(error)
+        raise typer.Exit(USAGE) from None
+
+
+def absolute(place: str, only_existing: bool = False) -> str:
+    """A local path made absolute; URIs (and names that are no path here, if `only_existing`) as they are."""
+    if "://" in place or (only_existing and not os.path.exists(place.partition("@")[0])):
+        return place
+    return os.path.abspath(os.path.expanduser(place))
+
+
+def setup_prefect(
+    results: Annotated[list[str] | None, typer.Option(help="Results table that takes one run at a time. Repeatable.")] = None,
+) -> None:
+    """Make what the flows want on the Prefect server: work pool, limits, variable, the automation for dead runs.
+
+    Run it again at any time; what is there stays.
+    """
+    require_server()
+    from flows.serving import setup
+
+    for line in setup(results or []):
+        stdout.print(line, soft_wrap=True)

@@ -1,0 +1,16 @@
+"""What a person sets for a flow besides the work itself; it becomes a part of the form in the Prefect UI."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ReportOptions(BaseModel):
+    """The report at the end of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hourly_price: float | None = Field(
+        default=None, ge=0, description="Price of the machines per hour, for the cost line; else the variable deeplab_hourly_price"
+    )
+    photos: int = Field(default=6, ge=0, le=60, description="Photos on the contact sheet; 0 for none")

@@ -1,0 +1,142 @@
+"""What a watcher of a run sees: a live progress artifact and a log line now and then, sent beside the work.
+
+The work never waits for the Prefect server: a thread of its own sends the latest state, and a server that is away is
+told when it is back.
+"""
+
+import hashlib
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from prefect.artifacts import create_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from pipelines.segment import Progress
+
+ARTIFACT_SECONDS = 2.0
+LOG_SECONDS = (10.0, 60.0)  # between lines: in the first minutes, and later
+ASK_SECONDS = 5.0
+
+
+def slug(text: str) -> str:
+    """A name for a place or a data set in keys and limits: its last part and a short digest, lower case and dashes."""
+    last = re.sub(r"[^a-z0-9]+", "-", text.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+    return f"{last[:32]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".strip("-")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Watcher:
+    """Tells the run's page how far the work is; use as a context inside a flow.
+
+    `show` takes a percentage and a sentence; `segmenting` is the watch of `pipelines.segment`. In a run that no runner
+    supervises the watcher also asks whether someone cancelled it, and interrupts the main thread (KeyboardInterrupt).
+    """
+
+    def __init__(self, key: str, unit: str = "images") -> None:
+        self.unit = unit
+        self.logger = get_run_logger()
+        self.run_id = flow_run.id
+        self.client = get_client(sync_client=True)
+        self.artifact: Any = create_progress_artifact(0.0, key=key, description="starting")
+        self.supervised = "PREFECT__FLOW_RUN_ID" in os.environ
+        self.already = 0
+        self.latest = (0.0, "starting")
+        self.begun = time.monotonic()
+        self.phase, self.started, self.first, self.logged, self.committed = "", time.monotonic(), 0, 0.0, 0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._send, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.ended.set()
+        self.thread.join(timeout=10)
+
+    def show(self, percent: float, sentence: str, log: bool = False) -> None:
+        """Make this the latest state; `log` writes the line now, otherwise now and then."""
+        self.latest = (min(100.0, percent), sentence)
+        now = time.monotonic()
+        if log or now - self.logged >= LOG_SECONDS[now - self.begun > 120]:
+            self.logged = now
+            self.logger.info(sentence)
+
+    def segmenting(self, progress: Progress) -> None:
+        """The watch of a segmentation. Percentages count the whole archive, so a run that goes on starts where it is."""
+        if progress.phase == "inventory":
+            self.show(0, "listing the archive", log=True)
+        elif progress.phase == "plan":
+            self.show(0, f"planning: {progress.total:,} images in the archive", log=True)
+        elif progress.phase == "start":
+            self.show(
+                self._percent(progress),
+                f"{progress.total:,} images to do in {progress.chunks} chunks, {self.already:,} have their row; starting Ray",
+                log=True,
+            )
+        else:
+            self.counting(progress)
+
+    def counting(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self.phase != "counting":
+            self.begun = time.monotonic()
+        self.phase, self.started, self.first = "counting", now, progress.done
+        if progress.phase == "commit":
+            self.committed = progress.done
+        rate = (progress.done - self.first) / max(now - self.started, 1e-9)
+        parts = [
+            f"{progress.done:,} of {progress.total:,} {self.unit} done, {self.committed:,} committed",
+            f"{rate:.1f} {self.unit}/s",
+            f"{progress.errors:,} errors",
+        ]
+        if rate > 0 and progress.done < progress.total:
+            parts.append(f"about {duration((progress.total - progress.done) / rate)} left")
+        if self.already:
+            parts.append(f"{self.already:,} had their row before")
+        # Only a commit is final: short of the last one the ring stays below 100.
+        whole = progress.phase == "commit" and progress.done >= progress.total
+        self.show(100.0 if whole else min(99.0, self._percent(progress)), ", ".join(parts), log=progress.phase == "commit")
+
+    def _percent(self, progress: Progress) -> float:
+        everything = self.already + progress.total
+        return 100.0 * (self.already + progress.done) / everything if everything else 100.0
+
+    def _send(self) -> None:
+        sent: tuple[float, str] | None = None
+        asked = time.monotonic()
+        while True:
+            ended = self.ended.wait(ARTIFACT_SECONDS)
+            if self.latest != sent:
+                percent, sentence = sent = self.latest
+                try:
+                    self.client.update_artifact(self.artifact, ArtifactUpdate(data=percent, description=sentence))
+                except Exception:  # the server is away; the next turn tells it
+                    sent = None
+            if ended:
+                return
+            if not self.supervised and time.monotonic() - asked >= ASK_SECONDS:
+                asked = time.monotonic()
+                with suppress(Exception):
+                    state = self.client.read_flow_run(self.run_id).state
+                    if state is not None and state.is_cancelling():
+                        os.kill(os.getpid(), signal.SIGINT)
+                        return

@@ -1,0 +1,31 @@
+"""`refresh`: train or take the registered model, then segment what is new or changed."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.hooks import leave_nothing_behind
+from flows.options import ReportOptions
+from flows.segment import segment_archive
+from flows.train import train_model
+from pipelines.jobs import TrainOptions
+from pipelines.options import SegmentOptions
+
+
+@flow(
+    name="refresh",
+    flow_run_name="refresh {segment.title}",
+    description="Train (if asked), then segment what is new or changed; the model is usually REGISTRY@ALIAS.",
+    on_cancellation=[leave_nothing_behind],
+    on_crashed=[leave_nothing_behind],
+)
+def refresh(
+    segment: SegmentOptions, train: TrainOptions | None = None, report: ReportOptions = ReportOptions()
+) -> State[dict[str, Any]]:
+    """The alias is read after the training, so that a model that was just promoted is the one that segments."""
+    trained = train_model(train) if train is not None else None
+    summary = segment_archive(segment, report)
+    outcome = f"{summary['model']}: {summary['images']} images done, {summary['errors']} of them errors"
+    return Completed(message=outcome, data={"trained": trained, "segmented": summary})

@@ -1,0 +1,100 @@
+"""`train-model`: preflight, data check, train, evaluate, register."""
+
+import time
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.states import Completed
+
+from deeplab.training import Progress
+from flows.curves import curves
+from flows.evaluate import figures_table, score
+from flows.hooks import leave_nothing_behind
+from flows.progress import Watcher, duration, slug
+from flows.report import picture_url
+from pipelines import jobs
+from pipelines.jobs import EvaluateOptions, TrainOptions
+from pipelines.registry import Registry
+
+
+@task(name="preflight", cache_policy=NO_CACHE)
+def preflight(options: TrainOptions) -> str:
+    """The registry answers, before hours are spent; says who holds the alias."""
+    if options.registry is None:
+        return "no registry: the model stays in its folder"
+    holder = Registry(options.registry).alias(options.alias)
+    return f"{options.alias} is held by {holder.label}" if holder else f"{options.alias} is free"
+
+
+@task(name="data check", cache_policy=NO_CACHE)
+def check_data(options: TrainOptions) -> dict[str, int]:
+    return jobs.check_data(options)
+
+
+@task(name="train", cache_policy=NO_CACHE)
+def train(options: TrainOptions, watcher: Watcher) -> dict[str, Any]:
+    """The training itself; an unfinished one in the same folder is gone on with."""
+    started: list[tuple[float, int]] = []
+
+    def report(progress: Progress) -> None:
+        started[:] = started or [(time.monotonic(), progress.step)]
+        parts = [f"step {progress.step:,} of {progress.steps:,}", f"loss {progress.loss:.4f}"]
+        if progress.validation:
+            parts.append(f"validation mIoU {progress.validation['mean_iou']:.4f}")
+        if (done := progress.step - started[0][1]) > 0:
+            left = (progress.steps - progress.step) * (time.monotonic() - started[0][0]) / done
+            parts.append(f"about {duration(left)} left")
+        watcher.show(min(99.0, 100 * progress.step / progress.steps), ", ".join(parts), log=progress.validation is not None)
+
+    return jobs.train(options, report)
+
+
+@task(name="register", cache_policy=NO_CACHE)
+def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
+    return jobs.register(options, figures)
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def make_report(options: TrainOptions, figures: dict[str, Any], registered: dict[str, Any] | None) -> None:
+    """Figures, the alias' fate, and the curves as a picture."""
+    key, validations = slug(options.out), jobs.curve(options.out)
+    text = figures_table(figures)
+    text += f"\n{registered['entry']}: {registered['reason']}\n" if registered else "\nNot registered: no registry was named.\n"
+    if validations:
+        picture = picture_url(curves(validations))
+        create_image_artifact(image_url=picture, key=f"curves-{key}", description="Loss and mIoU over the steps")
+        text += f"\n![loss and mIoU]({picture})\n\n| step | loss | mIoU |\n|---:|---:|---:|\n"
+        text += "".join(f"| {v['step']} | {v['loss']:.4f} | {v['mean_iou']:.4f} |\n" for v in validations)
+    create_markdown_artifact(text, key=f"training-{key}", description=f"mIoU {figures['mean_iou']:.4f} on {options.val_split}")
+
+
+@flow(
+    name="train-model",
+    flow_run_name="train {options.title}",
+    description="Train a model, measure it, and let it take an alias of the registry if it is not worse.",
+    on_cancellation=[leave_nothing_behind],
+    on_crashed=[leave_nothing_behind],
+)
+def train_model(options: TrainOptions) -> State[dict[str, Any]]:
+    """Returns the figures on `val_split`, and under `registered` what became of the alias."""
+    with Watcher(f"progress-{slug(options.out)}", "steps") as watcher:
+        watcher.show(0, preflight(options), log=True)
+        counts = check_data(options)
+        watcher.show(0, ", ".join(f"{count:,} images in {split}" for split, count in counts.items()), log=True)
+        train(options, watcher)
+        measured = EvaluateOptions(model=options.out, dataset=options.dataset, split=options.val_split, device=options.device)
+        figures = score(measured, watcher)
+        registered = register(options, figures) if options.registry else None
+        make_report(options, figures, registered)
+        watcher.show(100, f"mIoU {figures['mean_iou']:.4f} on {options.val_split}")
+    outcome = registered["reason"] if registered else "not registered"
+    if registered and registered["moved"]:
+        resource = {"prefect.resource.id": f"deeplab.registry.{slug(options.registry or '')}.{options.alias}"}
+        emit_event("deeplab.model.promoted", resource, payload=registered)
+    emit_event("deeplab.training.finished", {"prefect.resource.id": f"deeplab.model.{slug(options.out)}"}, payload=figures)
+    message = f"{figures['model']}: mIoU {figures['mean_iou']:.4f} on {options.val_split}; {outcome}"
+    return Completed(message=message, data={**figures, "registered": registered})

@@ -1,0 +1,60 @@
+"""What a run did, read back from the table's rows: errors by reason, class shares, and whether each image has one row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+
+from pipelines.results import ResultsTable
+
+
+def errors_by_reason(table: ResultsTable, model: str, run: str) -> dict[str, int]:
+    """Error rows of a run by reason, numbers in the reasons left out; the most frequent first."""
+    reason = "regexp_replace(error, '[0-9][0-9.,]*', 'N', 'g')"
+    return dict(
+        table.query(
+            f"SELECT {reason} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' GROUP BY 1 ORDER BY 2 DESC, 1",
+            [run],
+            model,
+        ).fetchall()
+    )
+
+
+def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
+    """Share of all pixels per class name, of one run if asked; in the order of the class table."""
+    pixels = dict.fromkeys(table.classes(model).names, 0)
+    where = "WHERE status = 'ok'" + (" AND run = ?" if run else "")
+    result = table.query(f"SELECT class_pixels FROM results {where}", [run] if run else [], model)
+    while rows := result.fetchmany(10_000):
+        for (counts,) in rows:
+            for name, value in (counts or {}).items():
+                pixels[name] += value
+    total = sum(pixels.values())
+    return {name: value / total for name, value in pixels.items()} if total else {}
+
+
+def previous_run(table: ResultsTable, run: str) -> tuple[str, str] | None:
+    """(run, model) of the run before `run` that wrote ok rows to the table, by any model; None for the first."""
+    found: tuple[str, str] | None = table.query(
+        """
+        SELECT run, any_value(model) FROM results WHERE run <> ? AND status = 'ok'
+        GROUP BY run ORDER BY max(segmented_at) DESC, run LIMIT 1
+        """,
+        [run],
+    ).fetchone()
+    return found
+
+
+def lost_and_doubled(table: ResultsTable, model: str, planned: Path) -> tuple[int, int]:
+    """Of the images in the Parquet file `planned`: how many have no row of `model`, and how many rows have a double."""
+    with duckdb.connect() as connection:
+        connection.execute(f"SET memory_limit = '700MB'; SET temp_directory = '{planned.parent}'")
+        connection.register("planned", connection.read_parquet(str(planned)))
+        connection.register("results", table.dataset(model))
+        connection.execute("CREATE TABLE found AS SELECT uri, version FROM results SEMI JOIN planned USING (uri)")
+        lost = connection.execute("SELECT count(*) FROM planned ANTI JOIN found USING (uri)").fetchone()[0]
+        doubled = connection.execute(
+            "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM found GROUP BY uri, version)"
+        ).fetchone()[0]
+    return int(lost), int(doubled)

@@ -1,0 +1,181 @@
+"""Training and evaluation as jobs: options in, figures out; what the flows call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deeplab.training import Progress
+from pipelines.options import short
+from pipelines.registry import ALIAS, Registry, read_model
+
+CHECKED_PAIRS = 50
+
+
+class TrainOptions(BaseModel):
+    """One training, and the alias that the model may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = Field(description="Folder with images/, labels/, classes.txt and one SPLIT.txt per split")
+    out: str = Field(description="Model folder to write; an unfinished training in it is gone on with")
+    preset: Literal["finetune", "resnet101-v2", "pets"] = Field(default="finetune", description="Training preset")
+    init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors")
+    split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
+    val_split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to choose and compare on")
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+$", description="Name in the model card; default the folder's")
+    steps: int | None = Field(default=None, ge=1, description="Instead of the preset's steps")
+    batch_size: int | None = Field(default=None, ge=1, le=4096, description="Instead of the preset's batch size")
+    crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
+    learning_rate: float | None = Field(default=None, gt=0, le=10, description="Instead of the preset's learning rate")
+    seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train")
+    loaders: int = Field(default=1, ge=0, le=64, description="Processes that load images, per worker")
+    workers: int = Field(default=1, ge=1, le=4096, description="Processes that train together")
+    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    licence: str = Field(default="not stated", description="Licence of the data, for the model card")
+    registry: str | None = Field(default=None, description="Folder or s3:// prefix of the model registry; none registers nothing")
+    alias: str = Field(
+        default="production",
+        pattern=f"^{ALIAS.pattern}$",
+        description="Alias that moves to the model if its mIoU on val_split is not worse",
+    )
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.out)} on {short(self.dataset)}"
+
+
+class EvaluateOptions(BaseModel):
+    """One model against one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Bundled model, model folder or REGISTRY@ALIAS")
+    dataset: str = Field(description="Folder with images/, labels/, classes.txt and SPLIT.txt")
+    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to score")
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
+    )
+    flip: bool = Field(default=False, description="Also score the mirror image and average")
+    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused")
+    crf: bool = Field(default=False, description="Refine with the dense CRF before counting")
+    crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
+        default="kazuto", description="Named CRF parameter set"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.model)} on {self.split} of {short(self.dataset)}"
+
+
+def check_data(options: TrainOptions) -> dict[str, int]:
+    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one."""
+    from deeplab.datasets import DatasetError, LabelledFolder
+
+    counts = {}
+    for split in (options.split, options.val_split):
+        data = LabelledFolder(options.dataset, split)
+        for index in range(0, len(data), max(1, len(data) // CHECKED_PAIRS)):
+            data[index]
+        counts[split] = len(data)
+    if len(counts) < 2:
+        raise DatasetError(
+            f"{options.dataset}: split {options.split} to train on and to choose on; two different ones are accepted"
+        )
+    return counts
+
+
+def train(options: TrainOptions, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+    """Train and write the model folder `options.out`; returns the best validation summary. Raises what training raises.
+
+    An unfinished training in `out` is gone on with.
+    """
+    from deeplab import states
+    from pipelines import options as plain
+    from pipelines.storage import files
+    from pipelines.train import Notice
+    from pipelines.train import train as run
+
+    shared = options.model_dump(exclude={"out", "registry", "alias"})
+    record = states.read_record(files(options.out))
+    job = plain.TrainOptions(model_out=options.out, resume=record is not None and record.best is None, **shared)
+
+    def watch(told: Progress | Notice) -> None:
+        if isinstance(told, Progress):
+            report(told)
+
+    return run(job, watch)
+
+
+def curve(out: str) -> list[dict[str, Any]]:
+    """The validations of the training in `out`, oldest first: step, loss, mean_iou and the other figures of each."""
+    lines: list[dict[str, Any]] = []
+    path = Path(out) / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        entry = json.loads(line)
+        if lines and entry["step"] <= lines[-1]["step"]:
+            lines = []  # the folder held an earlier training
+        lines.append(entry)
+    return lines
+
+
+def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Figures of a model on a split, JSON-ready: model, images, mean_iou, iou by class and the other metrics.
+
+    Raises ModelError, and DatasetError for a data set that cannot be used or is of other classes.
+    """
+    from deeplab import checkpoint
+    from deeplab.crf import DenseCRF
+    from deeplab.datasets import DatasetError, LabelledFolder
+    from deeplab.evaluation import evaluate as run
+    from deeplab.predictor import Predictor
+
+    model = checkpoint.parse(*read_model(options.model))
+    data = LabelledFolder(options.dataset, options.split)
+    if tuple(data.classes) != model.classes.names:
+        raise DatasetError(
+            f"{options.dataset}: classes {', '.join(data.classes)}; {model.label} knows {', '.join(model.classes.names)}"
+        )
+    predictor = Predictor(model.network, scales=options.scales, flip=options.flip, fusion=options.fusion, device=options.device)
+    engine = DenseCRF.named(options.crf_params, "fast") if options.crf else None
+    result = run(predictor, data, crf=engine, report=report)
+    about = {"model": model.label, "dataset": options.dataset, "split": options.split, "images": len(data)}
+    return {**about, "crf": engine.short() if engine else None, **result.total.summary(data.classes)}
+
+
+def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
+    """Publish the trained model; move the alias to it if its mIoU on the split is not worse than the holder's there.
+
+    The holder is measured now, on the same images by the same code. A holder of other classes stays (a person decides).
+    Returns entry, moved, reason. Raises RegistryError when somebody else moves the alias meanwhile.
+    """
+    from deeplab.datasets import DatasetError
+
+    assert options.registry is not None
+    place = Registry(options.registry)
+    entry = place.publish(options.out)
+    holder = place.alias(options.alias)
+    kept = {key: figures[key] for key in ("mean_iou", "dataset", "split", "images")}
+    where, mine = f"{options.val_split} of {options.dataset}", figures["mean_iou"]
+    if holder is None:
+        place.move(options.alias, entry, kept, None)
+        return {"entry": entry, "moved": True, "reason": f"first holder of {options.alias}, mIoU {mine:.4f} on {where}"}
+    reference = f"{options.registry}@{options.alias}"
+    measured = EvaluateOptions(model=reference, dataset=options.dataset, split=options.val_split, device=options.device)
+    try:
+        theirs = evaluate(measured)["mean_iou"]
+    except DatasetError as error:
+        return {"entry": entry, "moved": False, "reason": f"{options.alias} stays on {holder.label}: {error}"}
+    comparison = f"mIoU {mine:.4f} against {theirs:.4f} of {holder.label} on {where}"
+    if not mine >= theirs:
+        return {"entry": entry, "moved": False, "reason": f"{options.alias} stays: {comparison}"}
+    place.move(options.alias, entry, kept, holder)
+    return {"entry": entry, "moved": True, "reason": comparison}

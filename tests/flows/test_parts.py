@@ -1,0 +1,95 @@
+"""Parts of the flows that need no server: the report's text, the curves, the registry's decision, the cleaning."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from deeplab.presets import PRESETS
+from flows.curves import curves
+from flows.hooks import end_processes
+from flows.progress import duration, slug
+from flows.report import markdown, picture_url
+from pipelines import jobs
+from pipelines.jobs import EvaluateOptions, TrainOptions
+from pipelines.registry import Registry
+from pipelines.segment import Summary
+from tests.pipelines.conftest import EXAMPLES, make_model
+
+
+def summary() -> Summary:
+    return Summary(
+        "run-1", "pets@abc", "file:///r", version=7, archive_images=1000, already=400, images=600, errors=2,
+        errors_by_reason={"decode: a | b": 2}, class_shares={"cat": 0.25, "dog": 0.75}, seconds=1800.0,
+        seconds_by_stage={"score": 30.0, "refine": 10.0}, images_per_second=1 / 3,
+    )  # fmt: skip
+
+
+def test_the_report_compares_shares_counts_errors_and_knows_the_cost() -> None:
+    text = markdown(summary(), {"cat": 0.20}, "`run-0`", 4.0)
+    assert "| cat | 25.00% | 20.00% | +5.00% |" in text
+    assert "| dog | 75.00% | - | - |" in text
+    assert "| 2 | decode: a \\| b |" in text
+    assert "| score | 30.0 | 75% |" in text
+    assert "2.0000 at 4 an hour, 3.3333 per 1,000 images" in text
+    assert "cost" not in markdown(summary(), {}, "", None)
+
+
+def test_names_for_keys_are_short_safe_and_distinct() -> None:
+    assert slug("s3://Bucket/My Results/") != slug("s3://Other/My Results/")
+    assert set(slug("s3://Bucket/My Results/" + "x" * 200)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert [duration(s) for s in (5, 200, 18720)] == ["5 s", "3 min 20 s", "5 h 12 min"]
+
+
+def test_curves_draw_higher_values_higher() -> None:
+    rising = [{"step": s, "loss": 1.0, "mean_iou": s / 100} for s in (10, 20, 30)]
+    picture = curves(rising)
+    blue = [(x, y) for x in range(picture.width) for y in range(picture.height) if picture.getpixel((x, y)) == (46, 110, 180)]
+    left, right = min(blue), max(blue)
+    assert right[1] < left[1]
+    assert picture_url(picture).startswith("data:image/jpeg;base64,")
+
+
+def test_presets_in_the_form_are_those_that_exist() -> None:
+    assert set(get_args(TrainOptions.model_fields["preset"].annotation)) == set(PRESETS)
+
+
+def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_path: Path) -> None:
+    place = str(tmp_path / "registry")
+    holder, other = make_model(tmp_path / "holder"), make_model(tmp_path / "other", 1, "other")
+    options = TrainOptions(dataset=str(EXAMPLES), out=str(other), registry=place)
+    figures = jobs.evaluate(EvaluateOptions(model=str(holder), dataset=str(EXAMPLES)))
+    assert jobs.register(options.model_copy(update={"out": str(holder)}), figures)["moved"]
+    worse = jobs.register(options, {**figures, "mean_iou": figures["mean_iou"] - 1e-3})
+    assert not worse["moved"]
+    assert "stays" in worse["reason"]
+    assert Registry(place).alias("production").entry.startswith("tiny-")  # type: ignore[union-attr]
+    assert jobs.register(options, figures)["moved"]
+    assert Registry(place).alias("production").entry == worse["entry"]  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
+def test_only_processes_of_the_named_run_are_ended() -> None:
+    def sleeper(run: str) -> subprocess.Popen[bytes]:
+        code = "import sys, time; print(flush=True); time.sleep(60)"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, "DEEPLAB_TEST_RUN": run}, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    mine, foreign = sleeper("mine"), sleeper("foreign")
+    try:
+        assert end_processes("DEEPLAB_TEST_RUN=mine", grace=0.2) == 1
+        assert mine.wait(timeout=10) < 0
+        assert foreign.poll() is None
+    finally:
+        for process in (mine, foreign):
+            process.kill()
+            process.wait()

@@ -1,0 +1,81 @@
+"""`deeplab run ...`: the flows here and now, with the embedded server and with a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import ROOT, Prefect
+from tests.pipelines.conftest import make_archive, make_model
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", "run", *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+def test_without_a_server_the_final_state_is_printed_and_the_exit_code_tells(tmp_path: Path) -> None:
+    archive, model = make_archive(tmp_path / "photos", 3), make_model(tmp_path / "tiny")
+    (archive / "broken.jpg").write_bytes(b"no image")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    environment |= {"PREFECT_HOME": str(tmp_path / "prefect")}
+    command = ("segment", archive, tmp_path / "results", "--model", model, "--no-crf", "--scales", "1")
+    done = run(environment, *command)
+    assert done.returncode == 3, done.stderr
+    assert "Failed" in done.stderr
+    assert "1 of 4 images (25.0%) became error rows" in done.stderr
+    again = run(environment, *command, "--json")
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout)
+    assert (result["state"], result["images"], result["already"]) == ("Completed", 0, 4)
+
+
+def test_bad_options_are_refused_before_anything_starts() -> None:
+    done = run(dict(os.environ), "train", "examples/pets", "out", "--crop", "3")
+    assert done.returncode == 2
+    assert "--crop" in done.stderr
+    assert not (ROOT / "out").exists()
+
+
+def test_a_trained_model_takes_the_free_alias_and_is_reported_with_its_curves(prefect_server: Prefect, tmp_path: Path) -> None:
+    init, registry = make_model(tmp_path / "start"), tmp_path / "registry"
+    small = ("--steps", 2, "--batch-size", 2, "--crop", 65, "--loaders", 0)
+    command = ("train", "examples/pets", tmp_path / "mine", "--init", init, *small, "--registry", registry, "--json")
+    done = run(prefect_server.environment, *command)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["registered"]["moved"]
+    alias = json.loads((registry / "aliases" / "production.json").read_text())
+    assert alias["entry"] == result["registered"]["entry"]
+    assert alias["figures"]["mean_iou"] == pytest.approx(result["mean_iou"])
+
+    def report(artifact: Any) -> bool:
+        return bool(artifact.type == "markdown" and artifact.key and artifact.key.startswith("training-mine"))
+
+    with prefect_server.client() as client:
+        (text,) = [artifact.data for artifact in client.read_artifacts() if report(artifact)]
+    for part in ("mean iou", "data:image/jpeg;base64", "| step | loss | mIoU |", "first holder of production"):
+        assert part in text
+
+
+def test_the_shipped_deployments_are_accepted_by_a_server_with_their_schedules_off(prefect_server: Prefect) -> None:
+    setup = [sys.executable, "-m", "flows.cli", "setup-prefect"]
+    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml"]
+    for command in (setup, deploy):
+        done = subprocess.run(command, env=prefect_server.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with prefect_server.client() as client:
+        found = client.read_deployment_by_name("segment-archive/photos")
+        refreshed = client.read_deployment_by_name("refresh/refresh")
+    (schedule,) = found.schedules
+    assert (schedule.slug, schedule.active, schedule.schedule.timezone) == ("nightly", False, "Europe/Berlin")
+    assert (found.global_concurrency_limit.limit, found.concurrency_options.collision_strategy) == (1, "ENQUEUE")
+    assert refreshed.work_pool_name == "deeplab"

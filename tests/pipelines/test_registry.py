@@ -1,0 +1,59 @@
+"""The model registry: aliases move by compare-and-swap, entries never change, and every reference finds its model."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deeplab import checkpoint
+from deeplab.checkpoint import ModelError
+from pipelines.registry import Registry, RegistryError, read_model
+from tests.pipelines.conftest import make_model
+
+
+def label(reference: object) -> str:
+    return checkpoint.parse(*read_model(str(reference))).label
+
+
+def test_an_alias_names_a_published_model_wherever_a_model_is_taken(tmp_path: Path, model: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    entry = registry.publish(str(model))
+    assert registry.publish(str(model)) == entry
+    assert registry.alias("production") is None
+    moved = registry.move("production", entry, {"mean_iou": 0.5}, None)
+    assert label(f"{tmp_path}/registry@production") == label(model) == moved.label
+    found = registry.alias("production")
+    assert found is not None
+    assert (found.entry, found.figures) == (entry, {"mean_iou": 0.5})
+    assert label("pets").startswith("pets@")
+    with pytest.raises(ModelError, match="has no alias staging"):
+        read_model(f"{tmp_path}/registry@staging")
+    with pytest.raises(RegistryError, match="lower-case letters"):
+        read_model(f"{tmp_path}/registry@../x")
+
+
+def test_of_many_who_move_an_alias_at_once_one_wins_and_the_others_are_told(tmp_path: Path, model: Path) -> None:
+    place = str(tmp_path / "registry")
+    registry = Registry(place)
+    first = registry.publish(str(model))
+    others = [registry.publish(str(make_model(tmp_path / f"m{seed}", seed, f"m{seed}"))) for seed in range(1, 5)]
+    was = registry.move("production", first, {}, None)
+
+    def move(entry: str) -> str:
+        try:
+            Registry(place).move("production", entry, {}, registry_state)
+        except RegistryError as error:
+            return str(error)
+        return "moved"
+
+    registry_state = registry.alias("production")
+    assert registry_state is not None
+    assert registry_state.label == was.label
+    with ThreadPoolExecutor(4) as pool:
+        told = sorted(pool.map(move, others), key=lambda answer: answer != "moved")
+    assert told[0] == "moved"
+    assert all("was moved by someone else" in answer for answer in told[1:])
+    with pytest.raises(RegistryError, match="was moved by someone else"):
+        registry.move("production", first, {}, None)
