@@ -11,7 +11,7 @@ from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
 from deeplab.predictor import Predictor
 from deeplab.presets import TrainingConfig
-from deeplab.training import train
+from deeplab.training import Execution, train
 from deeplab.weights import initialise
 from deeplab.zoo import build
 
@@ -36,7 +36,7 @@ def run(labelled_folder, tmp_path):
         )  # fmt: skip
         network = network or build(name, 2, seed=0, **config.options)
         splits = LabelledFolder(root, "train"), LabelledFolder(root, "val")
-        train(network, config, *splits, tmp_path / name, card={"name": name}, classes=CLASSES, device="cpu", workers=0)
+        train(network, config, *splits, tmp_path / name, card={"name": name}, classes=CLASSES, execution=Execution("cpu", 0))
         return tmp_path / name
 
     return start
