@@ -103,6 +103,7 @@ def pets() -> TrainingConfig:
         colour=0.3,
         ema=0.995,
         frozen_layers=4,  # edges and colours of 270 photos teach nothing new; a step takes half as long
+        precision="bfloat16",  # twice as fast where the processor multiplies in it
         validate_every=150,
     )
 
