@@ -1,6 +1,7 @@
 // The permutohedral lattice of a set of points: splatting ids and weights, and the chains of neighbours to blur along.
 #pragma once
 
+#include "neighbours.hpp"
 #include "simplex.hpp"
 #include "vertex_table.hpp"
 
@@ -37,14 +38,22 @@ struct Chains {
 // What the lattice's construction needs for a while; shared between lattices.
 struct Scratch {
     VertexTable table;
-    Buffer<uint32_t> next, chain;
-    Buffer<uint8_t> has_previous;
-    size_t bytes() const { return table.bytes() + next.bytes() + chain.bytes() + has_previous.bytes(); }
+    Neighbours neighbours;
+    Buffer<uint32_t> next[Neighbours::together], chain;
+    Buffer<uint8_t> has_previous[Neighbours::together];
+    size_t bytes() const {
+        size_t n = table.bytes() + neighbours.bytes() + chain.bytes();
+        for (int k = 0; k < Neighbours::together; ++k) n += next[k].bytes() + has_previous[k].bytes();
+        return n;
+    }
     void release() {
         table.release();
-        next.release();
+        neighbours.release();
         chain.release();
-        has_previous.release();
+        for (int k = 0; k < Neighbours::together; ++k) {
+            next[k].release();
+            has_previous[k].release();
+        }
     }
 };
 
@@ -106,7 +115,7 @@ public:
         }
         vertices = table.size();
         met[(count + fresh_step - 1) / fresh_step] = uint32_t(vertices);
-        for (int j = 0; j <= D; ++j) link(layout.step(j), chains[j], scratch);
+        link(layout, scratch);
         return Status::ok;
     }
 
@@ -129,33 +138,30 @@ public:
     }
 
 private:
-    void link(uint64_t step, Chains& out, Scratch& scratch) {
-        const VertexTable& table = scratch.table;
-        constexpr size_t batch = 32;
-        uint32_t* next = scratch.next.reserve(vertices);
-        uint8_t* has_previous = scratch.has_previous.reserve(vertices);
-        std::memset(has_previous, 0, vertices);
-        uint64_t mixed[2][batch];
-        for (size_t first = 0, turn = 0; first < vertices + batch; first += batch, turn ^= 1) {
-            for (size_t v = first; v < first + batch && v < vertices; ++v) {
-                mixed[turn][v - first] = VertexTable::mix(table.key(v) + step);
-                table.prefetch(mixed[turn][v - first]);
-            }
-            if (!first) continue;
-            for (size_t v = first - batch; v < first && v < vertices; ++v) {
-                uint32_t n = table.find(table.key(v) + step, mixed[turn ^ 1][v - (first - batch)]);
-                next[v] = n;
-                if (n != VertexTable::none) has_previous[n] = 1;
+    void link(const KeyLayout<D>& layout, Scratch& scratch) {
+        constexpr int together = Neighbours::together;
+        scratch.neighbours.sort(scratch.table.keys(), vertices, layout.bits);
+        uint32_t* next[together];
+        uint8_t* has_previous[together];
+        for (int k = 0; k < together; ++k) {
+            next[k] = scratch.next[k].reserve(vertices);
+            has_previous[k] = scratch.has_previous[k].reserve(vertices + 1);
+        }
+        for (int first = 0; first <= D; first += together) {
+            uint64_t steps[together];
+            for (int k = 0; k < together; ++k) steps[k] = layout.step(first + k <= D ? first + k : D);
+            scratch.neighbours.find(steps, next, has_previous);
+            for (int k = 0; k < together && first + k <= D; ++k) {
+                collect(next[k], has_previous[k], scratch, chains[first + k]);
+                chains[first + k].finish();
             }
         }
-        collect(next, has_previous, scratch, out);
-        out.finish();
     }
 
     // Links to runs. Runs are sorted out by length one step at a time, so that look-ups of different runs overlap and
     // no branch depends on a run's length.
     void collect(const uint32_t* next, const uint8_t* has_previous, Scratch& scratch, Chains& out) {
-        constexpr uint32_t none = VertexTable::none;
+        constexpr uint32_t none = Neighbours::none;
         uint32_t* four = scratch.chain.reserve(3 * vertices + 24);  // runs that go on, by their first four vertices
         uint32_t *start = four + vertices + 8, *three = start + vertices + 8;
         size_t starts = 0;

@@ -25,7 +25,7 @@ template <class Visit> void each_run(const Chains& chains, const Visit& visit) {
 template <int D>
 void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t count, Lattice<D>& to, Buffer<uint32_t>& renamed) {
     constexpr int K = D + 1;
-    constexpr uint32_t none = VertexTable::none;
+    constexpr uint32_t none = Neighbours::none;
     uint32_t* name = renamed.reserve(2 * from.vertices);
     uint32_t* run = name + from.vertices;
     std::memset(name, 0xff, from.vertices * sizeof(uint32_t));

@@ -10,8 +10,6 @@ namespace CRF_BUILD {
 
 class VertexTable {
 public:
-    static constexpr uint32_t none = 0xffffffffu;
-
     // key_bits: every key is below 2^key_bits.
     void clear(size_t expected, int key_bits) {
         size_ = 0;
@@ -46,19 +44,8 @@ public:
             }
         }
     }
-    CRF_INLINE uint32_t find(uint64_t key, uint64_t mixed) const {
-        uint64_t tag = tag_of(key, mixed);
-        for (size_t at = mixed >> shift_;; at = (at + 1) & mask_) {
-            uint64_t slot = slots_[at];
-            if (slot == 0) return none;
-            if ((slot & ~id_mask()) == tag) {
-                uint32_t id = uint32_t(slot & id_mask()) - 1;
-                if (whole_ || keys_[id] == key) return id;
-            }
-        }
-    }
     size_t size() const { return size_; }
-    uint64_t key(size_t id) const { return keys_[id]; }
+    const uint64_t* keys() const { return keys_.data(); }  // of every id
     size_t bytes() const { return slots_.bytes() + keys_.bytes(); }
     void release() {
         slots_.release();
