@@ -1,4 +1,4 @@
-"""After a cancelled or crashed run: no process of ours is left on this host."""
+"""After a cancelled or crashed run: no process of ours is left on this host, and no job on a cluster."""
 
 import os
 import signal
@@ -8,13 +8,33 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from deeplab.errors import UserError
+from pipelines import remote
+from pipelines.jobs import TrainOptions
+from pipelines.options import SegmentOptions
+
 GRACE_SECONDS = 5.0
 MARKER = "PREFECT__FLOW_RUN_ID"
 
 
 def leave_nothing_behind(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook: end what a run's dead process left. Ray's processes carry the run's id in their environment."""
+    """Hook: end what a run's dead process left. Ray's processes carry the run's id in their environment.
+
+    Where runner and run died together no hook runs: a job then goes on, and the next run of the same work attaches to it.
+    """
     end_processes(f"{MARKER}={flow_run.id}")
+    for kind, options in _works(flow_run.parameters):
+        if remote.is_jobs(options.address):
+            with suppress(UserError, OSError, RuntimeError):  # a cluster that is away stops nothing
+                remote.Jobs(str(options.address)).stop(remote.job_name(kind, options))
+
+
+def _works(parameters: dict[str, Any]) -> Iterator[tuple[str, SegmentOptions | TrainOptions]]:
+    """(kind, options) of every job that a run with these parameters may have submitted."""
+    for given in parameters.values():
+        for kind, options in (("segment", SegmentOptions), ("train", TrainOptions)):
+            with suppress(ValueError, TypeError):
+                yield kind, options.model_validate(given)
 
 
 def end_processes(marker: str, grace: float = GRACE_SECONDS) -> int:

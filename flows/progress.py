@@ -98,16 +98,14 @@ class Watcher:
     def counting(self, progress: Progress) -> None:
         now = time.monotonic()
         if self.phase != "counting":
-            self.begun = time.monotonic()
-        self.phase, self.started, self.first = "counting", now, progress.done
+            self.phase, self.started, self.first = "counting", now, progress.done
+            self.begun = now
         if progress.phase == "commit":
             self.committed = progress.done
         rate = (progress.done - self.first) / max(now - self.started, 1e-9)
-        parts = [
-            f"{progress.done:,} of {progress.total:,} {self.unit} done, {self.committed:,} committed",
-            f"{rate:.1f} {self.unit}/s",
-            f"{progress.errors:,} errors",
-        ]
+        parts = [f"{progress.done:,} of {progress.total:,} {self.unit} done, {self.committed:,} committed"]
+        parts += [f"{rate:.1f} {self.unit}/s"] if rate > 0 else []
+        parts += [f"{progress.errors:,} errors"]
         if rate > 0 and progress.done < progress.total:
             parts.append(f"about {duration((progress.total - progress.done) / rate)} left")
         if self.already:

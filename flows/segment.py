@@ -9,28 +9,26 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.concurrency.sync import concurrency
 from prefect.events import emit_event
+from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.hooks import leave_nothing_behind
 from flows.options import ReportOptions
 from flows.progress import Watcher, slug
 from flows.report import publish
-from flows.settings import hourly_price, limit_name
-from pipelines import cluster, inventory, plan, storage
+from flows.settings import hourly_price, one_at_a_time
+from pipelines import cluster, inventory, plan, remote, storage
 from pipelines.options import SegmentOptions
-from pipelines.segment import Segmentation, SegmentError, Summary, TooManyErrors, Work
-
-# The lock of a table is let go this long after its holder died.
-LEASE_SECONDS = 60
+from pipelines.remote import JobFailed
+from pipelines.segment import Progress, Segmentation, SegmentError, Summary, TooManyErrors, Work
 
 
 def transient(task: Any, run: Any, state: State[Any]) -> bool:
     """Whether another try may help: storage or the cluster was in trouble, not the user's input."""
     try:
         state.result()
-    except (SegmentError, ConnectionError, TimeoutError):
+    except (SegmentError, JobFailed, ConnectionError, TimeoutError):
         return True
     except OSError as error:
         return not isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
@@ -45,7 +43,9 @@ again = {"cache_policy": NO_CACHE, "retries": 2, "retry_delay_seconds": [5, 60],
 
 @task(name="preflight", cache_policy=NO_CACHE)
 def preflight(options: SegmentOptions, folder: Path, watcher: Watcher) -> Segmentation:
-    """The model can be read and is whole."""
+    """The model can be read and is whole; a Jobs API that is to do the work answers, and takes our token."""
+    if remote.is_jobs(options.address):
+        remote.Jobs(str(options.address))
     return Segmentation(options, folder, watcher.segmenting)
 
 
@@ -63,6 +63,27 @@ def make_plan(run: Segmentation) -> plan.Plan:
 def run_chunk(run: Segmentation, work: Work, count: int) -> None:
     """One Ray Data execution and one commit; a repetition finds what is committed and does nothing."""
     run.run_chunk(work)
+
+
+@task(name="job", **again)
+def run_job(run: Segmentation, place: str, watcher: Watcher) -> None:
+    """All chunks, as one job on the cluster whose Jobs API `address` names; a repetition attaches to the job that runs."""
+    options, logger = run.options, get_run_logger()
+    jobs = remote.Jobs(str(options.address))
+
+    def started(job: str, attached: bool) -> None:
+        logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
+        create_link_artifact(link=jobs.page(job), key=f"ray-{slug(place)}", description=f"Ray dashboard, job {job}")
+        run.watch(Progress("start", run.plan.images, chunks=run.plan.chunk_count))
+
+    def event(told: dict[str, Any]) -> None:
+        progress = Progress(**{name: told[name] for name in ("phase", "total", "done", "errors", "chunk", "chunks")})
+        if progress.phase in ("segment", "commit"):
+            # A job that began before this run counts from its own plan.
+            watcher.already = max(0, run.summary.archive_images - progress.total)
+            run.watch(progress)
+
+    run.adopt(Summary(**remote.run(jobs, "segment", options, started, event, logger.info)))
 
 
 @task(name="verify", **again)
@@ -91,27 +112,34 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
     place = storage.canonical(options.results)
     resource = {"prefect.resource.id": f"deeplab.results.{slug(place)}", "prefect.resource.name": place}
     with (
-        # One run a table, where `deeplab setup-prefect --results` made the limit; two would do work twice, not harm.
-        concurrency(limit_name(place), lease_duration=LEASE_SECONDS, strict=False),
+        one_at_a_time(place),  # two would do work twice, not harm
         tempfile.TemporaryDirectory(prefix="deeplab-") as folder,
         Watcher(f"progress-{slug(place)}") as watcher,
     ):
         run = preflight(options, Path(folder), watcher)
+
+        def watch(progress: Progress) -> None:
+            watcher.segmenting(progress)
+            if progress.phase == "commit":
+                run.table.refresh()
+                payload = {"run": run.summary.run, "chunk": progress.chunk, "chunks": progress.chunks, "version": run.table.version}
+                payload |= {"images": progress.done, "errors": progress.errors}
+                emit_event("deeplab.chunk.committed", resource, payload=payload)
+
+        run.watch = watch
         take_inventory(run)
         todo = make_plan(run)
         watcher.already = todo.done
-        if todo.images:
+        if not todo.images:
+            watcher.show(100, f"nothing to do: all {todo.done:,} images have their row", log=True)
+        elif remote.is_jobs(options.address):
+            run_job(run, place, watcher)
+        else:
             with run.chunks() as chunks:
                 if url := cluster.dashboard():
                     create_link_artifact(link=url, key=f"ray-{slug(place)}", description="Ray dashboard")
                 for work in chunks:
-                    errors = run.summary.errors
                     run_chunk(run, work, todo.chunk_count)
-                    payload = {"chunk": work.name, "run": run.summary.run, "images": work.images.num_rows}
-                    payload |= {"errors": run.summary.errors - errors, "version": run.table.version}
-                    emit_event("deeplab.chunk.committed", resource, payload=payload)
-        else:
-            watcher.show(100, f"nothing to do: all {todo.done:,} images have their row", log=True)
         try:
             summary = verify(run)
         except TooManyErrors:

@@ -4,10 +4,11 @@ import time
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from deeplab.training import Progress
@@ -16,14 +17,28 @@ from flows.evaluate import figures_table, score
 from flows.hooks import leave_nothing_behind
 from flows.progress import Watcher, duration, slug
 from flows.report import picture_url
-from pipelines import jobs
+from pipelines import jobs, remote
 from pipelines.jobs import EvaluateOptions, TrainOptions
 from pipelines.registry import Registry
+from pipelines.remote import JobFailed
+
+
+def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether the training was a job that ended for no reason of its own: its states are kept, and the next one goes on."""
+    try:
+        state.result()
+    except (JobFailed, ConnectionError):
+        return True
+    except Exception:
+        return False
+    return False
 
 
 @task(name="preflight", cache_policy=NO_CACHE)
 def preflight(options: TrainOptions) -> str:
-    """The registry answers, before hours are spent; says who holds the alias."""
+    """The registry and the Jobs API answer, before hours are spent; says who holds the alias."""
+    if remote.is_jobs(options.address):
+        remote.Jobs(str(options.address))
     if options.registry is None:
         return "no registry: the model stays in its folder"
     holder = Registry(options.registry).alias(options.alias)
@@ -35,7 +50,7 @@ def check_data(options: TrainOptions) -> dict[str, int]:
     return jobs.check_data(options)
 
 
-@task(name="train", cache_policy=NO_CACHE)
+@task(name="train", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 60], retry_condition_fn=lost_job)
 def train(options: TrainOptions, watcher: Watcher) -> dict[str, Any]:
     """The training itself; an unfinished one in the same folder is gone on with."""
     started: list[tuple[float, int]] = []
@@ -50,7 +65,19 @@ def train(options: TrainOptions, watcher: Watcher) -> dict[str, Any]:
             parts.append(f"about {duration(left)} left")
         watcher.show(min(99.0, 100 * progress.step / progress.steps), ", ".join(parts), log=progress.validation is not None)
 
-    return jobs.train(options, report)
+    if not remote.is_jobs(options.address):
+        return jobs.train(options, report)
+    place, logger = remote.Jobs(str(options.address)), get_run_logger()
+
+    def begun(job: str, attached: bool) -> None:
+        logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
+        create_link_artifact(link=place.page(job), key=f"ray-{slug(options.out)}", description=f"Ray dashboard, job {job}")
+
+    def event(told: dict[str, Any]) -> None:
+        report(Progress(told["step"], told["steps"], told["loss"], told["learning_rate"], told["validation"]))
+
+    best: dict[str, Any] = remote.run(place, "train", options, begun, event, logger.info)
+    return best
 
 
 @task(name="register", cache_policy=NO_CACHE)
@@ -86,8 +113,8 @@ def train_model(options: TrainOptions) -> State[dict[str, Any]]:
         counts = check_data(options)
         watcher.show(0, ", ".join(f"{count:,} images in {split}" for split, count in counts.items()), log=True)
         train(options, watcher)
-        measured = EvaluateOptions(model=options.out, dataset=options.dataset, split=options.val_split, device=options.device)
-        figures = score(measured, watcher)
+        same = options.model_dump(include={"dataset", "layout", "device"})
+        figures = score(EvaluateOptions(model=options.out, split=options.val_split, **same), watcher)
         registered = register(options, figures) if options.registry else None
         make_report(options, figures, registered)
         watcher.show(100, f"mIoU {figures['mean_iou']:.4f} on {options.val_split}")

@@ -19,6 +19,7 @@ from deeplab.errors import UserError
 
 CONNECT_SECONDS = 30
 OBJECT_STORE_BYTES = 2 << 30
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's program
 
 
 class ClusterError(UserError):
@@ -98,6 +99,10 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
 
 def _check(address: str) -> None:
     """Fail within the deadline where ray.init would wait for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(f"{address} is a Jobs API, which the flows take (deeplab run, deeplab serve); here host:port or 'auto'")
+    if JOB in os.environ:
+        return  # inside a job: Ray names the cluster, and it is there
     if address != "auto" and "://" not in address:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from deeplab.presets import PRESETS
 from deeplab.training import Progress
+from pipelines import storage
 from pipelines.options import short
 from pipelines.registry import ALIAS, Registry, read_model
 
@@ -21,10 +22,11 @@ class TrainOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: str = Field(description="Folder with images/, labels/, classes.txt and one SPLIT.txt per split")
-    out: str = Field(description="Model folder to write; an unfinished training in it is gone on with")
-    preset: Literal["finetune", "resnet101-v2", "pets"] = Field(default="finetune", description="Training preset")
+    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images (docs/training.md)")
+    out: str = Field(description="Model folder or s3:// prefix to write; an unfinished training in it is gone on with")
+    preset: str = Field(default="finetune", description="Training preset", json_schema_extra={"enum": list(PRESETS)})
     init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors")
+    layout: str = Field(default="auto", pattern=r"^[\w-]+$", description="How the data set is laid out (docs/training.md)")
     split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
     val_split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to choose and compare on")
     name: str | None = Field(default=None, pattern=r"^[\w.-]+$", description="Name in the model card; default the folder's")
@@ -33,10 +35,24 @@ class TrainOptions(BaseModel):
     crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="Instead of the preset's learning rate")
     seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Instead of the preset's")
+    clip_norm: float | None = Field(default=None, ge=0, description="Instead of the preset's greatest gradient; 0 is off")
+    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Instead of the preset's")
+    validate_every: int | None = Field(default=None, ge=1, description="Instead of the preset's steps between validations")
+    accumulate: int = Field(default=1, ge=1, le=4096, description="Passes per worker that make one step")
+    compile: bool = Field(default=False, description="Run the network through torch.compile")
+    checkpoint_every: int = Field(default=0, ge=0, description="Also save the state every so many steps")
+    keep: int = Field(default=2, ge=1, description="Newest states that stay; the best step's stays too")
+    skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train")
     loaders: int = Field(default=1, ge=0, le=64, description="Processes that load images, per worker")
     workers: int = Field(default=1, ge=1, le=4096, description="Processes that train together")
-    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    min_workers: int | None = Field(default=None, ge=1, description="Go on with as few when nodes are lost")
+    address: str | None = Field(
+        default=None, description="Ray cluster (host:port or 'auto'), or its Jobs API (http://host:8265); none starts Ray here"
+    )
+    retries: int = Field(default=3, ge=0, description="Restarts from the last state after a worker or node died")
+    start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for the cluster to give the workers")
     licence: str = Field(default="not stated", description="Licence of the data, for the model card")
     registry: str | None = Field(default=None, description="Folder or s3:// prefix of the model registry; none registers nothing")
     alias: str = Field(
@@ -44,6 +60,13 @@ class TrainOptions(BaseModel):
         pattern=f"^{ALIAS.pattern}$",
         description="Alias that moves to the model if its mIoU on val_split is not worse",
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"one of {', '.join(PRESETS)} is accepted")
+        return preset
 
     @property
     def title(self) -> str:
@@ -57,7 +80,8 @@ class EvaluateOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="Bundled model, model folder or REGISTRY@ALIAS")
-    dataset: str = Field(description="Folder with images/, labels/, classes.txt and SPLIT.txt")
+    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images (docs/training.md)")
+    layout: str = Field(default="auto", pattern=r"^[\w-]+$", description="How the data set is laid out (docs/training.md)")
     split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to score")
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
         default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
@@ -78,11 +102,12 @@ class EvaluateOptions(BaseModel):
 
 def check_data(options: TrainOptions) -> dict[str, int]:
     """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one."""
-    from deeplab.datasets import DatasetError, LabelledFolder
+    from deeplab.datasets import DatasetError
+    from pipelines.pack import open_dataset
 
     counts = {}
     for split in (options.split, options.val_split):
-        data = LabelledFolder(options.dataset, split)
+        data = open_dataset(options.dataset, split, options.layout)
         for index in range(0, len(data), max(1, len(data) // CHECKED_PAIRS)):
             data[index]
         counts[split] = len(data)
@@ -100,12 +125,11 @@ def train(options: TrainOptions, report: Callable[[Progress], None] = lambda pro
     """
     from deeplab import states
     from pipelines import options as plain
-    from pipelines.storage import files
     from pipelines.train import Notice
     from pipelines.train import train as run
 
     shared = options.model_dump(exclude={"out", "registry", "alias"})
-    record = states.read_record(files(options.out))
+    record = states.read_record(storage.files(options.out))
     job = plain.TrainOptions(model_out=options.out, resume=record is not None and record.best is None, **shared)
 
     def watch(told: Progress | Notice) -> None:
@@ -118,8 +142,11 @@ def train(options: TrainOptions, report: Callable[[Progress], None] = lambda pro
 def curve(out: str) -> list[dict[str, Any]]:
     """The validations of the training in `out`, oldest first: step, loss, mean_iou and the other figures of each."""
     lines: list[dict[str, Any]] = []
-    path = Path(out) / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+        text = storage.files(out).read("metrics.jsonl").decode()
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
         entry = json.loads(line)
         if lines and entry["step"] <= lines[-1]["step"]:
             lines = []  # the folder held an earlier training
@@ -134,12 +161,13 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
     """
     from deeplab import checkpoint
     from deeplab.crf import DenseCRF
-    from deeplab.datasets import DatasetError, LabelledFolder
+    from deeplab.datasets import DatasetError
     from deeplab.evaluation import evaluate as run
     from deeplab.predictor import Predictor
+    from pipelines.pack import open_dataset
 
     model = checkpoint.parse(*read_model(options.model))
-    data = LabelledFolder(options.dataset, options.split)
+    data = open_dataset(options.dataset, options.split, options.layout)
     if tuple(data.classes) != model.classes.names:
         raise DatasetError(
             f"{options.dataset}: classes {', '.join(data.classes)}; {model.label} knows {', '.join(model.classes.names)}"
@@ -169,7 +197,8 @@ def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
         place.move(options.alias, entry, kept, None)
         return {"entry": entry, "moved": True, "reason": f"first holder of {options.alias}, mIoU {mine:.4f} on {where}"}
     reference = f"{options.registry}@{options.alias}"
-    measured = EvaluateOptions(model=reference, dataset=options.dataset, split=options.val_split, device=options.device)
+    same = options.model_dump(include={"dataset", "layout", "device"})
+    measured = EvaluateOptions(model=reference, split=options.val_split, **same)
     try:
         theirs = evaluate(measured)["mean_iou"]
     except DatasetError as error:

@@ -45,7 +45,9 @@ class SegmentOptions(BaseModel):
     exclude: tuple[str, ...] = Field(default=(), description="Patterns of names to leave out")
     max_error_rate: float = Field(default=0.05, ge=0, le=1, description="Fail, after committing, above this share of error rows")
     retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
-    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    address: str | None = Field(
+        default=None, description="Ray cluster (host:port or 'auto'), or its Jobs API (http://host:8265); none starts Ray here"
+    )
 
     @property
     def title(self) -> str:

@@ -44,8 +44,8 @@ class Registry:
         self.uri = storage.canonical(place)
 
     def publish(self, model: str) -> str:
-        """Copy a model (folder or bundled) into the registry and return its entry; the same model is stored once."""
-        source = checkpoint.read(model)
+        """Copy a model (folder, s3:// prefix or bundled) into the registry and return its entry; the same is stored once."""
+        source = read_model(model)
         parsed = checkpoint.parse(*source)
         entry = f"{parsed.name}-{parsed.digest[:12]}"
         # The card last: without it the folder is no model.

@@ -172,6 +172,10 @@ class Segmentation:
         base = Progress("segment", self.plan.images, self.summary.images, self.summary.errors, work.number, self.plan.chunk_count)
         _run_chunk(options, task, self.shipped, work.name, self.planned, work.images, self.summary, base, self.watch)
 
+    def adopt(self, summary: Summary) -> None:
+        """Take over what another process did of this run's plan."""
+        self.summary = summary
+
     def check(self) -> Summary:
         """Read back what this run committed. Raises SegmentError where rows are lost or doubled, TooManyErrors."""
         summary, options = self.summary, self.options

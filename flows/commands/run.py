@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from flows import environment
 from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, USAGE, options_from, print_summary, refuse, segment
+from flows.commands.serve import parse_settings
 from flows.terminal import stderr, stdout
 
 INTERRUPTED = 130
@@ -127,10 +128,15 @@ def run_train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     loaders: Annotated[int, typer.Option(help="Processes that load images.")] = 1,
     workers: Annotated[int, typer.Option(help="Processes that train together, through Ray.")] = 1,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to train on; without it Ray starts here.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to train on: host:port, or http://host:8265 as a job; none starts Ray here.")
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
     registry: Registry = None,
     alias: Annotated[str, typer.Option(help="Alias that moves to the model if its mIoU is not worse.")] = "production",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option of `deeplab train`, as name=JSON. Repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train, measure on VAL_SPLIT and register: the alias moves if the new model is not worse there."""
@@ -138,7 +144,7 @@ def run_train(
     from flows.train import train_model
     from pipelines.jobs import TrainOptions
 
-    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields}
+    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields} | parse_settings(settings or [])
     _print_and_exit(*here(train_model, _options(TrainOptions, out=model_out, **given)), as_json)
 
 

@@ -45,7 +45,10 @@ def segment(
     exclude: Annotated[list[str] | None, typer.Option(help="Pattern of names to leave out. Repeatable.")] = None,
     max_error_rate: Annotated[float, typer.Option(help="Exit 3, after committing, above this share of error rows.")] = 0.05,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Take images whose row is an error up again.")] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join (host:port or auto); none starts Ray here.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join (host:port or auto; deeplab run also: http://host:8265); none starts Ray here."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Segment every image of ARCHIVE that RESULTS has no mask of yet.

@@ -103,6 +103,16 @@ def _segmentation(archive: str | None, results: str | None, model: str, settings
         return None
     if results is None:
         raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
+    given = parse_settings(settings)
+    try:
+        return SegmentOptions(archive=absolute(archive), results=absolute(results), model=absolute(model, True), **given)
+    except ValidationError as error:
+        refuse(error)
+        raise typer.Exit(USAGE) from None
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """The options in several name=JSON."""
     given: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -112,11 +122,7 @@ def _segmentation(archive: str | None, results: str | None, model: str, settings
             given[key] = json.loads(value)
         except ValueError:
             given[key] = value  # a plain word
-    try:
-        return SegmentOptions(archive=absolute(archive), results=absolute(results), model=absolute(model, True), **given)
-    except ValidationError as error:
-        refuse(error)
-        raise typer.Exit(USAGE) from None
+    return given
 
 
 def absolute(place: str, only_existing: bool = False) -> str:

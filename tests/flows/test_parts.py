@@ -6,19 +6,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
+from prefect.states import Failed
+from pydantic import ValidationError
 
 from deeplab.presets import PRESETS
 from flows.curves import curves
 from flows.hooks import end_processes
 from flows.progress import duration, slug
 from flows.report import markdown, picture_url
+from flows.segment import transient
 from pipelines import jobs
+from pipelines import options as plain
+from pipelines.inventory import ArchiveError
 from pipelines.jobs import EvaluateOptions, TrainOptions
 from pipelines.registry import Registry
-from pipelines.segment import Summary
+from pipelines.remote import JobFailed
+from pipelines.segment import SegmentError, Summary, TooManyErrors
 from tests.pipelines.conftest import EXAMPLES, make_model
 
 
@@ -56,7 +61,15 @@ def test_curves_draw_higher_values_higher() -> None:
 
 
 def test_presets_in_the_form_are_those_that_exist() -> None:
-    assert set(get_args(TrainOptions.model_fields["preset"].annotation)) == set(PRESETS)
+    assert TrainOptions.model_json_schema()["properties"]["preset"]["enum"] == list(PRESETS)
+    with pytest.raises(ValidationError, match="finetune"):
+        TrainOptions(dataset="d", out="o", preset="finetun")
+
+
+def test_the_form_of_a_training_has_every_option_of_the_command_with_the_same_default() -> None:
+    for name, field in plain.TrainOptions.model_fields.items():
+        if name not in ("model_out", "resume"):  # its own name for the one; the other goes without saying
+            assert TrainOptions.model_fields[name].default == field.default, name
 
 
 def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_path: Path) -> None:
@@ -71,6 +84,22 @@ def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_pa
     assert Registry(place).alias("production").entry.startswith("tiny-")  # type: ignore[union-attr]
     assert jobs.register(options, figures)["moved"]
     assert Registry(place).alias("production").entry == worse["entry"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (SegmentError("chunk 1 of 2 was not committed"), True),
+        (JobFailed("job was stopped"), True),
+        (ConnectionResetError("store"), True),
+        (OSError("disk full"), True),
+        (FileNotFoundError("no such archive"), False),
+        (ArchiveError("no such archive"), False),
+        (TooManyErrors("2 of 3 images", summary()), False),
+    ],
+)
+def test_trouble_of_the_system_is_tried_again_and_errors_of_the_user_are_not(error: Exception, again: bool) -> None:
+    assert transient(None, None, Failed(data=error)) is again
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")

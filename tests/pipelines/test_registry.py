@@ -57,3 +57,20 @@ def test_of_many_who_move_an_alias_at_once_one_wins_and_the_others_are_told(tmp_
     assert all("was moved by someone else" in answer for answer in told[1:])
     with pytest.raises(RegistryError, match="was moved by someone else"):
         registry.move("production", first, {}, None)
+
+
+def test_a_registry_on_s3_moves_aliases_by_conditional_puts_and_takes_models_from_s3(s3: str, model: Path) -> None:
+    from pipelines import storage
+
+    for name in (checkpoint.WEIGHTS, checkpoint.CARD):
+        storage.write_whole(f"{s3}/trained/{name}", (model / name).read_bytes())
+    registry = Registry(f"{s3}/registry")
+    entry = registry.publish(f"{s3}/trained")
+    assert entry == registry.publish(str(model))
+    stale = registry.move("production", entry, {}, None)
+    registry.move("production", entry, {"mean_iou": 0.6}, registry.alias("production"))
+    for was in (None, registry.alias("staging"), stale):
+        with pytest.raises(RegistryError, match="was moved by someone else"):
+            registry.move("production", entry, {"mean_iou": 0.1}, was)
+    assert registry.alias("production").figures == {"mean_iou": 0.6}  # type: ignore[union-attr]
+    assert label(f"{s3}/registry@production") == label(model)
