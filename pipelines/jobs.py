@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deeplab.training import Progress
+from pipelines.options import EvaluateOptions as EvaluateOptions
 from pipelines.options import short
-from pipelines.registry import ALIAS, Registry, read_model
+from pipelines.registry import ALIAS, Registry
 
 CHECKED_PAIRS = 50
 
@@ -49,31 +50,6 @@ class TrainOptions(BaseModel):
     def title(self) -> str:
         """The run in a few words, for lists of runs."""
         return f"{short(self.out)} on {short(self.dataset)}"
-
-
-class EvaluateOptions(BaseModel):
-    """One model against one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str = Field(description="Bundled model, model folder or REGISTRY@ALIAS")
-    dataset: str = Field(description="Folder with images/, labels/, classes.txt and SPLIT.txt")
-    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to score")
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
-        default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
-    )
-    flip: bool = Field(default=False, description="Also score the mirror image and average")
-    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused")
-    crf: bool = Field(default=False, description="Refine with the dense CRF before counting")
-    crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
-        default="kazuto", description="Named CRF parameter set"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
-
-    @property
-    def title(self) -> str:
-        """The run in a few words, for lists of runs."""
-        return f"{short(self.model)} on {self.split} of {short(self.dataset)}"
 
 
 def check_data(options: TrainOptions) -> dict[str, int]:
@@ -132,23 +108,10 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
 
     Raises ModelError, and DatasetError for a data set that cannot be used or is of other classes.
     """
-    from deeplab import checkpoint
-    from deeplab.crf import DenseCRF
-    from deeplab.datasets import DatasetError, LabelledFolder
-    from deeplab.evaluation import evaluate as run
-    from deeplab.predictor import Predictor
+    from pipelines.evaluate import evaluate as run
 
-    model = checkpoint.parse(*read_model(options.model))
-    data = LabelledFolder(options.dataset, options.split)
-    if tuple(data.classes) != model.classes.names:
-        raise DatasetError(
-            f"{options.dataset}: classes {', '.join(data.classes)}; {model.label} knows {', '.join(model.classes.names)}"
-        )
-    predictor = Predictor(model.network, scales=options.scales, flip=options.flip, fusion=options.fusion, device=options.device)
-    engine = DenseCRF.named(options.crf_params, "fast") if options.crf else None
-    result = run(predictor, data, crf=engine, report=report)
-    about = {"model": model.label, "dataset": options.dataset, "split": options.split, "images": len(data)}
-    return {**about, "crf": engine.short() if engine else None, **result.total.summary(data.classes)}
+    figures = run(options, report)
+    return {key: value for key, value in figures.items() if key != "confusion"}
 
 
 def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
