@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from deeplab.presets import PRESETS
 from deeplab.training import Progress
 from pipelines.options import EvaluateOptions as EvaluateOptions
 from pipelines.options import short
@@ -24,7 +25,7 @@ class TrainOptions(BaseModel):
 
     dataset: str = Field(description="Folder with images/, labels/, classes.txt and one SPLIT.txt per split")
     out: str = Field(description="Model folder to write; an unfinished training in it is gone on with")
-    preset: Literal["finetune", "resnet101-v2", "pets"] = Field(default="finetune", description="Training preset")
+    preset: str = Field(default="finetune", description="Training preset", json_schema_extra={"enum": list(PRESETS)})
     init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors")
     split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
     val_split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to choose and compare on")
@@ -33,11 +34,15 @@ class TrainOptions(BaseModel):
     batch_size: int | None = Field(default=None, ge=1, le=4096, description="Instead of the preset's batch size")
     crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="Instead of the preset's learning rate")
+    schedule: Literal["poly", "step"] | None = Field(default=None, description="Instead of the preset's fall of the rate")
+    objective: Literal["single", "official", "kazuto"] | None = Field(default=None, description="One loss, or one per scale (MSC)")
+    ema: float | None = Field(default=None, ge=0, lt=1, description="Instead of the preset's running mean of the weights; 0 is off")
     seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train")
     loaders: int = Field(default=1, ge=0, le=64, description="Processes that load images, per worker")
     workers: int = Field(default=1, ge=1, le=4096, description="Processes that train together")
     address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    resize_every: float = Field(default=60, gt=0, description="Seconds between looks for nodes, with min_workers")
     licence: str = Field(default="not stated", description="Licence of the data, for the model card")
     registry: str | None = Field(default=None, description="Folder or s3:// prefix of the model registry; none registers nothing")
     alias: str = Field(
@@ -45,6 +50,13 @@ class TrainOptions(BaseModel):
         pattern=f"^{ALIAS.pattern}$",
         description="Alias that moves to the model if its mIoU on val_split is not worse",
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"one of {', '.join(PRESETS)} is accepted")
+        return preset
 
     @property
     def title(self) -> str:

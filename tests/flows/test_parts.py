@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
 from deeplab.presets import PRESETS
 from flows.curves import curves
@@ -56,7 +56,9 @@ def test_curves_draw_higher_values_higher() -> None:
 
 
 def test_presets_in_the_form_are_those_that_exist() -> None:
-    assert set(get_args(TrainOptions.model_fields["preset"].annotation)) == set(PRESETS)
+    assert TrainOptions.model_json_schema()["properties"]["preset"]["enum"] == list(PRESETS)
+    with pytest.raises(ValidationError, match="finetune"):
+        TrainOptions(dataset="d", out="o", preset="finetun")
 
 
 def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_path: Path) -> None:
