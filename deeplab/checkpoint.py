@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from deeplab.classes import ClassTable
+from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import Files, LocalFiles, as_files
 from deeplab.network import SegmentationNetwork
@@ -46,6 +47,18 @@ class Model:
     def label(self) -> str:
         """Name @ first 12 of the digest: how the results table names the model."""
         return f"{self.name}@{self.digest[:12]}"
+
+    def crf(self, name: str) -> dict[str, Any]:
+        """Arguments of deeplab.crf.DenseCRF: a set of PARAMETER_SETS, or "card": what was tuned for this model. ModelError."""
+        if name != "card":
+            return asdict(PARAMETER_SETS[name])
+        try:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.card["crf"]["parameters"].items()}
+            return asdict(CRFParameters(**values))
+        except KeyError:
+            raise ModelError(f"{self.label}: its card has no CRF parameters; `deeplab tune-crf` finds and writes them") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{self.label}: the CRF parameters of its card are none ({error})") from error
 
 
 def bundled() -> list[str]:
@@ -164,6 +177,22 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str
             os.replace(staging / name, folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def note(folder: str | Path, key: str, value: Any) -> str:
+    """Set one entry of a model's card, complete or not at all, and return the digest that the model has by it.
+
+    ModelError for a bundled model, whose card comes with the package, and for a folder that cannot be written.
+    """
+    if str(folder) in bundled():
+        raise ModelError(f"{folder} is bundled and stays as it is; copy its folder ({find(folder)}) and name the copy")
+    place, card_bytes, weights = read(folder)
+    card = _card_bytes({**_parse_card(place, card_bytes), key: value})
+    try:
+        LocalFiles(place).write(CARD, card)
+    except OSError as error:
+        raise ModelError(f"{place}: {CARD} cannot be written ({error.strerror or error})") from error
+    return digest(weights, card)
 
 
 def _card_bytes(card: dict[str, Any]) -> bytes:

@@ -108,6 +108,15 @@ def pets() -> TrainingConfig:
     )
 
 
+def aerial() -> TrainingConfig:
+    """Five land classes on satellite images cut into tiles (docs/models.md): 54 images of 6 places, from ImageNet weights."""
+    return TrainingConfig(
+        preset="aerial", architecture="mobilenet-v2-aspp", options={"output_stride": 16}, saved_options={"output_stride": 8},
+        steps=900, batch_size=8, crop=321, optimizer="adamw", learning_rate=3e-4, head_multiplier=0.25, weight_decay=0.02,
+        warmup_steps=50, colour=0.3, ema=0.99, frozen_layers=4, precision="bfloat16", validate_every=300,
+    )  # fmt: skip
+
+
 def finetune() -> TrainingConfig:
     """A practical start for 100 to 10,000 labelled images on one machine: the bundled backbone, your classes."""
     return TrainingConfig(
@@ -300,6 +309,7 @@ PRESETS: dict[str, Callable[[], TrainingConfig]] = {
     "finetune": finetune,
     "resnet101-v2": resnet101_v2,
     "pets": pets,
+    "aerial": aerial,
 }
 _PAPERS = (
     vgg16_7x7_v1, vgg16_4x4_v1, vgg16_4x4_hole8_v1, vgg16_largefov_v1, vgg16_largefov_features_v1,

@@ -6,9 +6,10 @@ import io
 import json
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ class Stopped(UserError):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher is told after each step: `validation`, and the name of the file with `samples`, where there are any."""
+    """What a watcher is told after each step: `validation`, and the name of the file with `samples`, where there are any.
+
+    `at`: seconds of the wall clock when the step was computed; `waited`: how many of its seconds went by waiting for data.
+    """
 
     step: int
     steps: int
@@ -60,6 +64,8 @@ class Progress:
     learning_rate: float
     validation: dict[str, Any] | None = None
     samples: str | None = None
+    at: float = field(default=0.0, compare=False)
+    waited: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,9 @@ def train(
         network.train()
         for layer in frozen:
             layer.eval()
+        began = time.perf_counter()
         passes = [next(batches) for _ in range(execution.accumulate)]
+        waited = time.perf_counter() - began
         mine = sum(labelled_pixels(labels, network.stride, config.loss) for _, labels in passes)
         pixels, stopping = ranks.sum([mine, stop()])
         optimizer.zero_grad()
@@ -260,12 +268,12 @@ def train(
         scaler.update()
         if average is not None:
             update_average(average, network, config.ema, step)
-        done = step + 1
+        done, at = step + 1, time.time()
         summary, sheet = validate(done) if due(done) and not stopping else (None, None)
         if summary or stopping or (execution.checkpoint_every and done % execution.checkpoint_every == 0):
             save(done)
         if ranks.first:
-            report(Progress(done, config.steps, loss, config.learning_rate * factor, summary, sheet))
+            report(Progress(done, config.steps, loss, config.learning_rate * factor, summary, sheet, at, waited))
         if stopping:
             raise Stopped(out, done)
     if ranks.first:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import architectures, dataset, results, run, segment, serve, train, upkeep
+from flows.commands import architectures, dataset, evaluate, results, run, segment, serve, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app = typer.Typer(
     [bold]deeplab export[/] results/ masks/       PNG files, overlays or COCO RLE
     [bold]deeplab dataset check[/] dataset/        is every labelled pair sound
     [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model
+    [bold]deeplab evaluate[/] my-model/ dataset/  against labels; [bold]tune-crf[/] finds the CRF that suits it
     [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]deeplab serve[/] on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
@@ -40,7 +41,8 @@ app.command("compact")(upkeep.compact)
 app.command("vacuum")(upkeep.vacuum)
 app.command("drop-model")(upkeep.drop_model)
 app.command("train")(train.train)
-app.command("evaluate")(train.evaluate)
+app.command("evaluate")(evaluate.evaluate)
+app.command("tune-crf")(evaluate.tune_crf)
 app.command("models")(train.models)
 app.command("import-weights")(architectures.import_weights)
 app.command("pack")(dataset.pack)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deeplab.presets import PRESETS
 from deeplab.training import Progress
 from pipelines import storage
+from pipelines.options import EvaluateOptions as EvaluateOptions
 from pipelines.options import short
-from pipelines.registry import ALIAS, Registry, read_model
+from pipelines.registry import ALIAS, Registry
 
 CHECKED_PAIRS = 50
 
@@ -34,6 +35,9 @@ class TrainOptions(BaseModel):
     batch_size: int | None = Field(default=None, ge=1, le=4096, description="Instead of the preset's batch size")
     crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="Instead of the preset's learning rate")
+    schedule: Literal["poly", "step"] | None = Field(default=None, description="Instead of the preset's fall of the rate")
+    objective: Literal["single", "official", "kazuto"] | None = Field(default=None, description="One loss, or one per scale (MSC)")
+    ema: float | None = Field(default=None, ge=0, lt=1, description="Instead of the preset's running mean of the weights; 0 is off")
     seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Instead of the preset's")
     clip_norm: float | None = Field(default=None, ge=0, description="Instead of the preset's greatest gradient; 0 is off")
@@ -48,6 +52,7 @@ class TrainOptions(BaseModel):
     loaders: int = Field(default=1, ge=0, le=64, description="Processes that load images, per worker")
     workers: int = Field(default=1, ge=1, le=4096, description="Processes that train together")
     min_workers: int | None = Field(default=None, ge=1, description="Go on with as few when nodes are lost")
+    resize_every: float = Field(default=60, gt=0, description="Seconds between looks for nodes, with min_workers")
     address: str | None = Field(
         default=None, description="Ray cluster (host:port or 'auto'), or its Jobs API (http://host:8265); none starts Ray here"
     )
@@ -72,32 +77,6 @@ class TrainOptions(BaseModel):
     def title(self) -> str:
         """The run in a few words, for lists of runs."""
         return f"{short(self.out)} on {short(self.dataset)}"
-
-
-class EvaluateOptions(BaseModel):
-    """One model against one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str = Field(description="Bundled model, model folder or REGISTRY@ALIAS")
-    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images (docs/training.md)")
-    layout: str = Field(default="auto", pattern=r"^[\w-]+$", description="How the data set is laid out (docs/training.md)")
-    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to score")
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
-        default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
-    )
-    flip: bool = Field(default=False, description="Also score the mirror image and average")
-    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused")
-    crf: bool = Field(default=False, description="Refine with the dense CRF before counting")
-    crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
-        default="kazuto", description="Named CRF parameter set"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
-
-    @property
-    def title(self) -> str:
-        """The run in a few words, for lists of runs."""
-        return f"{short(self.model)} on {self.split} of {short(self.dataset)}"
 
 
 def check_data(options: TrainOptions) -> dict[str, int]:
@@ -159,24 +138,10 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
 
     Raises ModelError, and DatasetError for a data set that cannot be used or is of other classes.
     """
-    from deeplab import checkpoint
-    from deeplab.crf import DenseCRF
-    from deeplab.datasets import DatasetError
-    from deeplab.evaluation import evaluate as run
-    from deeplab.predictor import Predictor
-    from pipelines.pack import open_dataset
+    from pipelines.evaluate import evaluate as run
 
-    model = checkpoint.parse(*read_model(options.model))
-    data = open_dataset(options.dataset, options.split, options.layout)
-    if tuple(data.classes) != model.classes.names:
-        raise DatasetError(
-            f"{options.dataset}: classes {', '.join(data.classes)}; {model.label} knows {', '.join(model.classes.names)}"
-        )
-    predictor = Predictor(model.network, scales=options.scales, flip=options.flip, fusion=options.fusion, device=options.device)
-    engine = DenseCRF.named(options.crf_params, "fast") if options.crf else None
-    result = run(predictor, data, crf=engine, report=report)
-    about = {"model": model.label, "dataset": options.dataset, "split": options.split, "images": len(data)}
-    return {**about, "crf": engine.short() if engine else None, **result.total.summary(data.classes)}
+    figures = run(options, report)
+    return {key: value for key, value in figures.items() if key != "confusion"}
 
 
 def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:

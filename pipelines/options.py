@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deeplab.images import MAX_PIXELS
 
+CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
+
 
 def short(place: str) -> str:
     """The last part of a path or URI: how people call the place."""
@@ -28,8 +30,8 @@ class SegmentOptions(BaseModel):
     flip: bool = Field(default=False, description="Also score the mirror image and average")
     fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused; max is DeepLab v2's")
     crf: bool = Field(default=True, description="Refine masks with the dense CRF")
-    crf_params: Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet"] = Field(
-        default="kazuto", description="Named CRF parameter set"
+    crf_params: CRFName = Field(
+        default="kazuto", description="Named CRF parameter set, or what tune-crf wrote into the model's card"
     )
     crf_mode: Literal["fast", "exact"] = Field(
         default="fast", description="fast prunes absent classes; exact is pydensecrf's model"
@@ -73,6 +75,9 @@ class TrainOptions(BaseModel):
     batch_size: int | None = Field(default=None, ge=1, description="Crops per optimizer step, over all workers")
     crop: int | None = Field(default=None, ge=33)
     learning_rate: float | None = Field(default=None, gt=0)
+    schedule: Literal["poly", "step"] | None = Field(default=None)
+    objective: Literal["single", "official", "kazuto"] | None = Field(default=None)
+    ema: float | None = Field(default=None, ge=0, lt=1)
     seed: int | None = Field(default=None, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None)
     clip_norm: float | None = Field(default=None, ge=0)
@@ -88,6 +93,64 @@ class TrainOptions(BaseModel):
     skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
     workers: int = Field(default=1, ge=1, le=4096, description="Processes that train together")
     min_workers: int | None = Field(default=None, ge=1, description="Go on with as few when nodes are lost")
+    resize_every: float = Field(default=60, gt=0, description="Seconds between looks for nodes, with min_workers")
     address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
     retries: int = Field(default=3, ge=0, description="Restarts from the last state after a worker or node died")
     start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for the cluster to give the workers")
+
+
+class EvaluateOptions(BaseModel):
+    """One model, or the masks of a results table, against the labels of one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Bundled model, model folder, REGISTRY@ALIAS, or a results table")
+    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images")
+    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to score")
+    layout: str = Field(default="auto", description="How the data set is laid out")
+    rows_of: str | None = Field(default=None, description="Of a results table: the model whose rows count; default the latest")
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
+    )
+    flip: bool = Field(default=False, description="Also score the mirror image and average")
+    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused")
+    crf: bool = Field(default=False, description="Refine with the dense CRF before counting")
+    crf_params: CRFName = Field(default="kazuto", description="Named CRF parameter set, or the model card's")
+    crf_mode: Literal["fast", "exact"] = Field(default="fast", description="fast prunes absent classes")
+    trimap: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
+        default=(), max_length=50, description="Also count within these distances (pixels) of void boundaries"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
+    workers: int = Field(default=1, ge=1, le=4096, description="Processes that score, through Ray")
+    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has no CPU to give")
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.model)} on {self.split} of {short(self.dataset)}"
+
+
+class TuneOptions(BaseModel):
+    """A search for the CRF parameters that suit one model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Model folder, whose card takes the winner; or a bundled model, without --write")
+    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images")
+    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to search on")
+    layout: str = Field(default="auto", description="How the data set is laid out")
+    images: int = Field(default=100, ge=1, le=5000, description="Images to search on, evenly from the split; the papers take 100")
+    grid: Literal["deeplab-v2", "deeplab-v1"] = Field(default="deeplab-v2", description="Whose coarse grid")
+    rounds: int = Field(default=2, ge=0, le=6, description="Finer rounds around the best, each at half the step")
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
+    )
+    flip: bool = Field(default=False, description="Also score the mirror image and average")
+    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused")
+    crf_mode: Literal["fast", "exact"] = Field(default="fast", description="fast prunes absent classes")
+    write: bool = Field(default=True, description="Write the winner into the model's card")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to score")
+    workers: int = Field(default=1, ge=1, le=4096, description="Processes that score and refine, through Ray")
+    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has no CPU to give")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from deeplab.classes import ClassTable
 from deeplab.datasets import DatasetError, LabelledFolder
@@ -26,27 +29,34 @@ FILE_BYTES = 256 << 20  # of images and labels in one file: few enough objects, 
 SCHEMA = pa.schema([("stem", pa.string()), ("image", pa.binary()), ("labels", pa.binary())])
 
 
-def pack(splits: Sequence[LabelledFolder], out: str, report: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Write the splits to `out` (a folder or s3:// prefix) and return how many pairs they hold.
+def pack(
+    splits: Sequence[LabelledFolder], out: str, tile: int = 0, report: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Write the splits to `out` (a folder or s3:// prefix) and return how many pairs the pack holds.
 
-    Images keep their bytes; labels become PNG of our class ids, whatever the layout had. The index is written last, so
-    a pack that was not finished is none. DatasetError for a broken pair, with its name, or when `out` holds one already.
+    Images keep their bytes; labels become PNG of our class ids, whatever the layout had. With `tile`, a pair whose
+    sides are longer is cut: as few tiles of at most `tile` x `tile` as cover it without overlap, of equal sizes, as PNG,
+    so that a training crop of a large image does not decode all of it. The index is written last, so a pack that was
+    not finished is none. DatasetError for a broken pair, with its name, or when `out` holds one already.
     """
     target = storage.files(storage.canonical(out))
     if target.has(INDEX):
         raise DatasetError(f"{out} holds a pack already; name another place")
     table = ClassTable.from_names(splits[0].classes)
-    total, done = sum(map(len, splits)), 0
+    total, done, pairs = sum(map(len, splits)), 0, 0
     index: dict[str, Any] = {"format": FORMAT, "classes": splits[0].classes, "splits": {}}
     for data in splits:
         files: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         size = 0
         for position, stem in enumerate(data.stems):
-            image, labels = data.read(data.images[position]), data.read(data.labels[position])
-            ids = data.decode(position, image, labels)[1]
-            rows.append({"stem": stem, "image": image, "labels": encode_png(ids, table)})
-            size += len(image) + len(rows[-1]["labels"])
+            encoded = data.read(data.images[position])
+            image, ids = data.decode(position, encoded, data.read(data.labels[position]))
+            for part_stem, window in _tiles(stem, ids.shape, tile):
+                part = encoded if window is None else _png(image[window])
+                rows.append({"stem": part_stem, "image": part, "labels": encode_png(ids if window is None else ids[window], table)})
+                size += len(part) + len(rows[-1]["labels"])
+                pairs += 1
             done += 1
             if size >= FILE_BYTES or position == len(data) - 1:
                 name = f"{data.split}/part-{len(files):05d}.parquet"
@@ -56,7 +66,25 @@ def pack(splits: Sequence[LabelledFolder], out: str, report: Callable[[int, int]
             report(done, total)
         index["splits"][data.split] = files
     target.write(INDEX, json.dumps(index).encode())
-    return total
+    return pairs
+
+
+def _tiles(stem: str, size: tuple[int, ...], tile: int) -> list[tuple[str, tuple[slice, slice] | None]]:
+    """Names and windows of the tiles of a pair; the pair itself, window None, where it is not cut."""
+    if not tile or max(size) <= tile:
+        return [(stem, None)]
+    rows, columns = ([side * k // -(-side // tile) for k in range(-(-side // tile) + 1)] for side in size)
+    return [
+        (f"{stem}-{top}-{left}", (slice(top, bottom), slice(left, right)))
+        for top, bottom in itertools.pairwise(rows)
+        for left, right in itertools.pairwise(columns)
+    ]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

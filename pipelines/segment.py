@@ -90,6 +90,8 @@ class Segmentation:
         self.options, self.folder, self.watch = options, folder, watch
         self.source = registry.read_model(options.model)
         self.model = checkpoint.parse(*self.source)
+        arguments = self.model.crf(options.crf_params) if options.crf else {}
+        self.crf = {"mode": options.crf_mode, "backend": options.crf_backend, **arguments} if options.crf else None
         self.summary = Summary(f"run-{uuid.uuid4().hex[:12]}", self.model.label, storage.canonical(options.results))
 
     def take_inventory(self) -> inventory.Inventory:
@@ -164,7 +166,7 @@ class Segmentation:
             stride=self.model.network.stride,
             align_corners=self.model.network.align_corners,
             predictor=options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"}),
-            crf={"name": options.crf_params, "mode": options.crf_mode, "backend": options.crf_backend} if options.crf else None,
+            crf=self.crf,
             max_pixels=options.max_pixels,
             run=self.summary.run,
             threads=1,

@@ -150,7 +150,7 @@ def _engine(parameters: tuple[tuple[str, Any], ...]) -> Any:
     """The CRF with its buffers, one per process."""
     from deeplab.crf import DenseCRF
 
-    return DenseCRF.named(**dict(parameters))
+    return DenseCRF(**dict(parameters))
 
 
 def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:

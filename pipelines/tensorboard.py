@@ -36,6 +36,7 @@ class Curves:
             return
         self.writer.add_scalar("train/loss", progress.loss, progress.step)
         self.writer.add_scalar("train/learning_rate", progress.learning_rate, progress.step)
+        self.writer.add_scalar("train/seconds_waiting_for_data", progress.waited, progress.step)
         if progress.validation is None:
             return
         for name in ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):

@@ -27,7 +27,8 @@ from pipelines.pack import Packed, open_dataset
 from pipelines.tensorboard import Curves
 
 OVERRIDES = (
-    "steps", "batch_size", "crop", "learning_rate", "seed", "precision", "clip_norm", "batch_norm", "validate_every",
+    "steps", "batch_size", "crop", "learning_rate", "schedule", "objective", "ema", "seed", "precision", "clip_norm", "batch_norm",
+    "validate_every",
 )  # fmt: skip
 GRACE_SECONDS = 60.0  # for the workers to save their state when the run is asked to stop
 EXCHANGE_SECONDS = 600  # the longest that one rank waits for another: a save to a slow store fits
@@ -46,7 +47,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Notice:
-    """What a watcher is told before steps are reported: `phase` is check or start."""
+    """What a watcher is told besides steps: `phase` is check, start, or workers (each time a group of them starts)."""
 
     phase: str
     done: int = 0
@@ -196,7 +197,9 @@ def _trainer(job: Job, network: Any, board: Any, resources: dict[str, float], gp
         _worker,
         train_loop_config={"job": job, "network": [network], "board": board},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=EXCHANGE_SECONDS),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=options.resize_every
+        ),
         # A name that is never used again: Ray would take up an earlier run's snapshot by it.
         run_config=RunConfig(
             name=f"{job.run}-{uuid.uuid4().hex[:8]}",
@@ -225,9 +228,12 @@ def _worker(config: dict[str, Any]) -> None:
                 return
 
     threading.Thread(target=listen, daemon=True).start()
+    size, first = get_context().get_world_size(), get_context().get_world_rank() == 0
+    if first:
+        board.post.remote(Notice("workers", size, text=f"{size} workers start"))
     try:
         best = _work(job, ray.get(config["network"][0]), lambda progress: board.post.remote(progress), stopping.is_set)
-        if get_context().get_world_rank() == 0:
+        if first:
             ray.get(board.finish.remote(best))
     except UserError as error:
         ray.get(board.fail.remote(error))

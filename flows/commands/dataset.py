@@ -96,6 +96,7 @@ def pack(
     out: Annotated[str, typer.Argument(help="Folder or s3:// prefix to write.", show_default=False)],
     splits: Splits = "train,val",
     layout: Layout = "auto",
+    tile: Annotated[int, typer.Option(min=0, help="Cut larger images into tiles of at most this side; 0 is off.")] = 0,
 ) -> None:
     """Write DATASET as a few Parquet files, which `deeplab train` takes in its place: right for object storage."""
     from deeplab.datasets import LabelledFolder
@@ -105,5 +106,5 @@ def pack(
     files = storage.files(storage.canonical(dataset))
     opened = [LabelledFolder(files, split.strip(), layout) for split in splits.split(",")]
     with bar("pairs") as display:
-        pairs = run(opened, out, report=lambda done, total: display.update("packing", done, total))
+        pairs = run(opened, out, tile, report=lambda done, total: display.update("packing", done, total))
     stdout.print(f"{out}: {pairs} pairs")

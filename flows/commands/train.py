@@ -1,24 +1,18 @@
-"""`deeplab train`, `evaluate` and `models`: models of one's own, and how good they are."""
+"""`deeplab train` and `models`: models of one's own."""
 
 from __future__ import annotations
 
 import json
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from deeplab.presets import PRESETS
 from flows import stopping
 from flows.commands.architectures import print_family
 from flows.terminal import bar, stdout
-
-Dataset = Annotated[
-    Path, typer.Argument(help="Folder with images/, labels/, classes.txt and one SPLIT.txt per split.", show_default=False)
-]
 
 Layout = Annotated[
     str,
@@ -44,6 +38,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Override the crops per step, over all workers.")] = None,
     crop: Annotated[int | None, typer.Option(min=33, help="Override the preset's crop.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Override the preset's learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Override how the rate falls: poly or step.")] = None,
+    objective: Annotated[str | None, typer.Option(help="Override: single, or a loss per scale (MSC): official, kazuto.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Override the decay of the weights' running mean; 0 is off.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Override the preset's seed.")] = None,
     precision: Annotated[str | None, typer.Option(help="Override: float32, bfloat16 or float16.")] = None,
     clip_norm: Annotated[float | None, typer.Option(min=0, help="Override the gradient's greatest length; 0 is off.")] = None,
@@ -59,6 +56,7 @@ def train(
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken pairs out instead of refusing.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train together, through Ray Train.")] = 1,
     min_workers: Annotated[int | None, typer.Option(min=1, help="Go on with as few when nodes are lost.")] = None,
+    resize_every: Annotated[float, typer.Option(help="Seconds between looks for more nodes, with --min-workers.")] = 60,
     address: Annotated[str | None, typer.Option(help="Ray cluster to train on: host:port or auto.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="Restarts from the last state when a worker or node dies.")] = 3,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for the cluster to give the workers.")] = 600,
@@ -107,60 +105,6 @@ def train(
             display.progress.console.print(escape(str(error)))
             raise typer.Exit(asked() or 1) from None
     stdout.print(f"{model_out}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {val_split}")
-
-
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Bundled model or model folder.", show_default=False)],
-    dataset: Dataset,
-    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
-    scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated.")] = "1",
-    flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
-    fusion: Annotated[str, typer.Option(help="Fusion of scales: max or mean.")] = "max",
-    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
-    crf_params: Annotated[str, typer.Option(help="Named CRF parameters.")] = "kazuto",
-    crf_mode: Annotated[str, typer.Option(help="fast or exact.")] = "fast",
-    trimap: Annotated[str, typer.Option(help="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
-    """MODEL against the labels of DATASET: one confusion matrix over the split, IoU per class."""
-    from deeplab import checkpoint
-    from deeplab.crf import DenseCRF
-    from deeplab.datasets import DatasetError, LabelledFolder
-    from deeplab.evaluation import evaluate as run
-    from deeplab.predictor import Predictor
-
-    loaded = checkpoint.load(model)
-    data = LabelledFolder(dataset, split)
-    if tuple(data.classes) != loaded.classes.names:
-        raise DatasetError(f"{dataset}: classes {', '.join(data.classes)}; the model knows {', '.join(loaded.classes.names)}")
-    try:
-        factors, bands = tuple(map(float, scales.split(","))), [int(part) for part in trimap.split(",") if part]
-        predictor = Predictor(loaded.network, scales=factors, flip=flip, fusion=fusion, device=device)  # type: ignore[arg-type]
-        engine = DenseCRF.named(crf_params, crf_mode) if crf else None  # type: ignore[arg-type]
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    with bar("images") as display:
-        result = run(
-            predictor, data, crf=engine, trimap=bands, report=lambda done, total: display.update("evaluating", done, total)
-        )
-    summary: dict[str, Any] = {"model": loaded.label, "split": split, "images": len(data), "scales": list(factors), "flip": flip}
-    summary |= {"crf": engine.short() if engine else None, **result.total.summary(data.classes)}
-    summary["trimap"] = {str(width): confusion.mean_iou() for width, confusion in result.bands.items()}
-    if as_json:
-        print(json.dumps(summary, indent=2))
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for key, value in summary["iou"].items():
-        table.add_row(escape(key), "-" if value is None else f"{value:.4f}")
-    stdout.print(f"{loaded.label} on {len(data)} images of {dataset.name}/{split}, scales {scales}, CRF {summary['crf'] or 'off'}")
-    stdout.print(table)
-    for key in ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):
-        stdout.print(f"{key.replace('_', ' ')} {summary[key]:.4f}")
-    for width, value in summary["trimap"].items():
-        stdout.print(f"mIoU within {width} pixels of a boundary {value:.4f}")
 
 
 def models(

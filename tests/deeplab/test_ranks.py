@@ -109,6 +109,18 @@ def test_stopped_workers_save_and_go_on_to_the_same_weights(run, tmp_path):
     assert cards[0]["metrics"] == cards[1]["metrics"]
 
 
+def test_fewer_images_than_workers_are_trained_on_and_counted_once_each(run, labelled_folder, tmp_path):
+    """One image to train on and one to validate on, for three workers: each step shows it often, nobody waits for ever."""
+    for name in ("train", "val"):
+        (tmp_path / "data" / f"{name}.txt").write_text("picture_0\n")
+    config = replace(CONFIG, steps=4, validate_every=2)
+    losses, weights, best = run("one", config=config)
+    again, others, figures = run("three", 3, config)
+    np.testing.assert_allclose(again, losses, rtol=0, atol=1e-4)
+    assert_close(others, weights, 1e-4)
+    assert figures["pixels"] == best["pixels"] > 0
+
+
 def test_more_workers_than_crops_in_a_batch_are_refused(run):
     with pytest.raises(TrainingError, match="batch of 4 cannot be divided over 1 workers x 5 passes"):
         run("few", execution=replace(PLAIN, accumulate=5))

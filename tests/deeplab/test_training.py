@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from dataclasses import replace
 
@@ -16,6 +18,7 @@ from deeplab.sampling import Samples
 from deeplab.states import TrainingError
 from deeplab.training import Execution, Progress, Stopped, train
 from deeplab.transforms import Augmentation
+from deeplab.weights import read_safetensors
 from deeplab.zoo import build
 
 CLASSES = ClassTable.from_names(["ground", "square"])
@@ -294,3 +297,40 @@ def test_learnt_batch_norm_moves_and_frozen_stays(run, small_network):
 def test_classes_that_differ_are_refused(run, small_network):
     with pytest.raises(TrainingError, match="the network has 3 classes, the training set 2"):
         run("three", network=small_network(classes=3))
+
+
+def test_a_compiled_network_trains_as_a_plain_one_and_is_saved_under_the_same_names(run, tmp_path, monkeypatch):
+    """Traced, differentiated and called as compiled; what a C++ compiler would make of it takes a minute and is left out."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = replace(CONFIG, steps=2)
+    plain, compiled = run("plain", config)[1], run("compiled", config, execution=replace(PLAIN, compile=True))[1]
+    np.testing.assert_allclose([step.loss for step in compiled], [step.loss for step in plain], rtol=0, atol=1e-5)
+    keys = [read_safetensors(tmp_path / name / checkpoint.WEIGHTS).keys() for name in ("plain", "compiled")]
+    assert keys[0] == keys[1]
+
+
+def test_convolutions_are_trained_with_channels_innermost(run, small_network):
+    network = small_network(classes=2)
+    seen = []
+    network.backbone.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    run("laid", replace(CONFIG, steps=1), network=network)
+    assert seen and all(seen)
+    kernels = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_progress_says_when_a_step_was_done_and_how_long_it_waited_for_data(run):
+    _, steps = run("timed", replace(CONFIG, steps=3))
+    assert all(before.at < after.at for before, after in itertools.pairwise(steps))
+    assert all(0 <= step.waited < steps[-1].at - steps[0].at + 60 for step in steps)
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_saved(run, small_network, tmp_path):
+    plain, averaged = small_network(classes=2), small_network(classes=2)
+    run("plain", replace(CONFIG, ema=0.0, dropout=0.0), network=plain)
+    run("averaged", replace(CONFIG, ema=0.9, dropout=0.0), network=averaged)
+    for key, value in plain.state_dict().items():  # the training itself is the same
+        assert torch.equal(averaged.state_dict()[key], value)
+    assert weights(tmp_path / "plain") != weights(tmp_path / "averaged")

@@ -48,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_teaches_the_commands_and_the_exit_codes() -> None:
     page = deeplab("--help")
     assert page.returncode == 0
-    for word in ("segment", "status", "export", "show", "train", "evaluate", "models", "Exit codes"):
+    for word in ("segment", "status", "export", "show", "train", "evaluate", "tune-crf", "models", "Exit codes"):
         assert word in page.stdout
     assert "Exactly one row per image" in deeplab("segment", "--help").stdout
 
@@ -66,6 +66,8 @@ def test_help_teaches_the_commands_and_the_exit_codes() -> None:
         (["show", "nowhere", "-o", "sheet.txt"], 2, ".png or .jpg"),
         (["evaluate", "pets", "nowhere"], 1, "no such folder"),
         (["evaluate", "pets", "examples/pets", "--split", "test"], 1, "splits here: train, val"),
+        (["evaluate", "pets", "examples/pets", "--trimap", "wide"], 2, "numbers separated by commas"),
+        (["tune-crf", "pets", "examples/pets"], 1, "pets is bundled and stays as it is"),
         (["train", "examples/pets", "out", "--preset", "x"], 2, "finetune"),
         (["models", "nothing"], 1, "no model nothing"),
         (["bogus"], 2, "No such command"),
@@ -152,12 +154,17 @@ def test_training_writes_a_model_that_segments_and_evaluates(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     card = checkpoint.read_card(trained)
     assert (card["name"], card["data"]["licence"], card["training"]["steps"]) == ("mine", "CC0", 2)
-    scored = deeplab("evaluate", trained, "examples/pets", "--trimap", "3", "--crf", "--json")
+    figures = tmp_path / "figures"
+    scored = deeplab("evaluate", trained, "examples/pets", "--trimap", "3,9", "--crf", "--plots", figures, "--json")
     assert scored.returncode == 0, scored.stderr
     summary = json.loads(scored.stdout)
     assert set(summary["iou"]) == {"background", "cat", "dog"}
     assert summary["images"] == 6
-    assert "3" in summary["trimap"]
+    assert set(summary["trimap"]) == set(summary["before_crf"]["trimap"]) == {"3", "9"}
+    assert json.loads((figures / "evaluation.json").read_text()) == summary
+    for name in ("trimap.png", "confusion.png"):
+        with Image.open(figures / name) as picture:
+            assert picture.width > 300
     assert card["metrics"]["validation"]["split"] == "val"
 
 

@@ -56,3 +56,13 @@ def test_a_broken_pair_leaves_no_pack(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"picture_4\.png"):
         packed(folder, tmp_path / "packed")
     assert not (tmp_path / "packed" / pack.INDEX).exists()
+
+
+def test_large_pairs_are_cut_into_tiles_that_cover_them(folder: Path, tmp_path: Path) -> None:
+    assert pack.pack([LabelledFolder(folder, "val")], str(tmp_path / "tiles"), tile=40) == 8  # 57 pixels: 2 x 2 tiles of two pairs
+    plain, tiles = LabelledFolder(folder, "val"), pack.open_dataset(str(tmp_path / "tiles"), "val")
+    assert tiles.stems[:4] == [f"picture_0-{top}-{left}" for top in (0, 28) for left in (0, 28)]
+    for part in (0, 1):
+        upper, lower = (np.hstack([tiles[row][part], tiles[row + 1][part]]) for row in (0, 2))
+        np.testing.assert_array_equal(np.vstack([upper, lower]), plain[0][part])
+    assert pack.pack([LabelledFolder(folder, "val")], str(tmp_path / "whole"), tile=57) == 2

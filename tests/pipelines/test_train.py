@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from deeplab import checkpoint
+from deeplab.errors import UserError
 from deeplab.states import TrainingError
+from deeplab.training import Progress, Stopped
+from pipelines import s3 as store
+from pipelines import storage
 from pipelines.options import TrainOptions
+from pipelines.registry import read_model
 from pipelines.train import Notice, configuration, train
 from tests.pipelines.conftest import make_dataset
 
@@ -44,6 +54,82 @@ def test_what_cannot_go_together_is_refused_before_anything_starts(tmp_path: Pat
 
 
 def test_a_preset_is_overridden_by_what_is_given_only(tmp_path: Path) -> None:
-    config = configuration(options(tmp_path, precision="bfloat16", clip_norm=0.0))
+    config = configuration(options(tmp_path, precision="bfloat16", clip_norm=0.0, schedule="step", objective="official", ema=0.0))
     assert (config.steps, config.precision, config.clip_norm) == (2, "bfloat16", 0.0)
+    assert (config.schedule, config.objective, config.ema) == ("step", "official", 0.0)
     assert (config.preset, config.learning_rate) == ("finetune", 0.0005)
+
+
+def test_a_training_on_s3_stops_goes_on_and_leaves_a_model_there(s3: str, tmp_path: Path) -> None:
+    """Data set, states, metrics and model in a bucket; the same bits as on a disk."""
+    data = make_dataset(tmp_path / "data")
+    for path in data.rglob("*.*"):
+        store.put(f"{s3}/data/{path.relative_to(data)}", path.read_bytes())
+    steps = {"steps": 3, "batch_size": 2, "checkpoint_every": 1, "validate_every": 2, "keep": 1}
+    train(options(tmp_path, **steps))
+    there = options(tmp_path, **steps).model_copy(update={"dataset": f"{s3}/data", "model_out": f"{s3}/model"})
+    done: list[int] = []
+
+    def watch(progress: Progress | Notice) -> None:
+        if isinstance(progress, Progress):
+            done.append(progress.step)
+
+    with pytest.raises(Stopped, match="stopped at step 1"):
+        train(there, watch, lambda: bool(done) or True)
+    assert states_in(f"{s3}/model") == ["step-00000001.pt"]
+    with pytest.raises(TrainingError, match="unfinished training: --resume"):
+        train(there)
+    train(there.model_copy(update={"resume": True}), watch)
+    assert done == [1, 2, 3]
+    assert states_in(f"{s3}/model") == []
+    for name in (checkpoint.WEIGHTS, "metrics.jsonl"):
+        assert store.get(f"{s3}/model/{name}")[0] == (tmp_path / "out" / name).read_bytes()
+    assert checkpoint.parse(*read_model(f"{s3}/model")).classes.names == ("ground", "square")
+
+
+def states_in(place: str) -> list[str]:
+    return storage.files(place).names("training")
+
+
+def test_a_store_that_cannot_be_written_is_named(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = store.put
+
+    def refuse(uri: str, data: bytes, **given: object) -> object:
+        if "step-00000002.pt" in uri:
+            raise PermissionError(13, "AccessDenied", uri)
+        return whole(uri, data, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "put", refuse)
+    given = options(tmp_path, checkpoint_every=1, validate_every=2, batch_size=2)
+    with pytest.raises(TrainingError, match=r"the state of step 2 was not saved \(.*AccessDenied.*earlier ones are kept"):
+        train(given.model_copy(update={"model_out": f"{s3}/model"}))
+    assert states_in(f"{s3}/model") == ["step-00000001.pt"]
+    monkeypatch.undo()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    for cached in (store.client, storage._s3_filesystem):
+        cached.cache_clear()
+    with pytest.raises(UserError, match=rf"{s3}/other"):
+        train(options(tmp_path).model_copy(update={"model_out": f"{s3}/other"}))
+
+
+def test_tensorboard_and_the_folder_show_figures_and_sample_predictions(tmp_path: Path) -> None:
+    train(options(tmp_path, batch_size=1))
+    out = tmp_path / "out"
+    with Image.open(out / "samples" / "step-00000002.jpg") as sheet:
+        assert sheet.width > 400
+    shown: dict[str, list[int]] = {}
+    for event in events(next((out / "tensorboard").glob("events*"))):
+        for value in event.summary.value:
+            shown.setdefault(value.tag, []).append(event.step)
+    assert shown["train/loss"] == shown["validation/mean_iou"] == shown["iou/square"] == shown["samples"] == [1, 2]
+
+
+def events(path: Path) -> Iterator[Any]:
+    """The records of a TensorBoard file: length, its checksum, data, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        yield Event.FromString(data[place + 12 : place + 12 + length])
+        place += 16 + length

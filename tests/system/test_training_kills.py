@@ -1,4 +1,4 @@
-"""Training that is killed with -9 or asked to end, on one process and on Ray: it goes on and ends as if undisturbed."""
+"""Training that is killed with -9 or asked to end, on one process, on Ray and on several nodes: it ends as if undisturbed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,9 +117,94 @@ def test_ray_workers_survive_a_killed_worker_and_a_killed_driver(
         wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end", PATIENCE)
     finish(start(*command, "--resume"))
 
+    assert_ends_like(out, undisturbed)
+
+
+def assert_ends_like(out: Path, undisturbed: Path) -> None:
+    """The same losses, and the same weights as far as they are stored (half precision)."""
     expected = metrics(undisturbed)
     assert [line["step"] for line in metrics(out)] == [line["step"] for line in expected]
     np.testing.assert_allclose([line["loss"] for line in metrics(out)], [line["loss"] for line in expected], atol=1e-4)
     found, alone = (weights.read_safetensors(folder / checkpoint.WEIGHTS) for folder in (out, undisturbed))
     for key, value in alone.items():  # stored in half precision
         np.testing.assert_allclose(found[key], value, rtol=2e-3, atol=1e-4, err_msg=key)
+
+
+class Lines:
+    """What a running command says, line by line, without waiting for it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self.lines: list[str] = []
+        self.reader = threading.Thread(target=lambda: self.lines.extend(process.stdout), daemon=True)  # type: ignore[arg-type]
+        self.reader.start()
+
+    def workers(self) -> list[int]:
+        """How many workers started, each time."""
+        return [int(line.split()[0]) for line in self.lines if "workers start" in line]
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A head with as many CPUs as the parameter says, and nodes of one CPU each so that there are two in all."""
+    from ray.cluster_utils import Cluster
+
+    memory, on_head = 200 << 20, request.param
+    head = {"num_cpus": on_head, "object_store_memory": memory, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2 - on_head):
+            made.add_node(num_cpus=1, object_store_memory=memory)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def kill_a_node(cluster: Any) -> None:
+    cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True, ids=["three nodes"])
+def test_a_killed_node_is_replaced_and_the_training_ends_as_if_undisturbed(
+    start: Start, tmp_path: Path, dataset: Path, undisturbed: Path, cluster: Any
+) -> None:
+    out = tmp_path / "trained"
+    process = start("train", str(dataset), str(out), *OPTIONS, "--workers", "2", "--address", cluster.address)
+    said = Lines(process)
+    wait_for(lambda: reached(out, 1)() or process.poll() is not None, "a first state", PATIENCE)
+    assert process.poll() is None, process.communicate()[1]
+    kill_a_node(cluster)
+    cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+    process.wait(PATIENCE)
+    said.reader.join(PATIENCE)
+    assert process.returncode == 0, process.stderr.read()  # type: ignore[union-attr]
+    assert said.workers() == [2, 2]
+    assert_ends_like(out, undisturbed)
+
+
+@pytest.mark.parametrize("cluster", [1], indirect=True, ids=["two nodes"])
+def test_elastic_workers_go_on_without_a_lost_node_and_take_it_back(
+    start: Start, tmp_path: Path, dataset: Path, cluster: Any
+) -> None:
+    out = tmp_path / "trained"
+    options = [*OPTIONS, "--steps", "100000", "--validate-every", "100000", "--checkpoint-every", "5"]
+    elastic = ("--workers", "2", "--min-workers", "1", "--resize-every", "2", "--retries", "10", "--address", cluster.address)
+    process = start("train", str(dataset), str(out), *options, *elastic)
+    said = Lines(process)
+
+    def waited_for(workers: int, what: str) -> None:
+        """Until the latest start was with so many workers, and a state came after it."""
+        wait_for(lambda: said.workers()[-1:] == [workers] or process.poll() is not None, what, PATIENCE)
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+        at = states(out)[-1:]
+        wait_for(lambda: states(out)[-1:] > at or process.poll() is not None, f"steps with {what}", PATIENCE)
+
+    waited_for(2, "two workers")
+    kill_a_node(cluster)
+    waited_for(1, "one worker")
+    cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+    waited_for(2, "two workers again")
+    os.kill(process.pid, signal.SIGTERM)
+    process.wait(PATIENCE)
+    assert process.returncode == 143, process.stderr.read()  # type: ignore[union-attr]
+    assert states(out)

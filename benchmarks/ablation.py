@@ -1,0 +1,144 @@
+"""The papers' ablations at a hundredth of their iterations, as far as a CPU gets: docs/results.md is made by this.
+
+    python benchmarks/ablation.py --dataset ../shared/data/pets --init ../shared/weights/resnet50_imagenet_caffe.safetensors
+
+Rows of arXiv 1606.00915's Table 2 (learning policy, batch, iterations) and Table 4 (MSC, scale augmentation, LargeFOV or
+ASPP), each a training from ImageNet weights and an evaluation of its last weights, before and after the CRF. A row is
+appended to --out as it is done, and rows that are there already are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplab import weights, zoo
+from deeplab.classes import ClassTable
+from deeplab.crf import DenseCRF
+from deeplab.datasets import LabelledFolder
+from deeplab.evaluation import evaluate
+from deeplab.predictor import Predictor
+from deeplab.presets import TrainingConfig
+from deeplab.training import Execution, train
+
+# ResNet-50 at stride 16 in place of the papers' VGG-16 and ResNet-101 at stride 8; batch and iterations scaled down.
+BASE = TrainingConfig(
+    preset="ablation", architecture="resnet50-largefov", options={"output_stride": 16, "eps": 1e-3}, steps=200, batch_size=4,
+    crop=225, learning_rate=1e-3, scales=(1.0,), loss="stride", precision="bfloat16", validate_every=100_000,
+)  # fmt: skip
+AUGMENTED = (0.5, 0.75, 1.0, 1.25, 1.5)
+MSC = (0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`paper`: the row's mIoU there, before and after the CRF, in percent; `scales`: of the evaluation."""
+
+    table: int
+    name: str
+    config: TrainingConfig
+    paper: tuple[float | None, float | None]
+    scales: tuple[float, ...] = (1.0,)
+
+
+def policy(schedule: str, batch: int, steps: int, paper: float, crf: float | None = None) -> Row:
+    config = replace(BASE, schedule=schedule, batch_size=batch, steps=steps, step_every=max(1, steps // 3))  # type: ignore[arg-type]
+    return Row(2, f"{schedule}, batch {batch}, {steps} iterations", config, (paper, crf))
+
+
+def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None, crf: float | None = None) -> Row:
+    config = replace(BASE, architecture=f"resnet50-{head}", objective="official" if msc else "single")
+    return Row(4, name, replace(config, scales=AUGMENTED if augmented else (1.0,)), (paper, crf), MSC if msc else (1.0,))
+
+
+ROWS = (  # the most wanted first, should time run out
+    policy("step", 12, 60, 62.25),
+    policy("poly", 12, 60, 63.42),
+    design("plain", "plain", False, False, 68.72),
+    design("plain, MSC", "plain", True, False, 71.27),
+    design("plain, MSC, Aug", "plain", True, True, None),
+    design("LargeFOV, MSC, Aug", "largefov", True, True, 75.54),
+    design("ASPP, MSC, Aug", "aspp", True, True, 76.35, 77.69),
+    policy("poly", 12, 100, 64.90),
+    policy("poly", 4, 100, 64.71),
+    policy("poly", 4, 200, 65.88),
+)
+
+
+def cpu_seconds() -> float:
+    return sum(part.ru_utime + part.ru_stime for part in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def sample(data: LabelledFolder, every: int) -> LabelledFolder:
+    kept = set(data.stems[::every])
+    return data.without([stem for stem in data.stems if stem not in kept])
+
+
+def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
+    """Train and evaluate one row; figures of every `every`-th image of `test`, at the last iteration."""
+    began = cpu_seconds()
+    training, validation, test = (LabelledFolder(dataset, split) for split in ("train", "val", "test"))
+    network = zoo.build(row.config.architecture, len(training.classes), seed=0, **row.config.options)
+    weights.initialise(network, init)
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            network, row.config, training, sample(validation, 10), Path(folder) / "model", card={"name": "ablation"},
+            classes=ClassTable.from_names(training.classes), execution=Execution("cpu", loaders=0),
+            report=lambda progress: losses.append(progress.loss),
+        )  # fmt: skip
+    trained = cpu_seconds() - began
+    test = sample(test, every)
+    predictor = Predictor(network, scales=row.scales, device="cpu", precision="bfloat16")
+    found = evaluate(predictor, test, crf=DenseCRF.named("deeplab-v2"))
+    assert found.before is not None
+    return {
+        "table": row.table, "name": row.name, "images": len(test), "loss": sum(losses[-20:]) / len(losses[-20:]),
+        "before": found.before.total.mean_iou(), "after": found.total.mean_iou(), "train_cpu_seconds": round(trained),
+        "cpu_seconds": round(cpu_seconds() - began),
+    }  # fmt: skip
+
+
+def markdown(done: dict[tuple[int, str], dict[str, Any]]) -> str:
+    """Both tables, with the paper's figures beside ours."""
+    lines = []
+    for table in (2, 4):
+        lines += [f"\n| as Table {table} | mIoU | with CRF | the paper's | with CRF |", "|---|---|---|---|---|"]
+        for row in ROWS:
+            if row.table == table and (found := done.get((table, row.name))):
+                paper = " | ".join("" if value is None else f"{value:.2f}" for value in row.paper)
+                lines.append(f"| {row.name} | {100 * found['before']:.2f} | {100 * found['after']:.2f} | {paper} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, default=Path("../shared/data/pets"))
+    parser.add_argument("--init", type=Path, default=Path("../shared/weights/resnet50_imagenet_caffe.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
+    parser.add_argument("--every", type=int, default=3, help="evaluate every so many-th test image")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    done = {(found["table"], found["name"]): found for found in map(json.loads, lines)}
+    for row in ROWS:
+        if (row.table, row.name) not in done:
+            found = measure(row, arguments.dataset, arguments.init, arguments.every)
+            done[row.table, row.name] = found
+            with arguments.out.open("a") as stream:
+                stream.write(json.dumps(found) + "\n")
+            print(json.dumps(found), flush=True)
+    print(markdown(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Training speed: the loop under Ray Train against the same loop alone, the share of a step that waits for data, and on a GPU
+the share of the card's measured matrix rate that a step reaches.
+
+    python benchmarks/training.py                             # the example photos, on CPUs
+    python benchmarks/training.py --preset resnet101-v2 --batch-size 10 --loaders 8 --dataset DATASET    # on a GPU
+
+Both run in turns in one process tree, `--repeats` times; rates are of the steps after the first `--warm-up`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from deeplab import zoo
+from deeplab.training import Objective, Progress
+from pipelines import cluster
+from pipelines.options import TrainOptions
+from pipelines.train import Notice, configuration, train
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "pets"
+
+
+def run(options: TrainOptions, warm_up: int) -> tuple[float, float]:
+    """Images a second, and the share of the time that was spent waiting for data."""
+    steps: list[Progress] = []
+
+    def watch(progress: Progress | Notice) -> None:
+        if isinstance(progress, Progress):
+            steps.append(progress)
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(options.model_copy(update={"model_out": f"{folder}/model"}), watch)
+    first, *rest = steps[warm_up:]
+    seconds = rest[-1].at - first.at
+    return configuration(options).batch_size * len(rest) / seconds, sum(step.waited for step in rest) / seconds
+
+
+def step_flop(options: TrainOptions, device: str) -> float:
+    """Floating-point operations of one step's forward and backward pass, counted by torch (a multiply-add is two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = configuration(options)
+    network = zoo.build(config.architecture, 21, **config.options).to(device)
+    network.freeze_batch_norm()
+    images = torch.zeros(1, 3, config.crop, config.crop, dtype=torch.uint8, device=device)
+    labels = torch.zeros(1, config.crop, config.crop, dtype=torch.uint8, device=device)
+    with FlopCounterMode(display=False) as counter:
+        Objective(network.train(), config)(images, labels, None, 1.0).backward()
+    return float(counter.get_total_flops()) * config.batch_size
+
+
+def matrix_rate(size: int = 8192, repeats: int = 50) -> float:
+    """Operations a second of a bfloat16 matrix product on the GPU."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(10):
+        a @ b
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    torch.cuda.synchronize()
+    return repeats * 2 * size**3 / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default=str(EXAMPLES))
+    parser.add_argument("--preset", default="finetune")
+    parser.add_argument("--init", default="pets")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--warm-up", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--crop", type=int, default=161)
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--loaders", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    torch.set_num_threads(1)  # Ray gives its workers one thread a CPU
+    options = TrainOptions(
+        dataset=given.dataset, model_out="", preset=given.preset, init=given.init, steps=given.steps, batch_size=given.batch_size,
+        crop=given.crop, precision=given.precision, loaders=given.loaders, validate_every=given.steps, skip_broken=True,
+    )  # fmt: skip
+    where = torch.cuda.get_device_name() if gpu else platform.machine()
+    print(f"{where}: {given.preset}, batch {given.batch_size}, crop {given.crop}, {given.precision}, {given.loaders} loaders")
+    ratios, waits, rates = [], [], []
+    with cluster.session(cpus=1):
+        for repeat in range(given.repeats):
+            alone, waited = run(options, given.warm_up)
+            # An address, and be it that of the Ray which runs here already, sends one worker through Ray Train.
+            wrapped, waited_there = run(options.model_copy(update={"address": "auto"}), given.warm_up)
+            ratios.append(wrapped / alone)
+            waits.append(waited_there)
+            rates.append(wrapped)
+            print(
+                f"{repeat}: alone {alone:.2f} images/s, {waited:.1%} waiting for data; with Ray {wrapped:.2f}, {waited_there:.1%}"
+            )
+    print(f"with Ray / alone, median of {given.repeats}: {statistics.median(ratios):.3f}; waiting {statistics.median(waits):.1%}")
+    if gpu:
+        rate, peak = statistics.median(rates) / given.batch_size * step_flop(options, "cuda"), matrix_rate()
+        print(f"{rate / 1e12:.1f} of {peak / 1e12:.1f} TFLOP/s measured in bfloat16: {rate / peak:.1%}")
+
+
+if __name__ == "__main__":
+    main()

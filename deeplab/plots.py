@@ -1,0 +1,91 @@
+"""Figures of an evaluation as pictures: the papers' trimap curve, and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, GRID, PAPER = (32, 32, 36), (222, 222, 226), (255, 255, 255)
+LINES = ((46, 110, 180), (196, 78, 82), (82, 150, 90), (140, 96, 170))
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 480, 70, 24, 50, 60
+MOST_NAMES = 40  # classes whose names still fit beside the matrix
+NUMBERS = 12  # classes up to which every cell carries its number
+
+
+def trimap_curve(curves: Mapping[str, Mapping[int, float | None]], title: str) -> Image.Image:
+    """Name -> {trimap width in pixels: mIoU 0..1} -> mIoU (%) over the width, as arXiv 1606.00915's figure 10.
+
+    Widths without a figure are left out. ValueError when no curve has any.
+    """
+    lines = {name: [(w, 100 * v) for w, v in sorted(curve.items()) if v is not None] for name, curve in curves.items()}
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        raise ValueError("no pixel lies near a void boundary: these labels have no trimap")
+    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(14)
+    widest = max(width for width, _ in points)
+    low, high = (5 * np.floor(min(v for _, v in points) / 5), 5 * np.ceil(max(v for _, v in points) / 5))
+    high = max(high, low + 5)
+
+    def place(width: float, value: float) -> tuple[float, float]:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * width / widest
+        return x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
+
+    draw.text((LEFT + 20, 12), title, fill=INK, font=font)
+    for value in np.linspace(low, high, 6):
+        y = place(0, value)[1]
+        draw.line((LEFT, y, WIDTH - RIGHT, y), fill=GRID)
+        draw.text((LEFT - 8, y), f"{value:.0f}", fill=INK, font=font, anchor="rm")
+    for width in np.linspace(0, widest, 5):
+        x = place(width, low)[0]
+        draw.line((x, HEIGHT - BOTTOM, x, HEIGHT - BOTTOM + 5), fill=INK)
+        draw.text((x, HEIGHT - BOTTOM + 8), f"{width:g}", fill=INK, font=font, anchor="ma")
+    draw.text((LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 12), "trimap width (pixels)", fill=INK, font=font, anchor="ms")
+    draw.text((8, 12), "mIoU (%)", fill=INK, font=font)
+    for index, (name, line) in enumerate(lines.items()):
+        colour = LINES[index % len(LINES)]
+        dots = [place(*point) for point in line]
+        if len(dots) > 1:
+            draw.line(dots, fill=colour, width=2)
+        for x, y in dots:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        y = HEIGHT - BOTTOM - 22 * (len(lines) - index)
+        draw.line((WIDTH - 210, y, WIDTH - 180, y), fill=colour, width=3)
+        draw.text((WIDTH - 172, y), name, fill=INK, font=font, anchor="lm")
+    return picture
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence[str], title: str) -> Image.Image:
+    """counts[t, p] (C x C) -> a picture: a row per true class, shaded by what share of its pixels went where."""
+    classes = len(names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = max(4, min(56, 1400 // classes))
+    font = ImageFont.load_default(max(9, min(14, cell - 4)))
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    room = int(max(measure.textlength(name, font=font) for name in names)) + 16 if classes <= MOST_NAMES else 20
+    side = cell * classes
+    heading = f"{title} (rows: labels, columns: predictions, % of a row)"
+    wide = int(measure.textlength(heading, font=ImageFont.load_default(14))) + 20
+    picture = Image.new("RGB", (max(room + side + 20, wide), 50 + side + room), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((10, 12), heading, fill=INK, font=ImageFont.load_default(14))
+    for row in range(classes):
+        for column in range(classes):
+            share = float(shares[row, column])
+            base = (46, 110, 180) if row == column else (196, 78, 82)
+            colour = tuple(round(255 + (value - 255) * share**0.5) for value in base)  # rare confusions are to be seen
+            x, y = room + cell * column, 50 + cell * row
+            draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=colour, outline=GRID if cell > 8 else None)
+            if classes <= NUMBERS:
+                ink = PAPER if share > 0.5 else INK
+                draw.text((x + cell / 2, y + cell / 2), f"{100 * share:.1f}", fill=ink, font=font, anchor="mm")
+    if classes <= MOST_NAMES:
+        for index, name in enumerate(names):
+            draw.text((room - 8, 50 + cell * index + cell / 2), name, fill=INK, font=font, anchor="rm")
+            label = Image.new("RGB", (room, cell), PAPER)
+            ImageDraw.Draw(label).text((room - 8, cell / 2), name, fill=INK, font=font, anchor="rm")
+            picture.paste(label.rotate(90, expand=True), (room + cell * index, 50 + side))
+    return picture
