@@ -57,7 +57,7 @@ def test_a_preset_is_overridden_by_what_is_given_only(tmp_path: Path) -> None:
     config = configuration(options(tmp_path, precision="bfloat16", clip_norm=0.0, schedule="step", objective="official", ema=0.0))
     assert (config.steps, config.precision, config.clip_norm) == (2, "bfloat16", 0.0)
     assert (config.schedule, config.objective, config.ema) == ("step", "official", 0.0)
-    assert (config.preset, config.learning_rate) == ("finetune", 0.0005)
+    assert (config.preset, config.learning_rate) == ("finetune", 1.5e-4)
 
 
 def test_a_training_on_s3_stops_goes_on_and_leaves_a_model_there(s3: str, tmp_path: Path) -> None:
