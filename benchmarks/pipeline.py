@@ -33,7 +33,7 @@ def loop(paths: list[Path], model: str, ready: object, go: object) -> None:
 
     torch.set_num_threads(1)
     loaded = checkpoint.load(model)
-    predictor = Predictor(loaded.network, scales=(0.5, 0.75, 1.0))
+    predictor = Predictor(loaded.network)
     crf = DenseCRF.named("kazuto")
     results = []
     ready.release()  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ class SegmentOptions(BaseModel):
     results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
     model: str = Field(default="pets", description="Bundled model, model folder or REGISTRY@ALIAS")
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
-        default=(0.5, 0.75, 1.0), min_length=1, max_length=8, description="Scales of the input, fused per position"
+        default=(1.0,), min_length=1, max_length=8, description="Scales of the input, fused per position"
     )
     flip: bool = Field(default=False, description="Also score the mirror image and average")
     fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused; max is DeepLab v2's")

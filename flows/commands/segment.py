@@ -28,7 +28,7 @@ def segment(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS.")
     ] = "pets",
-    scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated; fused per position.")] = "0.5,0.75,1",
+    scales: Annotated[str, typer.Option(help="Scales of the input, comma-separated; 0.5,0.75,1 is DeepLab v2's MSC.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
     fusion: Annotated[str, typer.Option(help="Fusion of scales: max (DeepLab v2) or mean.")] = "max",
     crf: Annotated[bool, typer.Option(help="Refine masks with the dense CRF.")] = True,
