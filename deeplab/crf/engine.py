@@ -50,7 +50,7 @@ class DenseCRF:
         freeze: float = 3e-4,
         device: str = "cpu",
         deterministic: bool = False,
-        build: Literal["auto", "avx2", "baseline"] = "auto",
+        build: Literal["auto", "avx512", "avx2", "baseline"] = "auto",
         block_lanes: int = 24,
     ) -> None:
         if mode not in get_args(Mode):
