@@ -65,7 +65,7 @@ def random_call(rng: np.random.Generator) -> str:
             threads=int(rng.integers(1, 4)),
             prune=float(rng.random() * 0.5),
             freeze=[0.0, 1e-6, 3e-4, 0.1][rng.integers(4)],
-            build=["auto", "baseline"][rng.integers(2)],  # type: ignore[arg-type]
+            build=str(rng.choice(["auto", *engine_module().builds])),  # type: ignore[arg-type]
             block_lanes=int(4 * rng.integers(1, 7)),
         )
         given = {"probabilities": scores} if probabilities else {"scores": scores}

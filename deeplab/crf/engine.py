@@ -47,10 +47,10 @@ class DenseCRF:
         backend: Backend = "native",
         threads: int = 1,
         prune: float = 0.05,
-        freeze: float = 3e-4,
+        freeze: float = 1e-4,
         device: str = "cpu",
         deterministic: bool = False,
-        build: Literal["auto", "avx2", "baseline"] = "auto",
+        build: Literal["auto", "avx512", "avx2", "baseline"] = "auto",
         block_lanes: int = 24,
     ) -> None:
         if mode not in get_args(Mode):

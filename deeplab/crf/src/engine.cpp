@@ -124,7 +124,6 @@ private:
         switch (unary_.lanes) {
             case 4: infer<4>(field, settings, stats); break;
             case 8: infer<8>(field, settings, stats); break;
-            case 12: infer<12>(field, settings, stats); break;
             case 16: infer<16>(field, settings, stats); break;
             case 20: infer<20>(field, settings, stats); break;
             default: infer<24>(field, settings, stats); break;

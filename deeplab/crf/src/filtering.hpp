@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lattice.hpp"
+#include "row.hpp"
 
 namespace crf {
 namespace CRF_BUILD {

@@ -1,4 +1,4 @@
-// What the binding and the two builds of the engine share: plain data and two abstract classes, no inline code.
+// What the binding and the builds of the engine share: plain data and two abstract classes, no inline code.
 #pragma once
 
 #include <cstddef>
@@ -73,6 +73,10 @@ Engine* make_engine();
 Filter* make_filter();
 }
 namespace avx2 {
+Engine* make_engine();
+Filter* make_filter();
+}
+namespace avx512 {
 Engine* make_engine();
 Filter* make_filter();
 }

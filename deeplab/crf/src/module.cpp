@@ -16,22 +16,38 @@ using namespace crf;
 
 namespace {
 
-bool has_avx2() {
-#if defined(CRF_WITH_AVX2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return false;
+// The engine compiled for one instruction set.
+struct Build {
+    const char* name;
+    bool here;  // in this package, and the machine can run it
+    Engine* (*make_engine)();
+    Filter* (*make_filter)();
+};
+
+// Best first.
+const Build* builds(int& count) {
+    static const Build all[] = {
+#if defined(CRF_WITH_AVX)
+        {"avx512",
+         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
+         avx512::make_engine, avx512::make_filter},
+        {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"), avx2::make_engine,
+         avx2::make_filter},
 #endif
+        {"baseline", true, baseline::make_engine, baseline::make_filter}};
+    count = sizeof(all) / sizeof(all[0]);
+    return all;
 }
 
-bool use_avx2(const std::string& build) {
-    if (build == "baseline") return false;
-    if (build == "avx2") {
-        if (!has_avx2()) throw nb::value_error("build 'avx2': this machine or this package lacks AVX2, FMA or F16C; 'auto' and 'baseline' are accepted");
-        return true;
-    }
-    if (build == "auto") return has_avx2();
-    throw nb::value_error("build: 'auto', 'avx2' and 'baseline' are accepted");
+const Build& choose(const std::string& name) {
+    int count;
+    const Build* all = builds(count);
+    for (int i = 0; i < count; ++i)
+        if (all[i].here && (name == "auto" || name == all[i].name)) return all[i];
+    if (name == "avx512" || name == "avx2")
+        throw nb::value_error(("build '" + name + "': this machine or this package lacks it; 'auto' and 'baseline' are accepted").c_str());
+    throw nb::value_error("build: 'auto', 'avx512', 'avx2' and 'baseline' are accepted");
 }
 
 void raise(Status status) {
@@ -52,7 +68,7 @@ using Output = nb::ndarray<nb::numpy, nb::c_contig, nb::device::cpu>;
 
 class PyEngine {
 public:
-    explicit PyEngine(const std::string& build) : engine_(use_avx2(build) ? make_avx2() : baseline::make_engine()) {}
+    explicit PyEngine(const std::string& build) : engine_(choose(build).make_engine()) {}
 
     nb::dict refine(Image image, Values scores, float step, float shift, bool probabilities, bool full_size, Output out,
                     int iterations, float pos_w, float pos_x, float pos_y, float bi_w, float bi_x, float bi_y, float bi_r,
@@ -104,13 +120,6 @@ public:
     }
 
 private:
-    static Engine* make_avx2() {
-#if defined(CRF_WITH_AVX2)
-        return avx2::make_engine();
-#else
-        return baseline::make_engine();
-#endif
-    }
     std::unique_ptr<Engine> engine_;
     std::mutex mutex_;
 };
@@ -120,12 +129,7 @@ public:
     PyFilter(Matrix features, const std::string& build) {
         count_ = features.shape(0);
         if (!count_ || !features.shape(1) || features.shape(1) > largest_dimension) throw nb::value_error("features: points x 1 to 6 dimensions are accepted");
-#if defined(CRF_WITH_AVX2)
-        filter_.reset(use_avx2(build) ? avx2::make_filter() : baseline::make_filter());
-#else
-        use_avx2(build);
-        filter_.reset(baseline::make_filter());
-#endif
+        filter_.reset(choose(build).make_filter());
         Status status;
         {
             nb::gil_scoped_release release;
@@ -155,7 +159,12 @@ private:
 
 NB_MODULE(_engine, m) {
     m.doc() = "Dense CRF inference on the permutohedral lattice; use deeplab.crf.";
-    m.attr("has_avx2") = has_avx2();
+    int count;
+    const Build* all = builds(count);
+    nb::list here;
+    for (int i = 0; i < count; ++i)
+        if (all[i].here) here.append(all[i].name);
+    m.attr("builds") = here;  // that run on this machine, best first
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<const std::string&>(), nb::arg("build") = "auto")
         .def("refine", &PyEngine::refine, nb::arg("image"), nb::arg("scores"), nb::kw_only(), nb::arg("step"), nb::arg("shift"),

@@ -13,7 +13,7 @@ public:
     Buffer<int> kept_class;  // class of every channel
     Buffer<float> logits, rest;
     bool has_rest = false;
-    // The last kept class has no channel where that saves four lanes: its marginal is what the others leave.
+    // The last kept class has no channel where that saves lanes: its marginal is what the others leave.
     bool implied = false;
     Buffer<float> last;  // its logits
 
@@ -65,6 +65,11 @@ public:
     }
 
 private:
+    // Lanes for `count` channels. Twelve would lie across two cache lines every other time, sixteen fill one.
+    static int whole_lanes(int count) {
+        int lanes = (count + 3) / 4 * 4;
+        return lanes == 12 ? 16 : lanes;
+    }
     int row_lanes() const { return lanes * blocks + (implied ? 4 : 0); }
 
     // Checks one point; to prune, updates the classes' greatest probabilities and gives the peak score and the sum.
@@ -165,9 +170,9 @@ private:
         float dropped_mass = 0;  // an upper bound; what is dropped must not count as the implied class's
         for (int c = 0; c < classes; ++c)
             if (dropped[c]) dropped_mass += best_[c];
-        implied = kept > 1 && kept % 4 == 1 && kept - 1 <= block_lanes && dropped_mass < 1e-3f;
+        implied = kept > 1 && kept - 1 <= block_lanes && whole_lanes(kept - 1) < whole_lanes(kept) && dropped_mass < 1e-3f;
         blocks = (channels() + block_lanes - 1) / block_lanes;
-        lanes = ((channels() + blocks - 1) / blocks + 3) / 4 * 4;
+        lanes = whole_lanes((channels() + blocks - 1) / blocks);
     }
     // The grid of the kept classes, and the dropped ones joined into one: log-sum-exp of scores, sum of probabilities.
     void reduce_grid() {

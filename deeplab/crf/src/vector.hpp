@@ -1,4 +1,5 @@
-// Short vectors through the compiler's vector extension: AVX2 where this file is built with it, SSE2 or NEON elsewhere.
+// Short vectors through the compiler's vector extension: AVX-512 or AVX2 where this file is built with it, SSE2 or NEON
+// elsewhere.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +15,23 @@ namespace CRF_BUILD {
 
 typedef float float4 __attribute__((vector_size(16)));
 typedef float float8 __attribute__((vector_size(32)));
+typedef float float16 __attribute__((vector_size(64)));
 typedef int32_t int4 __attribute__((vector_size(16)));
 typedef int32_t int8 __attribute__((vector_size(32)));
+typedef int32_t int16 __attribute__((vector_size(64)));
 typedef float loose4 __attribute__((vector_size(16), aligned(4)));
 typedef float loose8 __attribute__((vector_size(32), aligned(4)));
+typedef float loose16 __attribute__((vector_size(64), aligned(4)));
 
 template <class V> struct IntegerOf;
 template <> struct IntegerOf<float4> { typedef int4 type; };
 template <> struct IntegerOf<float8> { typedef int8 type; };
+template <> struct IntegerOf<float16> { typedef int16 type; };
 
 template <class V> CRF_INLINE V splat_value(float x) { return V{} + x; }
 
 template <class V, class I> CRF_INLINE V select(I mask, V yes, V no) {
-    typedef typename IntegerOf<V>::type Integer;
-    return (V)(((Integer)yes & (Integer)mask) | ((Integer)no & ~(Integer)mask));
+    return (typename IntegerOf<V>::type)mask ? yes : no;
 }
 
 template <class V> CRF_INLINE V floor_value(V x) {
@@ -98,119 +102,6 @@ CRF_INLINE float largest(float4 x) {
     float a = x[0] > x[1] ? x[0] : x[1], b = x[2] > x[3] ? x[2] : x[3];
     return a > b ? a : b;
 }
-
-// A row of LANES channels of one pixel or vertex, in registers. LANES is 1 or a multiple of 4 up to 24.
-template <int LANES> struct Row {
-    static constexpr int wide = LANES / 8, tail = LANES % 8 / 4;
-    float8 a[wide ? wide : 1];
-    float4 b;
-
-    static CRF_INLINE Row load(const float* p) {
-        Row r;
-        for (int i = 0; i < wide; ++i) r.a[i] = *(const loose8*)(p + 8 * i);
-        if constexpr (tail) r.b = *(const loose4*)(p + 8 * wide);
-        return r;
-    }
-    CRF_INLINE void store(float* p) const {
-        for (int i = 0; i < wide; ++i) *(loose8*)(p + 8 * i) = a[i];
-        if constexpr (tail) *(loose4*)(p + 8 * wide) = b;
-    }
-    static CRF_INLINE Row all(float x) {
-        Row r;
-        for (int i = 0; i < wide; ++i) r.a[i] = splat_value<float8>(x);
-        if constexpr (tail) r.b = splat_value<float4>(x);
-        return r;
-    }
-    CRF_INLINE Row operator+(const Row& o) const {
-        Row r;
-        for (int i = 0; i < wide; ++i) r.a[i] = a[i] + o.a[i];
-        if constexpr (tail) r.b = b + o.b;
-        return r;
-    }
-    CRF_INLINE Row operator-(const Row& o) const {
-        Row r;
-        for (int i = 0; i < wide; ++i) r.a[i] = a[i] - o.a[i];
-        if constexpr (tail) r.b = b - o.b;
-        return r;
-    }
-    CRF_INLINE Row operator*(float x) const {
-        Row r;
-        for (int i = 0; i < wide; ++i) r.a[i] = a[i] * x;
-        if constexpr (tail) r.b = b * x;
-        return r;
-    }
-    CRF_INLINE void add(float x, const Row& o) {
-        for (int i = 0; i < wide; ++i) a[i] = a[i] + x * o.a[i];
-        if constexpr (tail) b = b + x * o.b;
-    }
-    CRF_INLINE Row exp() const {
-        Row r;
-        for (int i = 0; i < wide; ++i) r.a[i] = exponential(a[i]);
-        if constexpr (tail) r.b = exponential(b);
-        return r;
-    }
-    CRF_INLINE float sum() const {
-        float4 s{};
-        if constexpr (wide > 0) {
-            float8 t = a[0];
-            for (int i = 1; i < wide; ++i) t = t + a[i];
-            s = low(t) + high(t);
-        }
-        if constexpr (tail) s = wide ? s + b : b;
-        return total(s);
-    }
-    CRF_INLINE float max() const {
-        float4 s{};
-        if constexpr (wide > 0) {
-            float8 t = a[0];
-            for (int i = 1; i < wide; ++i) t = larger(t, a[i]);
-            s = larger(low(t), high(t));
-        }
-        if constexpr (tail) s = wide ? larger(s, b) : b;
-        return largest(s);
-    }
-    // Whether any lane lies outside [-limit, limit].
-    CRF_INLINE bool beyond(float limit) const {
-        int8 m{};
-        for (int i = 0; i < wide; ++i) m = m | (int8)(a[i] > limit) | (int8)(a[i] < -limit);
-        int4 t{};
-        if constexpr (tail) t = (int4)(b > limit) | (int4)(b < -limit);
-#if defined(__AVX2__)
-        int w = wide ? _mm256_movemask_ps((__m256)m) : 0;
-        return (w | (tail ? _mm_movemask_ps((__m128)t) : 0)) != 0;
-#else
-        int32_t any = 0;
-        for (int i = 0; i < 8; ++i) any |= m[i];
-        for (int i = 0; i < 4; ++i) any |= t[i];
-        return any != 0;
-#endif
-    }
-    CRF_INLINE bool above(float limit) const {
-        int8 m{};
-        for (int i = 0; i < wide; ++i) m = m | (int8)(a[i] > limit);
-        int4 t{};
-        if constexpr (tail) t = (int4)(b > limit);
-#if defined(__AVX2__)
-        int w = wide ? _mm256_movemask_ps((__m256)m) : 0;
-        return (w | (tail ? _mm_movemask_ps((__m128)t) : 0)) != 0;
-#else
-        int32_t any = 0;
-        for (int i = 0; i < 8; ++i) any |= m[i];
-        for (int i = 0; i < 4; ++i) any |= t[i];
-        return any != 0;
-#endif
-    }
-};
-
-template <> struct Row<1> {
-    float a;
-    static CRF_INLINE Row load(const float* p) { return {*p}; }
-    CRF_INLINE void store(float* p) const { *p = a; }
-    static CRF_INLINE Row all(float x) { return {x}; }
-    CRF_INLINE Row operator+(const Row& o) const { return {a + o.a}; }
-    CRF_INLINE Row operator*(float x) const { return {a * x}; }
-    CRF_INLINE void add(float x, const Row& o) { a += x * o.a; }
-};
 
 // Treats denormals as zero while it lives: values that fade out would otherwise cost a hundred cycles each.
 class FlushDenormals {

@@ -71,13 +71,21 @@ def test_stats_tell_what_was_done():
 
 
 @MODES
-def test_the_portable_build_agrees_with_the_fast_one(mode):
-    image, scores = painted(60, 80), smooth_scores(21, 60, 80)
+@pytest.mark.parametrize("classes", [2, 7, 13, 17, 21, 40])
+def test_the_builds_for_the_instruction_sets_of_this_machine_agree(mode, classes):
+    image, scores = painted(60, 80), smooth_scores(classes, 60, 80)
     portable = DenseCRF(mode, build="baseline").marginals(image, scores)
-    difference = np.abs(portable - DenseCRF(mode).marginals(image, scores))
-    assert difference.mean() < (1e-6 if mode == "exact" else 1e-4)
-    with pytest.raises(ValueError, match="build"):
-        engine_module().Engine("sse9")
+    for build in engine_module().builds:
+        difference = np.abs(portable - DenseCRF(mode, build=build).marginals(image, scores))
+        assert difference.mean() < (1e-6 if mode == "exact" else 1e-4)
+
+
+def test_a_build_that_is_not_there_is_refused():
+    assert engine_module().builds[-1] == "baseline"
+    absent = {"avx512", "avx2", "sse9"} - set(engine_module().builds)
+    for build in absent:
+        with pytest.raises(ValueError, match="accepted"):
+            engine_module().Engine(build)
 
 
 def test_torch_backend_agrees_and_batches():
@@ -128,3 +136,14 @@ def test_the_native_engine_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "(9, 9)", done.stderr
+
+
+@pytest.mark.parametrize("classes", [2, 5, 13, 60])
+def test_going_on_with_the_few_pixels_that_change_keeps_the_labels(classes):
+    """Confident scores: soon less than an eighth of the pixels is active, and the lattices are cut down to theirs."""
+    image, scores = painted(120, 160), smooth_scores(classes, 120, 160, amplitude=60.0)
+    crf = DenseCRF("fast", prune=0)
+    labels = crf.labels(image, scores)
+    assert crf.stats["active_fraction"] < 0.18  # at an eighth from iteration 1 to 7 it would be 0.1875
+    assert (labels == DenseCRF("exact").labels(image, scores)).mean() >= 0.999
+    np.testing.assert_array_equal(DenseCRF("fast", prune=0, threads=2).labels(image, scores), labels)
