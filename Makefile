@@ -40,6 +40,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/crf.py
+	$(BIN)/python benchmarks/flows.py
 
 # The bundled model's training (docs/models.md).
 DATASET ?= ../shared/data/pets

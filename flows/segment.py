@@ -122,9 +122,8 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
             watcher.segmenting(progress)
             if progress.phase == "commit":
                 run.table.refresh()
-                payload = {"run": run.summary.run, "chunk": progress.chunk, "chunks": progress.chunks, "version": run.table.version}
-                payload |= {"images": progress.done, "errors": progress.errors}
-                emit_event("deeplab.chunk.committed", resource, payload=payload)
+                payload = {"chunk": progress.chunk, "chunks": progress.chunks, "images": progress.done, "errors": progress.errors}
+                emit_event("deeplab.chunk.committed", resource, payload={**payload, "version": run.table.version})
 
         run.watch = watch
         take_inventory(run)

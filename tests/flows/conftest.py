@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -17,12 +19,15 @@ from urllib.request import urlopen
 
 import pytest
 
-from flows.hooks import end_processes
+from flows.hooks import MARKER, end_processes, marked
+from pipelines.results import ResultsTable
 from tests.pipelines.conftest import make_archive, make_model
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+# In the environment of everything that these tests start; no page, log or database of Prefect may ever hold it.
+SECRET = "correct-horse-battery-staple"
 
 
 def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
@@ -34,12 +39,61 @@ def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE
     return found
 
 
+def uris(results: Path) -> list[str]:
+    """Images with a row; fails when one has two."""
+    found = ResultsTable.open(str(results)).dataset().to_table(columns=["uri"])["uri"].to_pylist()
+    assert len(found) == len(set(found))
+    return found
+
+
+def processes(run: Any) -> list[int]:
+    return list(marked(f"{MARKER}={run}"))
+
+
+def title(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def flow_processes(run: Any) -> list[int]:
+    """Of a run's processes those that are not Ray's."""
+    return [pid for pid in processes(run) if b"ray" not in title(pid)]
+
+
+@contextmanager
+def held(run: Any) -> Iterator[None]:
+    """The run stands still in mid-work: its Ray workers are stopped, as on a machine that swaps."""
+    stopped: set[int] = set()
+    over = threading.Event()
+
+    def stop() -> None:  # again and again, as Ray may be starting one
+        while not over.wait(0.1):
+            for pid in processes(run):
+                if pid not in stopped and b"ray::" in title(pid) and b"Counter" not in title(pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                    stopped.add(pid)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 @dataclass
 class Prefect:
     """The server's process, to be stopped and started again on the same database, and what of ours talks to it."""
 
     home: Path
     port: int
+    more: dict[str, str] = field(default_factory=dict)
     process: Any = None
 
     @property
@@ -59,6 +113,9 @@ class Prefect:
             "DO_NOT_TRACK": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "RAY_AUTH_TOKEN": SECRET,
+            **self.more,
         }
         return {**os.environ, **own}
 
@@ -93,38 +150,66 @@ class Prefect:
         return SyncPrefectClient(self.url)
 
 
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = Prefect(tmp_path_factory.mktemp("prefect"), port)
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    made = Prefect(tmp_path_factory.mktemp("prefect"), free_port())
     made.start()
     yield made
     end_processes(f"PREFECT_HOME={made.home}", grace=0)  # runs that outlive their runner, and their Ray, too
 
 
-@dataclass
+@pytest.fixture(scope="session")
+def prepared(prefect_server: Prefect) -> Callable[[], str]:
+    """`deeplab setup-prefect` has run; call it for another time. Returns what it said."""
+
+    def setup() -> str:
+        command = [sys.executable, "-m", "flows.cli", "setup-prefect", "--results", "/data/results"]
+        done = subprocess.run(command, env=prefect_server.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = setup()
+    assert "automation for dead runs: made" in first
+    return setup
+
+
+@dataclass(frozen=True)
 class Served:
-    """A deployment of one archive into one table, served, and the runs of it."""
+    """A served deployment that takes one run at a time, and what its runs are to do; tests share the runner."""
 
     server: Prefect
+    name: str
     archive: Path
     results: Path
     model: Path
-    log: Path
-    name: str
+    process: Any = None
+
+    @property
+    def deployment(self) -> Any:
+        with self.server.client() as client:
+            return client.read_deployment_by_name(f"segment-archive/{self.name}")
 
     def start(self, **options: object) -> Any:
-        """A new run; `options` are set in its parameters over the deployment's."""
+        """A new run on this archive and table; `options` are set in its parameters over the deployment's."""
+        made = self.deployment
+        places = {"archive": str(self.archive), "results": str(self.results)}
+        parameters = {**made.parameters, "options": {**made.parameters["options"], **places, **options}}
         with self.server.client() as client:
-            deployment = client.read_deployment_by_name(f"segment-archive/{self.name}")
-            given = {**deployment.parameters["options"], **options}
-            return client.create_flow_run_from_deployment(deployment.id, parameters={**deployment.parameters, "options": given}).id
+            return client.create_flow_run_from_deployment(made.id, parameters=parameters).id
 
     def state(self, run: Any) -> Any:
         with self.server.client() as client:
             return client.read_flow_run(run).state
+
+    def reaches(self, run: Any, state: str) -> None:
+        """Wait until the run's state is called so."""
+        wait_for(lambda: self.state(run).name == state, f"run {run} to be {state}")
 
     def ends(self, run: Any) -> Any:
         """The final state of a run."""
@@ -135,34 +220,58 @@ class Served:
 
         return wait_for(final, f"the end of run {run}")
 
+    def cancel(self, run: Any) -> None:
+        """What the Cancel button does."""
+        from prefect.states import Cancelling
+
+        with self.server.client() as client:
+            client.set_flow_run_state(run, Cancelling(), force=True)
+
     def commits(self) -> int:
         log = self.results / "_delta_log"
         return sum('"txn"' in file.read_text() for file in log.glob("*.json")) if log.exists() else 0
 
+    def logs(self, run: Any) -> list[str]:
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
-@pytest.fixture
-def served(prefect_server: Prefect, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
-    """16 small photos in chunks of 4, served by `deeplab serve`."""
-    name = f"test-{abs(hash(request.node.name)) % 10**8}"
+        with self.server.client() as client:
+            return [line.message for line in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))]
+
+    def artifacts(self, run: Any, kind: str) -> list[Any]:
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
+
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]), type=ArtifactFilterType(any_=[kind]))
+        with self.server.client() as client:
+            return client.read_artifacts(artifact_filter=wanted)
+
+
+def serve(server: Prefect, folder: Path, name: str, *arguments: object) -> Served:
+    """12 small photos in chunks of 4, served by `deeplab serve` in a session of its own."""
+    made = Served(server, name, make_archive(folder / "photos", 12), folder / "results", make_model(folder / "tiny"))
+    settings = ["--set", "chunk_size=4", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2, *arguments]
     log = f"{name}.log"
-    made = Served(
-        prefect_server, make_archive(tmp_path / "photos", 16), tmp_path / "results", make_model(tmp_path / "tiny"),
-        prefect_server.home / log, name,
-    )  # fmt: skip
-    settings = ["--set", "chunk_size=4", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2]
-    runner = prefect_server.deeplab("serve", made.archive, made.results, "--model", made.model, *settings, log=log)
+    process = server.deeplab("serve", made.archive, made.results, "--model", made.model, *settings, log=log)
 
     def ready() -> bool:
         from prefect.exceptions import ObjectNotFound
 
-        assert runner.poll() is None, made.log.read_text()[-3000:]
-        with prefect_server.client() as client:
-            try:
-                return bool(client.read_deployment_by_name(f"segment-archive/{name}"))
-            except ObjectNotFound:
-                return False
+        assert process.poll() is None, (server.home / log).read_text()[-3000:]
+        try:
+            return bool(made.deployment)
+        except ObjectNotFound:
+            return False
 
     wait_for(ready, "the deployment")
-    yield made
-    os.killpg(runner.pid, signal.SIGKILL)
-    runner.wait()
+    return replace(made, process=process)
+
+
+@pytest.fixture(scope="session")
+def runner(prefect_server: Prefect, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """One `deeplab serve` for all tests, with a schedule that is off. It ends with the server."""
+    return serve(prefect_server, tmp_path_factory.mktemp("served"), "photos-12", "--interval", 10)
+
+
+@pytest.fixture
+def served(runner: Served, tmp_path: Path) -> Served:
+    """The deployment, with a table of this test's own."""
+    return replace(runner, results=tmp_path / "results")

@@ -1,0 +1,74 @@
+"""A Ray cluster of two nodes on this host, started apart with `ray start`, that asks for a token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.hooks import end_processes, marked
+from tests.flows.conftest import SECRET, free_port, wait_for
+
+MARKER = "DEEPLAB_TEST_CLUSTER"
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Its processes carry `mark` in their environment, by which they are found."""
+
+    gcs: int = field(default_factory=free_port)
+    dashboard: int = field(default_factory=free_port)
+    mark: str = field(default_factory=lambda: f"{MARKER}={uuid.uuid4().hex}")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def drivers(self) -> list[int]:
+        """Pids of the jobs' own programs."""
+        found = []
+        for pid in marked(self.mark):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"pipelines.driver" in command:
+                found.append(pid)
+        return found
+
+    def start(self) -> None:
+        name, value = self.mark.split("=")
+        # Jobs start `python` from the nodes' PATH, as in an image; a pytest of its own has its Ray's variables set.
+        kept = {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        own = {name: value, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": SECRET, "RAY_USAGE_STATS_ENABLED": "0"}
+        own["RAY_worker_niceness"] = "0"  # at Ray's 15 any other load brings its workers to a halt
+        head = ["--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
+        head += ["--include-dashboard=true", f"--ray-client-server-port={free_port()}"]
+        for role in (head, [f"--address=127.0.0.1:{self.gcs}"]):
+            command = [str(Path(sys.executable).with_name("ray")), "start", *role, "--node-ip-address=127.0.0.1", "--num-cpus=1"]
+            command += [f"--dashboard-agent-listen-port={free_port()}", f"--object-store-memory={200 << 20}"]
+            done = subprocess.run(
+                [*command, "--disable-usage-stats"], env={**kept, **own}, capture_output=True, text=True, check=False, timeout=300
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    def stop(self) -> None:
+        end_processes(self.mark, grace=0)
+
+
+@contextmanager
+def ray_cluster() -> Iterator[RayCluster]:
+    """The cluster for the body of a test; nothing of it stays."""
+    made = RayCluster()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        wait_for(lambda: not list(marked(made.mark)), "the cluster's processes to end", 60)

@@ -1,0 +1,124 @@
+"""Runs on a Ray cluster of two nodes that was started apart and asks for a token: through its Jobs API, over HTTP only."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows.hooks import leave_nothing_behind
+from pipelines import cluster, remote
+from pipelines.options import SegmentOptions
+from pipelines.results import ResultsTable
+from tests.flows.conftest import SECRET, Prefect, Served, uris, wait_for
+from tests.flows.ray_cluster import RayCluster, ray_cluster
+
+pytestmark = [
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a cluster through /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayCluster]:
+    with ray_cluster() as made:
+        yield made
+
+
+@pytest.fixture
+def jobs(nodes: RayCluster, monkeypatch: pytest.MonkeyPatch) -> remote.Jobs:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
+    return remote.Jobs(nodes.url)
+
+
+def options(served: Served, nodes: RayCluster) -> SegmentOptions:
+    given = {**served.deployment.parameters["options"], "archive": str(served.archive), "results": str(served.results)}
+    return SegmentOptions(**given, address=nodes.url)
+
+
+def rows(results: Path) -> list[dict[str, Any]]:
+    """All that a table says of its images, less who wrote it when."""
+    table = ResultsTable.open(str(results)).dataset().to_table()
+    return sorted(table.drop_columns(["run", "segmented_at"]).to_pylist(), key=lambda row: row["uri"])
+
+
+def here_and_now(server: Prefect, command: str, chosen: SegmentOptions, log: str) -> Any:
+    arguments = [chosen.archive, chosen.results, "--model", chosen.model, "--chunk-size", 4, "--no-crf", "--scales", "1"]
+    arguments += ["--address", chosen.address] if chosen.address else []
+    return server.deeplab(*command.split(), *arguments, log=log)
+
+
+def test_a_job_outlives_its_watcher_the_next_run_takes_it_up_and_the_table_is_that_of_a_local_run(
+    served: Served, nodes: RayCluster, jobs: remote.Jobs, tmp_path: Path
+) -> None:
+    chosen = options(served, nodes)
+    name = remote.job_name("segment", chosen)
+    first = here_and_now(served.server, "run segment", chosen, "watcher.log")
+    wait_for(lambda: served.commits() >= 1 or first.poll() is not None, "a first commit")
+    assert first.poll() is None, (served.server.home / "watcher.log").read_text()[-3000:]
+    first.kill()
+    run = served.start(address=nodes.url)
+    assert served.ends(run).type.value == "COMPLETED"
+    assert len(uris(served.results)) == 12
+    wait_for(lambda: jobs.live(name) is None, "the end of the job")
+    assert [job.status.value for job in jobs.attempts(name)] == ["SUCCEEDED"]  # the same work was never submitted twice
+
+    local = tmp_path / "local"
+    done = here_and_now(served.server, "segment", chosen.model_copy(update={"results": str(local), "address": None}), "local.log")
+    assert done.wait(timeout=600) == 0
+    assert rows(local) == rows(served.results)
+
+
+def test_a_cancelled_run_stops_its_job(served: Served, nodes: RayCluster, jobs: remote.Jobs) -> None:
+    chosen = options(served, nodes)
+    name = remote.job_name("segment", chosen)
+    run = served.start(address=nodes.url)
+    wait_for(lambda: jobs.live(name) is not None, "the job")
+    again = jobs.begin(name, "segment", chosen)
+    assert again == (f"{name}-1", True)
+    wait_for(lambda: served.commits() >= 1, "a first commit")
+    (link,) = [found for found in served.artifacts(run, "markdown") if found.key.startswith("ray-")]
+    assert jobs.page(f"{name}-1") in link.data
+    served.cancel(run)
+    assert served.ends(run).type.value == "CANCELLED"
+    wait_for(lambda: jobs.live(name) is None and not nodes.drivers(), "the job and its program to end", 60)
+    assert len(uris(served.results)) == 4 * served.commits()
+
+
+def test_after_a_crash_the_runner_stops_the_job(served: Served, nodes: RayCluster, jobs: remote.Jobs) -> None:
+    chosen = options(served, nodes)
+    name = remote.job_name("segment", chosen)
+    jobs.begin(name, "segment", chosen)
+    run = SimpleNamespace(id=uuid.uuid4(), parameters={"options": chosen.model_dump(mode="json"), "report": {"photos": 6}})
+    leave_nothing_behind(None, run, None)
+    assert jobs.live(name) is None
+    wait_for(lambda: not nodes.drivers(), "the job's program to end", 60)
+
+
+def test_an_error_of_ours_in_a_job_arrives_with_its_sentence(served: Served, nodes: RayCluster, jobs: remote.Jobs) -> None:
+    chosen = options(served, nodes).model_copy(update={"archive": "/nowhere"})
+    lines: list[str] = []
+    with pytest.raises(remote.JobRefused, match="/nowhere: no such folder or file") as caught:
+        remote.run(jobs, "segment", chosen, lambda job, attached: None, lambda event: None, lines.append)
+    assert caught.value.kind == "ArchiveError"
+    assert not [line for line in lines if "Traceback" in line]
+
+
+@pytest.mark.parametrize(("token", "message"), [("", "asks for a token"), ("not the token", "does not know this token")])
+def test_a_missing_or_wrong_token_is_one_sentence(
+    nodes: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str, message: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(cluster.ClusterError, match=message):
+        remote.Jobs(nodes.url)
+
+
+def test_a_place_that_is_no_jobs_api_is_one_sentence() -> None:
+    for address in ("http://127.0.0.1:9", "http://"):
+        with pytest.raises(cluster.ClusterError, match=r"Jobs API|HOST:8265"):
+            remote.Jobs(address)
