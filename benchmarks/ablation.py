@@ -54,7 +54,9 @@ def policy(schedule: str, batch: int, steps: int, paper: float, crf: float | Non
 
 
 def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None, crf: float | None = None) -> Row:
-    config = replace(BASE, architecture=f"resnet50-{head}", objective="official" if msc else "single")
+    config = replace(BASE, architecture=f"resnet50-{head}")
+    if msc:  # its loss is a sum of four, and so is its gradient: at the rate of the others it ends in NaN
+        config = replace(config, objective="official", learning_rate=BASE.learning_rate / 4)
     return Row(4, name, replace(config, scales=AUGMENTED if augmented else (1.0,)), (paper, crf), MSC if msc else (1.0,))
 
 
