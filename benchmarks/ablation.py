@@ -1,4 +1,4 @@
-"""The papers' ablations at a hundredth of their iterations, as far as a CPU gets: docs/results.md is made by this.
+"""The papers' ablations at a two-hundredth of their iterations, as far as a CPU gets: docs/results.md is made by this.
 
     python benchmarks/ablation.py --dataset ../shared/data/pets --init ../shared/weights/resnet50_imagenet_caffe.safetensors
 
@@ -30,8 +30,8 @@ from deeplab.training import Execution, train
 
 # ResNet-50 at stride 16 in place of the papers' VGG-16 and ResNet-101 at stride 8; batch and iterations scaled down.
 BASE = TrainingConfig(
-    preset="ablation", architecture="resnet50-largefov", options={"output_stride": 16, "eps": 1e-3}, steps=200, batch_size=4,
-    crop=225, learning_rate=1e-3, scales=(1.0,), loss="stride", precision="bfloat16", validate_every=100_000,
+    preset="ablation", architecture="resnet50-largefov", options={"output_stride": 16, "eps": 1e-3}, steps=100, batch_size=4,
+    crop=161, learning_rate=1e-3, scales=(1.0,), loss="stride", precision="bfloat16", validate_every=100_000,
 )  # fmt: skip
 AUGMENTED = (0.5, 0.75, 1.0, 1.25, 1.5)
 MSC = (0.5, 0.75, 1.0)
@@ -54,21 +54,25 @@ def policy(schedule: str, batch: int, steps: int, paper: float, crf: float | Non
 
 
 def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None, crf: float | None = None) -> Row:
-    config = replace(BASE, architecture=f"resnet50-{head}", objective="official" if msc else "single")
+    config = replace(BASE, architecture=f"resnet50-{head}")
+    if msc:  # its loss is a sum of four, and so is its gradient: at the rate of the others it ends in NaN
+        config = replace(config, objective="official", learning_rate=BASE.learning_rate / 4)
     return Row(4, name, replace(config, scales=AUGMENTED if augmented else (1.0,)), (paper, crf), MSC if msc else (1.0,))
 
 
 ROWS = (  # the most wanted first, should time run out
-    policy("step", 12, 60, 62.25),
-    policy("poly", 12, 60, 63.42),
+    policy("step", 12, 30, 62.25),
+    policy("poly", 12, 30, 63.42),
     design("plain", "plain", False, False, 68.72),
     design("plain, MSC", "plain", True, False, 71.27),
+    design("ASPP", "aspp", False, False, None),
+    design("LargeFOV", "largefov", False, False, None),
     design("plain, MSC, Aug", "plain", True, True, None),
     design("LargeFOV, MSC, Aug", "largefov", True, True, 75.54),
     design("ASPP, MSC, Aug", "aspp", True, True, 76.35, 77.69),
-    policy("poly", 12, 100, 64.90),
-    policy("poly", 4, 100, 64.71),
-    policy("poly", 4, 200, 65.88),
+    policy("poly", 12, 50, 64.90),
+    policy("poly", 4, 50, 64.71),
+    policy("poly", 4, 100, 65.88),
 )
 
 
@@ -90,7 +94,7 @@ def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         train(
-            network, row.config, training, sample(validation, 10), Path(folder) / "model", card={"name": "ablation"},
+            network, row.config, training, sample(validation, 30), Path(folder) / "model", card={"name": "ablation"},
             classes=ClassTable.from_names(training.classes), execution=Execution("cpu", loaders=0),
             report=lambda progress: losses.append(progress.loss),
         )  # fmt: skip
@@ -132,7 +136,13 @@ def main() -> None:
     done = {(found["table"], found["name"]): found for found in map(json.loads, lines)}
     for row in ROWS:
         if (row.table, row.name) not in done:
-            found = measure(row, arguments.dataset, arguments.init, arguments.every)
+            alike = [
+                done[r.table, r.name]
+                for r in ROWS
+                if (r.table, r.name) in done and (r.config, r.scales) == (row.config, row.scales)
+            ]
+            found = alike[0] if alike else measure(row, arguments.dataset, arguments.init, arguments.every)
+            found = {**found, "table": row.table, "name": row.name}  # some rows stand in both tables
             done[row.table, row.name] = found
             with arguments.out.open("a") as stream:
                 stream.write(json.dumps(found) + "\n")

@@ -93,8 +93,8 @@ def aerial() -> TrainingConfig:
     """Five land classes on satellite images cut into tiles (docs/models.md): 54 images of 6 places, from ImageNet weights."""
     return TrainingConfig(
         preset="aerial", architecture="mobilenet-v2-aspp", options={"output_stride": 16}, saved_options={"output_stride": 8},
-        steps=900, batch_size=8, crop=321, optimizer="adamw", learning_rate=3e-4, head_multiplier=0.25, weight_decay=0.02,
-        warmup_steps=50, colour=0.3, ema=0.99, frozen_layers=4, precision="bfloat16", validate_every=300,
+        steps=300, batch_size=8, crop=321, optimizer="adamw", learning_rate=3e-4, head_multiplier=0.25, weight_decay=0.02,
+        warmup_steps=20, colour=0.3, ema=0.98, frozen_layers=4, precision="bfloat16", validate_every=150,
     )  # fmt: skip
 
 

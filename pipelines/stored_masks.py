@@ -37,7 +37,10 @@ def is_table(place: str) -> bool:
         return False
     if not storage.is_s3(place):
         return (storage.local_path(place) / "_delta_log").is_dir()
-    return bool(storage.files(f"{storage.canonical(place)}/_delta_log").names())
+    try:
+        return bool(storage.files(f"{storage.canonical(place)}/_delta_log").names())
+    except OSError:
+        return False  # reading a model there says what is wrong
 
 
 def require_classes(data: LabelledFolder | Packed, names: Sequence[str], label: str) -> None:
