@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from prefect.artifacts import create_progress_artifact
@@ -43,6 +43,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 class Watcher:
     """Tells the run's page how far the work is; use as a context inside a flow.
 
@@ -53,7 +57,7 @@ class Watcher:
     def __init__(self, key: str, unit: str = "images") -> None:
         self.unit = unit
         self.logger = get_run_logger()
-        self.run_id = flow_run.id
+        self.run_ids = {flow_run.id, flow_run.root_flow_run_id or flow_run.id}  # a part of `refresh` heeds the whole
         self.client = get_client(sync_client=True)
         self.artifact: Any = create_progress_artifact(0.0, key=key, description="starting")
         self.supervised = "PREFECT__FLOW_RUN_ID" in os.environ
@@ -65,12 +69,17 @@ class Watcher:
         self.thread = threading.Thread(target=self._send, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
+        # Not SIGINT: what a script starts in the background ignores that.
+        self.watching = not self.supervised and threading.current_thread() is threading.main_thread()
+        self.before = signal.signal(signal.SIGUSR1, _interrupt) if self.watching else None
         self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.ended.set()
         self.thread.join(timeout=10)
+        if self.watching:
+            signal.signal(signal.SIGUSR1, self.before)
 
     def show(self, percent: float, sentence: str, log: bool = False) -> None:
         """Make this the latest state; `log` writes the line now, otherwise now and then."""
@@ -131,10 +140,10 @@ class Watcher:
                     sent = None
             if ended:
                 return
-            if not self.supervised and time.monotonic() - asked >= ASK_SECONDS:
+            if self.watching and time.monotonic() - asked >= ASK_SECONDS:
                 asked = time.monotonic()
                 with suppress(Exception):
-                    state = self.client.read_flow_run(self.run_id).state
-                    if state is not None and state.is_cancelling():
-                        os.kill(os.getpid(), signal.SIGINT)
+                    states = [self.client.read_flow_run(run).state for run in self.run_ids]
+                    if any(state is not None and state.is_cancelling() for state in states):
+                        os.kill(os.getpid(), signal.SIGUSR1)
                         return
