@@ -66,10 +66,7 @@ public:
 
 private:
     // Lanes for `count` channels. Twelve would lie across two cache lines every other time, sixteen fill one.
-    static int whole_lanes(int count) {
-        int lanes = (count + 3) / 4 * 4;
-        return lanes == 12 ? 16 : lanes;
-    }
+    static int whole_lanes(int count) { return (count + 3) / 4 == 3 ? 16 : (count + 3) / 4 * 4; }
     int row_lanes() const { return lanes * blocks + (implied ? 4 : 0); }
 
     // Checks one point; to prune, updates the classes' greatest probabilities and gives the peak score and the sum.
