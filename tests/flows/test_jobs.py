@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from deeplab import checkpoint
 from flows.hooks import leave_nothing_behind
 from pipelines import cluster, remote
+from pipelines.jobs import TrainOptions
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from tests.flows.conftest import SECRET, Prefect, Served, uris, wait_for
 from tests.flows.ray_cluster import RayCluster, ray_cluster
+from tests.pipelines.conftest import make_dataset
 
 pytestmark = [
     pytest.mark.timeout(1500),
@@ -106,6 +109,18 @@ def test_an_error_of_ours_in_a_job_arrives_with_its_sentence(served: Served, nod
         remote.run(jobs, "segment", chosen, lambda job, attached: None, lambda event: None, lines.append)
     assert caught.value.kind == "ArchiveError"
     assert not [line for line in lines if "Traceback" in line]
+
+
+def test_a_training_is_a_job_too(nodes: RayCluster, jobs: remote.Jobs, tmp_path: Path) -> None:
+    given = TrainOptions(
+        dataset=str(make_dataset(tmp_path / "data")), out=str(tmp_path / "model"), steps=2, batch_size=2, crop=33,
+        precision="float32", validate_every=2, loaders=0, address=nodes.url,
+    )  # fmt: skip
+    told: list[dict[str, Any]] = []
+    best = remote.run(jobs, "train", given, lambda job, attached: None, told.append, lambda line: None)
+    assert best["step"] == 2
+    assert [event["step"] for event in told if event.get("validation")] == [2]
+    assert checkpoint.load(tmp_path / "model").card["training"]["steps"] == 2
 
 
 @pytest.mark.parametrize(("token", "message"), [("", "asks for a token"), ("not the token", "does not know this token")])
