@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from deeplab import checkpoint, weights
 from tests.pipelines.conftest import make_dataset
@@ -29,7 +31,7 @@ Start = Callable[..., subprocess.Popen[str]]
 STEPS = 8
 OPTIONS = (
     "--steps", str(STEPS), "--batch-size", "2", "--crop", "33", "--validate-every", "4", "--checkpoint-every", "1",
-    "--loaders", "0", "--device", "cpu",
+    "--loaders", "0", "--device", "cpu", "--precision", "float32", "--keep", str(STEPS),
 )  # fmt: skip
 
 
@@ -42,8 +44,30 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "trained"
     command = [sys.executable, "-m", "flows.cli", "train", str(dataset), str(out), *OPTIONS]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=PATIENCE, capture_output=True)
+    with kept_states(out):
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2], timeout=PATIENCE, capture_output=True)
     return out
+
+
+@contextmanager
+def kept_states(out: Path) -> Iterator[None]:
+    """Link the run's states to OUT.states as they appear: a run removes its own at its end."""
+    kept, over = out.with_suffix(".states"), threading.Event()
+    kept.mkdir(exist_ok=True)
+
+    def link() -> None:
+        while not over.wait(0.005):
+            for path in (out / "training").glob("*.pt"):
+                with suppress(FileExistsError, FileNotFoundError):
+                    os.link(path, kept / path.name)
+
+    linker = threading.Thread(target=link)
+    linker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        linker.join()
 
 
 def states(out: Path) -> list[str]:
@@ -115,9 +139,11 @@ def test_ray_workers_survive_a_killed_worker_and_a_killed_driver(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end", PATIENCE)
-    finish(start(*command, "--resume"))
+    with kept_states(out):
+        finish(start(*command, "--resume"))
 
     assert_ends_like(out, undisturbed)
+    assert_same_weights(out, undisturbed)
 
 
 def assert_ends_like(out: Path, undisturbed: Path) -> None:
@@ -128,6 +154,16 @@ def assert_ends_like(out: Path, undisturbed: Path) -> None:
     found, alone = (weights.read_safetensors(folder / checkpoint.WEIGHTS) for folder in (out, undisturbed))
     for key, value in alone.items():  # stored in half precision
         np.testing.assert_allclose(found[key], value, rtol=2e-3, atol=1e-4, err_msg=key)
+
+
+def assert_same_weights(out: Path, undisturbed: Path) -> None:
+    """Equal to 1e-5 in the last state that both runs left, which holds them in single precision."""
+    found, alone = (sorted(path.name for path in folder.with_suffix(".states").glob("*.pt")) for folder in (out, undisturbed))
+    last = max(set(found) & set(alone))
+    assert last >= f"step-{STEPS - 2:08d}.pt"
+    ours, theirs = (torch.load(folder.with_suffix(".states") / last, weights_only=True)["network"] for folder in (out, undisturbed))
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, atol=1e-5, rtol=0, err_msg=key)
 
 
 class Lines:
@@ -169,17 +205,19 @@ def test_a_killed_node_is_replaced_and_the_training_ends_as_if_undisturbed(
     start: Start, tmp_path: Path, dataset: Path, undisturbed: Path, cluster: Any
 ) -> None:
     out = tmp_path / "trained"
-    process = start("train", str(dataset), str(out), *OPTIONS, "--workers", "2", "--address", cluster.address)
-    said = Lines(process)
-    wait_for(lambda: reached(out, 1)() or process.poll() is not None, "a first state", PATIENCE)
-    assert process.poll() is None, process.communicate()[1]
-    kill_a_node(cluster)
-    cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
-    process.wait(PATIENCE)
+    with kept_states(out):
+        process = start("train", str(dataset), str(out), *OPTIONS, "--workers", "2", "--address", cluster.address)
+        said = Lines(process)
+        wait_for(lambda: reached(out, 1)() or process.poll() is not None, "a first state", PATIENCE)
+        assert process.poll() is None, process.communicate()[1]
+        kill_a_node(cluster)
+        cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+        process.wait(PATIENCE)
     said.reader.join(PATIENCE)
     assert process.returncode == 0, process.stderr.read()  # type: ignore[union-attr]
     assert said.workers() == [2, 2]
     assert_ends_like(out, undisturbed)
+    assert_same_weights(out, undisturbed)
 
 
 @pytest.mark.parametrize("cluster", [1], indirect=True, ids=["two nodes"])
