@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
 FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
+REGISTER_TRIES = 10
 
 
 class ResultsError(UserError):
@@ -148,9 +149,15 @@ class ResultsTable:
         return matching[-1]
 
     def register(self, model: str, card: dict[str, Any]) -> None:
-        """Store a model's card once, so that no mask is without its meaning."""
-        if model not in self.models():
-            self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
+        """Store a model's card once, so that no mask is without its meaning. ResultsError when the log takes no entry."""
+        for left in reversed(range(REGISTER_TRIES)):
+            if model in self.models():
+                return
+            try:
+                self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
+            except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very card
+                if not left:
+                    raise ResultsError(f"{self.uri}: the card of {model} was refused ({_one_line(error)}); try again") from error
             self.refresh()
 
     def dataset(self, model: str | None = None) -> pads.Dataset:

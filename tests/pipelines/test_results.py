@@ -147,6 +147,19 @@ def test_the_model_card_is_kept_once_in_the_tables_metadata(table: ResultsTable)
         opened.pick_model("x")
 
 
+def test_runs_that_start_at_once_all_find_their_card(tmp_path: Path) -> None:
+    tables = [ResultsTable.ensure(str(tmp_path / "results")) for _ in range(6)]
+    gate = threading.Barrier(len(tables))
+
+    def register(index: int) -> None:
+        gate.wait()
+        tables[index].register(f"m{index // 2}@{'0' * 12}", CARD)
+
+    with ThreadPoolExecutor(len(tables)) as pool:
+        list(pool.map(register, range(len(tables))))
+    assert sorted(ResultsTable.open(str(tmp_path / "results")).models()) == [f"m{k}@{'0' * 12}" for k in range(3)]
+
+
 def test_every_column_has_the_documented_type(table: ResultsTable) -> None:
     put(table, "chunk-1", ("a", "ok"))
     stored = pq.read_schema(next(Path(table.delta.table_uri.removeprefix("file://")).rglob("*.parquet")))
