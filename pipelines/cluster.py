@@ -28,17 +28,16 @@ class ClusterError(UserError):
 
 @dataclass(frozen=True)
 class Layout:
-    """How one chunk is spread: scoring actors, the share of a CPU or GPU each holds, and the size of a block.
+    """How one chunk is spread.
 
-    On CPUs every core gets one scoring actor and one refining task, which share it as the system schedules them: the
-    stage that is behind gets the time, and no core idles while the other stage waits. With GPUs the scorers hold them
-    alone and every CPU refines.
+    On CPUs every core has one actor that does all of an image's way. With GPUs the actors hold them alone and stop at the
+    scores; every CPU refines (`refine_cpus` is what one refining task holds, None where the actors refine).
     """
 
-    scorers: int
-    scorer_cpus: float
-    scorer_gpus: float
-    refine_cpus: float
+    actors: int
+    actor_cpus: float
+    actor_gpus: float
+    refine_cpus: float | None
     write_cpus: float
     images_per_block: int
 
@@ -47,14 +46,16 @@ def layout(cpus: float, gpus: float, images: int) -> Layout:
     """The layout for a cluster's CPUs and GPUs and a chunk's images."""
     on_gpu = gpus >= 1
     slots = int(gpus) if on_gpu else max(1, int(cpus))
-    # Ray Data costs about 10 ms a block, so blocks should hold seconds of work; but at least four blocks a slot keep
-    # all of them busy to the end of a chunk and lose little when one dies.
-    most = 256 if on_gpu else 32
-    per_block = max(1, min(most, images // (4 * slots)))
-    scorers = max(1, min(slots, -(-images // per_block)))
+    # Ray Data costs about 10 ms a block, so a block should hold a second of work or more. Above that, small blocks keep
+    # all slots busy to the end of a chunk and lose little when one dies.
+    least, most = (16, 256) if on_gpu else (8, 64)
+    per_block = max(1, min(most, max(least, images // (16 * slots)), -(-images // slots)))
+    actors = max(1, min(slots, -(-images // per_block)))
     if on_gpu:
-        return Layout(scorers, 1.0, 1.0, 1.0, 0.1, per_block)
-    return Layout(scorers, 0.5, 0.0, 0.4, 0.1, per_block)
+        # A scorer keeps one CPU busy with decoding; where CPUs are scarce it leaves half of them to the other stages.
+        scorer = min(1.0, cpus / (2 * slots))
+        return Layout(actors, scorer, 1.0, min(1.0, cpus - slots * scorer - 0.1), 0.1, per_block)
+    return Layout(actors, 0.9, 0.0, None, 0.1, per_block)
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def _run_chunk(
     from pipelines import cluster
     from pipelines.progress import Counter, Reporter
     from pipelines.sink import ResultsSink, row_key
-    from pipelines.stages import Score, refine
+    from pipelines.stages import Score, Segment, refine
 
     layout = cluster.layout(*cluster.resources(), images.num_rows)
     context = ray.data.DataContext.get_current()
@@ -246,25 +246,19 @@ def _run_chunk(
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
     blocks = [images.slice(start, layout.images_per_block).select(["uri", "version"]).combine_chunks() for start in starts]
-    dataset = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            Score,
-            fn_constructor_args=(model, task, report),
-            compute=ActorPoolStrategy(size=layout.scorers),
-            batch_size=layout.images_per_block,
-            batch_format="pyarrow",
-            num_cpus=layout.scorer_cpus,
-            num_gpus=layout.scorer_gpus or None,
-        )
-        .map_batches(
-            refine,
-            fn_args=(task, report),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=layout.refine_cpus,
-        )
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        Segment if layout.refine_cpus is None else Score,
+        fn_constructor_args=(model, task, report),
+        compute=ActorPoolStrategy(size=layout.actors),
+        batch_size=layout.images_per_block,
+        batch_format="pyarrow",
+        num_cpus=layout.actor_cpus,
+        num_gpus=layout.actor_gpus or None,
     )
+    if layout.refine_cpus is not None:
+        dataset = dataset.map_batches(
+            refine, fn_args=(task, report), batch_size=None, batch_format="pyarrow", num_cpus=layout.refine_cpus
+        )
     named = zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)
     # A row for a file that was not there gives way to any row for it.
     replaced = [row_key(uri, version) for uri, found in named for version in (found, inventory.MISSING)]

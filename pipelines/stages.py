@@ -1,11 +1,15 @@
-"""What happens to a block of images inside Ray: read, decode and score in actors; refine and encode in tasks."""
+"""What happens to a block of images inside Ray.
+
+On CPUs one actor per core does all of it (`Segment`): read, decode, score, refine, encode. With GPUs the actors that hold
+them stop at the scores (`Score`), and tasks on any CPU go on from there (`refine`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -38,6 +42,21 @@ SCORED = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image after the network, or the error that kept it from there (then all that follows it is None)."""
+
+    uri: str
+    version: str
+    error: str | None = None
+    size: tuple[int, int] | None = None  # height, width
+    pixels: np.ndarray | None = None
+    encoded: bytes | None = None
+    scores: np.ndarray | None = None  # float16, C x h x w at the network's stride
+    confidence: float | None = None
+
 
 # (stage, first uri of the block) -> images, errors, seconds; a repeated block reports under the same key.
 Report = Callable[[str, str, int, int, dict[str, float]], None]
@@ -95,47 +114,62 @@ class Score:
         self.readers = ThreadPoolExecutor(READ_THREADS)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for images in self.windows(block):
+            yield pa.Table.from_pylist([to_row(image) for image in images], schema=SCORED)
+
+    def windows(self, block: pa.Table) -> Iterator[list[Scored]]:
         uris, versions = block["uri"].to_pylist(), block["version"].to_pylist()
         windows = [range(start, min(start + WINDOW, len(uris))) for start in range(0, len(uris), WINDOW)]
         pending = [self.readers.submit(self._load, uris[i], versions[i]) for i in windows[0]] if windows else []
-        for number, window in enumerate(windows):
+        for number in range(len(windows)):
             loaded = [future.result() for future in pending]
             following = windows[number + 1] if number + 1 < len(windows) else range(0)
             pending = [self.readers.submit(self._load, uris[i], versions[i]) for i in following]
-            yield self._score([uris[i] for i in window], loaded)
+            yield self._score(loaded)
 
-    def _load(self, uri: str, expected: str) -> tuple[bytes, str, np.ndarray | None, str | None, float, float]:
-        """encoded bytes, their version, pixels, error, seconds of reading, seconds of decoding."""
+    def _load(self, uri: str, expected: str) -> tuple[Scored, float, float]:
+        """The image without scores, seconds of reading, seconds of decoding."""
         start = time.perf_counter()
         encoded, version, error = read(uri, expected)
         middle = time.perf_counter()
-        pixels = None
+        image = Scored(uri, version, error)
         if error is None:
             try:
                 pixels = decode(encoded, self.task.max_pixels)
+                image = Scored(uri, version, None, pixels.shape[:2], pixels, encoded)
             except ImageError as reason:
-                error = f"decode: {reason}"
-        return encoded, version, pixels, error, middle - start, time.perf_counter() - middle
+                image = Scored(uri, version, f"decode: {reason}")
+        return image, middle - start, time.perf_counter() - middle
 
-    def _score(self, uris: list[str], loaded: list[tuple[Any, ...]]) -> pa.Table:
+    def _score(self, loaded: list[tuple[Scored, float, float]]) -> list[Scored]:
         start = time.perf_counter()
-        good = [index for index, item in enumerate(loaded) if item[2] is not None]
-        scores = dict(zip(good, self.predictor.scores([loaded[index][2] for index in good]), strict=True))
-        rows = []
-        for index, (uri, (encoded, version, pixels, error, _, _)) in enumerate(zip(uris, loaded, strict=True)):
-            row: dict[str, Any] = {"uri": uri, "version": version, "error": error}
-            if pixels is not None:
-                found = scores[index]
-                row |= {"height": pixels.shape[0], "width": pixels.shape[1], "encoded": encoded, "scores": found.tobytes()}
-                row |= {"grid": list(found.shape), "confidence": confidence(found)}
-            rows.append(row)
-        seconds = {
-            "read": sum(item[4] for item in loaded),
-            "decode": sum(item[5] for item in loaded),
-            "score": time.perf_counter() - start,
-        }
-        self.report("score", uris[0], 0, 0, seconds)
-        return pa.Table.from_pylist(rows, schema=SCORED)
+        images = [image for image, _, _ in loaded]
+        good = [(index, image.pixels) for index, image in enumerate(images) if image.pixels is not None]
+        for (index, _), scores in zip(good, self.predictor.scores([pixels for _, pixels in good]), strict=True):
+            images[index] = replace(images[index], scores=scores, confidence=confidence(scores))
+        seconds = {"read": sum(item[1] for item in loaded), "decode": sum(item[2] for item in loaded)}
+        self.report("score", images[0].uri, 0, 0, {**seconds, "score": time.perf_counter() - start})
+        return images
+
+
+class Segment(Score):
+    """The actor that does all of an image's way on one core: a block of (uri, version) -> rows of the results table.
+
+    Nothing but names and finished rows goes through the object store, and no image is decoded twice.
+    """
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for images in self.windows(block):
+            yield refined(images, self.task, self.report)
+
+
+def to_row(image: Scored) -> dict[str, Any]:
+    """A row of SCORED; pixels stay behind, as the encoded bytes are a tenth of them."""
+    row: dict[str, Any] = {"uri": image.uri, "version": image.version, "error": image.error}
+    if image.size is not None and image.scores is not None:
+        row |= {"height": image.size[0], "width": image.size[1], "encoded": image.encoded}
+        row |= {"scores": image.scores.tobytes(), "grid": list(image.scores.shape), "confidence": image.confidence}
+    return row
 
 
 def confidence(scores: np.ndarray) -> float:
@@ -154,32 +188,42 @@ def _engine(parameters: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:
-    """The refining task: scores to full size, dense CRF, the winning class, PNG; rows of the results table."""
-    if not block.num_rows:
-        return FILE_SCHEMA.empty_table()
+    """The refining task: a block of SCORED -> rows of the results table."""
+
+    def image(row: dict[str, Any]) -> Scored:
+        if row["error"] is not None:
+            return Scored(row["uri"], row["version"], row["error"])
+        scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
+        pixels = decode(row["encoded"], task.max_pixels) if task.crf is not None else None
+        return Scored(row["uri"], row["version"], None, (row["height"], row["width"]), pixels, None, scores, row["confidence"])
+
+    return refined((image(row) for row in block.to_pylist()), task, report)
+
+
+def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:
+    """Scores to full size, dense CRF, the winning class, PNG: rows of the results table, one per image."""
     classes, stride, align_corners = task.classes, task.stride, task.align_corners
     crf = _engine(tuple(task.crf.items())) if task.crf is not None else None
     seconds = {"refine": 0.0, "encode": 0.0}
     rows = []
-    for item in block.to_pylist():
-        row: dict[str, Any] = {"uri": item["uri"], "version": item["version"], "run": task.run, "segmented_at": datetime.now(UTC)}
-        if item["error"] is not None:
-            rows.append({**row, "status": "error", "error": item["error"]})
+    start = time.perf_counter()
+    for image in images:
+        row: dict[str, Any] = {"uri": image.uri, "version": image.version, "run": task.run, "segmented_at": datetime.now(UTC)}
+        if image.size is None or image.scores is None:
+            rows.append({**row, "status": "error", "error": image.error})
             continue
-        height, width = item["height"], item["width"]
-        scores = np.frombuffer(item["scores"], np.float16).reshape(item["grid"])
-        start = time.perf_counter()
+        height, width = image.size
         if crf is None:
-            labels = winning_classes(scores, height, width, stride, align_corners)
+            labels = winning_classes(image.scores, height, width, stride, align_corners)
         else:
-            image = decode(item["encoded"], task.max_pixels)
-            labels = crf.labels(image, scores=scores, stride=stride, align_corners=align_corners)
+            labels = crf.labels(image.pixels, scores=image.scores, stride=stride, align_corners=align_corners)
         middle = time.perf_counter()
         row |= {"status": "ok", "height": height, "width": width, "mask": masks.encode_png(labels, classes)}
-        row |= {"class_pixels": list(masks.class_pixels(labels, classes).items()), "confidence": item["confidence"]}
+        row |= {"class_pixels": list(masks.class_pixels(labels, classes).items()), "confidence": image.confidence}
         rows.append({**row, "refined": crf.short() if crf is not None else None})
         seconds["refine"] += middle - start
-        seconds["encode"] += time.perf_counter() - middle
-    errors = sum(row["status"] != "ok" for row in rows)
-    report("refine", rows[0]["uri"], len(rows), errors, seconds)
+        start = time.perf_counter()
+        seconds["encode"] += start - middle
+    if rows:
+        report("refine", rows[0]["uri"], len(rows), sum(row["status"] != "ok" for row in rows), seconds)
     return pa.Table.from_pylist(rows, schema=FILE_SCHEMA)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.hooks import marked
 from pipelines.results import ResultsTable
 from tests.system.conftest import PATIENCE, wait_for
 
@@ -20,16 +21,27 @@ pytestmark = pytest.mark.timeout(900)
 Start = Callable[..., subprocess.Popen[str]]
 
 
+MARKER = "DEEPLAB_TEST_NODES"
+
+
 @pytest.fixture
-def cluster() -> Iterator[object]:
+def gpus() -> int:
+    """GPUs that one of the nodes says it has; a test may override it."""
+    return 0
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, gpus: int, tmp_path: Path) -> Iterator[object]:
     """A head without CPUs and two nodes of one CPU each, so that all work is on nodes that can be killed."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv(MARKER, str(tmp_path))  # what runs on the nodes is found by it
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     memory = 200 << 20
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False})
     try:
         made.add_node(num_cpus=1, object_store_memory=memory)
-        made.add_node(num_cpus=1, object_store_memory=memory)
+        made.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=memory)
         yield made
     finally:
         made.shutdown()
@@ -49,6 +61,27 @@ def test_a_killed_node_costs_nothing_but_time(start: Start, tmp_path: Path, arch
     assert process.poll() is None, process.communicate()[1]
     victim = cluster.worker_nodes.copy().pop()  # type: ignore[attr-defined]
     cluster.remove_node(victim, allow_graceful=False)  # type: ignore[attr-defined]
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert json.loads(out)["images"] == 48
+    assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("gpus", [1])
+@pytest.mark.parametrize("victim", ["ray::MapWorker", "ray::MapBatches(refine)"])
+def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_nothing_but_time(
+    start: Start, tmp_path: Path, archive: Path, model: Path, cluster: object, victim: str
+) -> None:
+    """The GPU is one in name: the actors that Ray gives it to score on their CPU."""
+    results = tmp_path / "results"
+    arguments = ("--model", str(model), "--chunk-size", "48", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    process = start("segment", str(archive), str(results), *arguments)
+
+    def found() -> list[int]:
+        return [pid for pid in marked(f"{MARKER}={tmp_path}") if victim.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    wait_for(lambda: bool(found()) or process.poll() is not None, victim)
+    os.kill(found()[0], signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert json.loads(out)["images"] == 48
