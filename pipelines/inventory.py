@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS
-from pipelines import s3, shards, storage
+from pipelines import parquet_shards, s3, s3_inventory, shards, storage
 
 SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
 # Names that say "image" but hold formats that are not decoded: better an error row with the reason than silence.
@@ -47,8 +47,9 @@ def take(
     """List `archive` into the Parquet file `path`.
 
     archive: a folder (all below it), a glob, an s3:// prefix, a tar or zip, a list file (.txt, one path or URI a line,
-    relative ones beside the list) or an inventory (.parquet with a `uri` column; `version` and `bytes` are looked up
-    where they are missing). Tar and zip shards among what is found stand for their members. include, exclude: patterns
+    relative ones beside the list), an inventory (.parquet with a `uri` column; `version` and `bytes` are looked up where
+    they are missing) or an S3 Inventory report (its manifest.json). Tar and zip shards, and Parquet files with image
+    bytes, among what is found stand for their members. include, exclude: patterns
     against the path inside the archive and the bare name; without `include`, files with an image's extension are taken.
     limit: stop after so many.
 
@@ -103,12 +104,28 @@ def _unpacked(entries: Iterable[tuple[str, Entry, bool]]) -> Iterator[tuple[str,
         if not shards.is_shard(uri) or version == MISSING:
             yield relative, (uri, size, version), listed
             continue
+        rows = uri.lower().endswith(parquet_shards.SUFFIX)  # their names have no extension
+        if rows and not _holds_images(uri):
+            yield relative, (uri, size, version), False
+            continue
         for name, member, length, of in shards.members(uri, version):
-            yield f"{relative}/{name}", (member, length, of), False
+            yield f"{relative}/{name}", (member, length, of), rows
+
+
+def _holds_images(uri: str) -> bool:
+    """Whether a Parquet file has a column of image bytes; a results table among the photos has none."""
+    try:
+        return parquet_shards.image_column(parquet_shards.open_file(uri).schema_arrow) is not None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArchiveError(f"{uri}: not a readable Parquet file ({error}); --exclude does not skip it, take it away") from error
 
 
 def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
     """(path inside the archive, entry, named one by one by the user) of everything in it."""
+    if archive.rsplit("/", 1)[-1] == s3_inventory.NAME:
+        for uri, size, version in s3_inventory.objects(archive):
+            yield s3.split(uri)[1], (uri, size, version), False
+        return
     if storage.is_s3(archive):
         if archive.endswith(".parquet"):
             yield from _from_parquet(archive)
@@ -197,9 +214,13 @@ def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
     except (OSError, pa.ArrowInvalid) as error:
         raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
     columns = source.schema_arrow.names
+    if parquet_shards.image_column(source.schema_arrow) is not None:
+        yield from _looked_up([storage.canonical(archive)], True)
+        return
     if "uri" not in columns or not pa.types.is_string(source.schema_arrow.field("uri").type):
         raise ArchiveError(
-            f"{archive}: an inventory needs a string column `uri` (and may have `version`, `bytes`); this has {columns}"
+            f"{archive}: an inventory needs a string column `uri` (and may have `version`, `bytes`), a shard "
+            f"a column of image bytes ({', '.join(parquet_shards.IMAGE_COLUMNS)}); this has {columns}"
         )
     wanted = [name for name in ("uri", "version", "bytes") if name in columns]
     for batch in source.iter_batches(columns=wanted):

@@ -1,7 +1,8 @@
 """Images inside tar and zip shards (WebDataset and the like), addressed as `shard.tar#member` and read by offset.
 
 A member's version is `SHARD-VERSION@OFFSET+LENGTH`: what a reader needs to fetch just its bytes, and to see that the
-shard is still the one that was listed. Nothing is ever unpacked to disk.
+shard is still the one that was listed. Nothing is ever unpacked to disk. Parquet files with image bytes are shards, too
+(`parquet_shards.py`): the two numbers are then row group and row.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
-from pipelines import s3, storage
+from pipelines import parquet_shards, s3, storage
 
-SUFFIXES = (".tar", ".zip")
+SUFFIXES = (".tar", ".zip", parquet_shards.SUFFIX)
 # No photo is larger; what claims to be is a bomb.
 MAX_MEMBER_BYTES = 1 << 30
 ZIP_LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
@@ -54,8 +55,12 @@ def join(shard: str, member: str) -> str:
 def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
     """(name, URI, bytes, version) of everything in a shard that is not a folder, in its order. ShardError if it is damaged.
 
-    Only the directory of a zip is read; a tar has none, so its headers are visited one by one.
+    Only the directory of a zip or Parquet file is read; a tar has none, so its headers are visited one by one.
     """
+    if shard.lower().endswith(parquet_shards.SUFFIX):
+        for name, size, of in parquet_shards.members(shard, version):
+            yield name, join(shard, name), size, of
+        return
     try:
         with _open(shard) as stream:
             listing = _zip_members(stream) if shard.lower().endswith(".zip") else _tar_members(stream)
@@ -107,6 +112,11 @@ def read(uri: str, expected: str) -> tuple[bytes, str]:
     offset, length = int(start), int(span)
     if member.startswith("/") or "\\" in member or ".." in member.split("/"):
         raise MemberError("the member's name points out of its shard", uri)
+    if shard.lower().endswith(parquet_shards.SUFFIX):
+        try:
+            return parquet_shards.read(shard, listed, offset, length), expected
+        except ValueError as reason:
+            raise MemberError(str(reason), uri) from reason
     if offset < 0:
         raise MemberError("a link or device inside a shard is not followed", uri)
     if length > MAX_MEMBER_BYTES:
