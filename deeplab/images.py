@@ -77,6 +77,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return array
 
 
+def pixel_count(data: bytes) -> int:
+    """Pixels that an encoded image says it has, from its header alone; 0 for what is no image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return int(image.width * image.height)
+    except Exception:  # whatever is wrong, `decode` says it
+        return 0
+
+
 def decode_labels(data: bytes) -> np.ndarray:
     """Label image (8-bit palette or grey PNG, value = class id) -> H x W uint8; ImageError for anything else."""
     try:

@@ -233,6 +233,7 @@ def _run_chunk(
     from ray.data import ActorPoolStrategy
 
     from pipelines import cluster
+    from pipelines.custody import Register
     from pipelines.progress import Counter, Reporter
     from pipelines.sink import ResultsSink, row_key
     from pipelines.stages import Score, Segment, refine
@@ -243,12 +244,13 @@ def _run_chunk(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
     counter: Any = Counter.remote()  # type: ignore[attr-defined]
+    register = ray.remote(num_cpus=0)(Register).remote()
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
     blocks = [images.slice(start, layout.images_per_block).select(["uri", "version"]).combine_chunks() for start in starts]
     dataset = ray.data.from_arrow(blocks).map_batches(
         Segment if layout.refine_cpus is None else Score,
-        fn_constructor_args=(model, task, report),
+        fn_constructor_args=(model, task, report, register),
         compute=ActorPoolStrategy(size=layout.actors),
         batch_size=layout.images_per_block,
         batch_format="pyarrow",
@@ -257,7 +259,7 @@ def _run_chunk(
     )
     if layout.refine_cpus is not None:
         dataset = dataset.map_batches(
-            refine, fn_args=(task, report), batch_size=None, batch_format="pyarrow", num_cpus=layout.refine_cpus
+            refine, fn_args=(task, report, register), batch_size=None, batch_format="pyarrow", num_cpus=layout.refine_cpus
         )
     named = zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)
     # A row for a file that was not there gives way to any row for it.
@@ -286,6 +288,7 @@ def _run_chunk(
         for stage, value in seconds.items():
             summary.seconds_by_stage[stage] = summary.seconds_by_stage.get(stage, 0.0) + value
     ray.kill(counter)
+    ray.kill(register)
     summary.images += images.num_rows
     summary.errors += sink.errors
     watch(Progress("commit", base.total, summary.images, summary.errors, base.chunk, base.chunks))

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from deeplab import checkpoint, masks
 from deeplab.classes import ClassTable
-from deeplab.images import ImageError, decode
+from deeplab.images import decode
 from deeplab.multiscale import winning_classes
-from pipelines import shards
+from pipelines.custody import Custody, given_up
+from pipelines.loading import Loaded, Loader
 from pipelines.results import FILE_SCHEMA
-
-READ_THREADS = 8
-READ_TRIES = 4
-# Images decoded ahead of the network: enough to fill its batches, few enough to bound an actor's memory.
-WINDOW = 16
 
 SCORED = pa.schema(
     [
@@ -76,32 +72,14 @@ class Task:
     threads: int
 
 
-def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
-    """(bytes, version of those bytes, reason why not). A place that is gone or barred is a reason; all else raises.
-
-    Other errors are the system's (a store that is down): they are tried again and then fail the block, so that an
-    outage never turns into rows.
-    """
-    for attempt in range(READ_TRIES):
-        try:
-            return *shards.fetch(uri, expected), None
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            return b"", expected, f"read: {error.strerror or 'no such object'}"
-        except OSError:
-            if attempt == READ_TRIES - 1:
-                raise
-            time.sleep(0.5 * 4**attempt)
-    raise AssertionError("unreachable")
-
-
 class Score:
-    """The scoring actor: a block of (uri, version) -> encoded bytes and stride-8 scores, or the error of each image.
+    """The scoring actor: a block of (uri, version) -> encoded bytes and stride-8 scores, or the error of each image."""
 
-    Files are read and decoded by threads one window ahead of the network, so neither waits for the other.
-    """
+    def __init__(self, model: Any, task: Task, report: Report, register: Any) -> None:
+        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder.
 
-    def __init__(self, model: Any, task: Task, report: Report) -> None:
-        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder."""
+        `register`: the actor of custody.Register.
+        """
         import ray
         import torch
 
@@ -111,44 +89,45 @@ class Score:
             torch.set_num_threads(task.threads)
         self.task, self.report = task, report
         self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, **task.predictor)
-        self.readers = ThreadPoolExecutor(READ_THREADS)
+        self.loader = Loader(task.max_pixels)
+        self.custody = Custody(register, "score")
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for images in self.windows(block):
             yield pa.Table.from_pylist([to_row(image) for image in images], schema=SCORED)
 
     def windows(self, block: pa.Table) -> Iterator[list[Scored]]:
-        uris, versions = block["uri"].to_pylist(), block["version"].to_pylist()
-        windows = [range(start, min(start + WINDOW, len(uris))) for start in range(0, len(uris), WINDOW)]
-        pending = [self.readers.submit(self._load, uris[i], versions[i]) for i in windows[0]] if windows else []
-        for number in range(len(windows)):
-            loaded = [future.result() for future in pending]
-            following = windows[number + 1] if number + 1 < len(windows) else range(0)
-            pending = [self.readers.submit(self._load, uris[i], versions[i]) for i in following]
-            yield self._score(loaded)
+        """The block's images in groups, scored; first, one by one, those whose process died at the last attempt."""
+        images = list(zip(block["uri"].to_pylist(), block["version"].to_pylist(), strict=True))
+        name = images[0][0]
+        suspects = self.custody.begin(name)
+        try:
+            for uri, version in sorted(images, key=lambda image: -suspects.get(image[0], -1))[: len(suspects)]:
+                if error := given_up(suspects[uri]):
+                    yield [Scored(uri, version, error)]
+                else:
+                    yield from self._scored(name, [(uri, version)])
+            yield from self._scored(name, [image for image in images if image[0] not in suspects])
+        finally:
+            self.custody.end(name)
 
-    def _load(self, uri: str, expected: str) -> tuple[Scored, float, float]:
-        """The image without scores, seconds of reading, seconds of decoding."""
-        start = time.perf_counter()
-        encoded, version, error = read(uri, expected)
-        middle = time.perf_counter()
-        image = Scored(uri, version, error)
-        if error is None:
-            try:
-                pixels = decode(encoded, self.task.max_pixels)
-                image = Scored(uri, version, None, pixels.shape[:2], pixels, encoded)
-            except ImageError as reason:
-                image = Scored(uri, version, f"decode: {reason}")
-        return image, middle - start, time.perf_counter() - middle
+    def _scored(self, block: str, images: list[tuple[str, str]]) -> Iterator[list[Scored]]:
+        for window in self.loader.windows(images, lambda uris: self.custody.hold(block, uris)):
+            yield self._score(window)
 
-    def _score(self, loaded: list[tuple[Scored, float, float]]) -> list[Scored]:
+    def _score(self, window: list[Loaded]) -> list[Scored]:
         start = time.perf_counter()
-        images = [image for image, _, _ in loaded]
-        good = [(index, image.pixels) for index, image in enumerate(images) if image.pixels is not None]
-        for (index, _), scores in zip(good, self.predictor.scores([pixels for _, pixels in good]), strict=True):
-            images[index] = replace(images[index], scores=scores, confidence=confidence(scores))
-        seconds = {"read": sum(item[1] for item in loaded), "decode": sum(item[2] for item in loaded)}
-        self.report("score", images[0].uri, 0, 0, {**seconds, "score": time.perf_counter() - start})
+        scores = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
+        images = []
+        for image in window:
+            if image.pixels is None:
+                images.append(Scored(image.uri, image.version, image.error))
+            else:
+                found = next(scores)
+                size = image.pixels.shape[:2]
+                images.append(Scored(image.uri, image.version, None, size, image.pixels, image.encoded, found, confidence(found)))
+        seconds = {"read": sum(image.read_seconds for image in window), "decode": sum(image.decode_seconds for image in window)}
+        self.report("score", window[0].uri, 0, 0, {**seconds, "score": time.perf_counter() - start})
         return images
 
 
@@ -187,17 +166,35 @@ def _engine(parameters: tuple[tuple[str, Any], ...]) -> Any:
     return DenseCRF(**dict(parameters))
 
 
-def refine(block: pa.Table, task: Task, report: Report) -> pa.Table:
+def refine(block: pa.Table, task: Task, report: Report, register: Any) -> pa.Table:
     """The refining task: a block of SCORED -> rows of the results table."""
+    if not block.num_rows:
+        return FILE_SCHEMA.empty_table()
+    custody = Custody(register, "refine")
+    name = block["uri"][0].as_py()
+    suspects = custody.begin(name)
 
     def image(row: dict[str, Any]) -> Scored:
-        if row["error"] is not None:
-            return Scored(row["uri"], row["version"], row["error"])
+        uri, error = row["uri"], row["error"]
+        if uri in suspects:
+            error = error or given_up(suspects[uri])
+            custody.hold(name, [uri])
+        if error is not None:
+            return Scored(uri, row["version"], error)
         scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
         pixels = decode(row["encoded"], task.max_pixels) if task.crf is not None else None
-        return Scored(row["uri"], row["version"], None, (row["height"], row["width"]), pixels, None, scores, row["confidence"])
+        return Scored(uri, row["version"], None, (row["height"], row["width"]), pixels, None, scores, row["confidence"])
 
-    return refined((image(row) for row in block.to_pylist()), task, report)
+    try:
+        parts = []
+        sound = block.filter(pa.array([uri not in suspects for uri in block["uri"].to_pylist()]))
+        for uri in sorted(suspects, key=lambda uri: -suspects[uri]):
+            parts.append(refined(map(image, block.filter(pc.equal(block["uri"], uri)).to_pylist()), task, report))
+        custody.hold(name, sound["uri"].to_pylist())
+        parts.append(refined(map(image, sound.to_pylist()), task, report))
+        return pa.concat_tables(parts)
+    finally:
+        custody.end(name)
 
 
 def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import inventory, segment, shards, stages
+from pipelines import inventory, loading, segment, shards
 from pipelines.export import name_of
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
@@ -81,7 +81,7 @@ def test_hostile_members_become_reasons(tmp_path: Path) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         shard.addfile(link)
-    reasons = {uri.split("#")[1]: stages.read(uri, version)[2] for uri, version in listed(str(path), tmp_path).items()}
+    reasons = {uri.split("#")[1]: loading.read(uri, version)[2] for uri, version in listed(str(path), tmp_path).items()}
     assert reasons == {
         "../../etc/x.jpg": "read: the member's name points out of its shard",
         "/root.jpg": "read: the member's name points out of its shard",
@@ -94,7 +94,7 @@ def test_a_bomb_is_refused_within_bounded_memory(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", 1 << 20)
     path = make_zip(tmp_path / "bomb.zip", {"bomb.jpg": bytes(64 << 20)})
     ((uri, version),) = listed(str(path), tmp_path).items()
-    assert stages.read(uri, version)[2] == "read: the member unpacks to over 1048576 bytes"
+    assert loading.read(uri, version)[2] == "read: the member unpacks to over 1048576 bytes"
 
 
 def test_a_shard_that_changed_since_it_was_listed_is_noticed(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_shard_that_changed_since_it_was_listed_is_noticed(tmp_path: Path) -> 
     make_tar(path, {name: data + b"x" for name, data in PHOTOS.items()})
     os.utime(path, (1, 1))
     uri, version = next(iter(found.items()))
-    assert stages.read(uri, version)[2] == "read: the shard changed after it was listed; the next run lists it anew"
+    assert loading.read(uri, version)[2] == "read: the shard changed after it was listed; the next run lists it anew"
 
 
 @pytest.mark.parametrize("name", ["cut.tar", "cut.zip", "text.tar", "text.zip", "gz.tar"])

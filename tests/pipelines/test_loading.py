@@ -1,0 +1,97 @@
+"""Reading ahead in windows whose pixels are bounded, and the register of images that die with their process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeplab.images import decode
+from pipelines import loading
+from pipelines.custody import DEATHS, Register, given_up
+from pipelines.loading import WINDOW, Loader
+from pipelines.storage import read_versioned
+from tests.pipelines.conftest import make_archive, photo
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[tuple[str, str]]:
+    found = sorted(make_archive(tmp_path / "photos", 40).rglob("*.jpg"))
+    return [(path.as_uri(), read_versioned(path.as_uri())[1]) for path in found]
+
+
+def test_every_image_comes_once_in_order_with_its_bytes_and_pixels(images: list[tuple[str, str]]) -> None:
+    windows = list(Loader(10**6).windows(images))
+    assert [len(window) for window in windows] == [16, 16, 8]
+    assert [image.uri for window in windows for image in window] == [uri for uri, _ in images]
+    for image in windows[2]:
+        assert image.error is None
+        assert np.array_equal(image.pixels, decode(read_versioned(image.uri)[0]))
+
+
+def test_a_window_holds_no_more_pixels_than_allowed_unless_one_image_does(
+    images: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.jpg"
+    large.write_bytes(photo(1, 200, 300))
+    images.insert(5, (large.as_uri(), read_versioned(large.as_uri())[1]))
+    monkeypatch.setattr(loading, "WINDOW_PIXELS", 15_000)  # three of the small ones
+    windows = list(Loader(10**6).windows(images))
+    assert [image.uri for window in windows for image in window] == [uri for uri, _ in images]
+    for window in windows:
+        assert len(window) == 1 or sum(image.pixels.shape[0] * image.pixels.shape[1] for image in window) <= 15_000
+    assert [large.as_uri()] in [[image.uri for image in window] for window in windows]
+    assert max(map(len, windows)) == 3
+
+
+def test_what_is_being_decoded_is_told_before(images: list[tuple[str, str]]) -> None:
+    told: list[list[str]] = []
+    for window in Loader(10**6).windows(images, told.append):
+        assert {image.uri for image in window} <= set(told[-1]) | set(told[-2] if len(told) > 1 else [])
+    assert set().union(*told) == {uri for uri, _ in images}
+    assert max(map(len, told)) <= 2 * WINDOW
+
+
+def test_a_broken_image_and_a_missing_one_end_with_their_errors(tmp_path: Path, images: list[tuple[str, str]]) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photo(0)[:200])
+    window = next(Loader(10**6).windows([(broken.as_uri(), "v"), (f"{tmp_path.as_uri()}/gone.jpg", "v"), images[0]]))
+    assert [image.pixels is None for image in window] == [True, True, False]
+    assert window[0].error.startswith("decode: damaged or truncated")
+    assert window[1].error.startswith("read: No such file")
+
+
+def test_the_register_narrows_a_death_down_to_one_image() -> None:
+    """A block of ten in which the seventh image kills: the group, then that image alone, until it is given up."""
+    register, deaths = Register(), 0
+    block = [f"image {index}" for index in range(10)]
+    while True:
+        suspects = register.begin("block")
+        alone = sorted(suspects, key=lambda uri: -suspects[uri])
+        done, died = [], False
+        for group in [*([uri] for uri in alone), [uri for uri in block if uri not in suspects]]:
+            if len(group) == 1 and given_up(suspects.get(group[0], 0)):
+                continue
+            register.hold("block", group)
+            if block[6] in group:
+                died = True
+                break
+            done += group
+        if not died:
+            break
+        deaths += 1
+        assert deaths < 10
+    assert sorted(done) == sorted(set(block) - {block[6]})
+    assert deaths == 1 + DEATHS
+    register.end("block")
+    assert register.begin("block") == {}
+
+
+def test_a_block_that_ended_or_failed_with_an_exception_blames_nobody() -> None:
+    register = Register()
+    register.begin("block")
+    register.hold("block", ["a", "b"])
+    register.end("block")
+    assert register.begin("block") == {}
+    assert given_up(0) is None
