@@ -84,16 +84,19 @@ class SessionTime:
                         fields = (folder / "stat").read_text().rpartition(")")[2].split()
                         if int(fields[3]) == self.session:
                             seconds = (int(fields[11]) + int(fields[12])) / TICKS
-                            self.spent[int(folder.name), fields[19]] = self._kind(folder), seconds
+                            key = int(folder.name), fields[19]
+                            known = self.spent.get(key, ("others", 0.0))[0]
+                            self.spent[key] = self._kind(folder) or known, seconds
 
     def _kind(self, folder: Path) -> str:
+        """Empty for a process that has ended and waits for its parent."""
         if int(folder.name) == os.getpid():
             return "driver"
         title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
         for kind in self.KINDS:
             if kind in title:
                 return title if kind == "ray::" else kind
-        return "others"
+        return "others" if title else ""
 
     def now(self) -> dict[str, float]:
         """CPU seconds so far by kind of process."""
