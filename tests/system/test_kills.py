@@ -96,7 +96,7 @@ def test_a_killed_driver_leaves_whole_chunks_and_the_next_run_does_the_rest(
 def test_a_killed_worker_costs_nothing_but_time(
     start: Start, tmp_path: Path, archive: Path, model: Path, undisturbed: Callable[[Path], dict[str, np.ndarray]]
 ) -> None:
-    victim = "ray::MapWorker"
+    victim = "ray::MapBatches(whole)"
     results = tmp_path / "results"
     process = start("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "24", "--json", *OPTIONS)
     wait_for(lambda: bool(processes(victim, process.pid)) or process.poll() is not None, f"a process {victim}")

@@ -134,7 +134,7 @@ def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive:
     from tests.system.conftest import processes
 
     process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6")
-    wait_for(lambda: bool(processes("ray::MapWorker", process.pid)) or process.poll() is not None, "a scoring actor")
+    wait_for(lambda: bool(processes("ray::MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
