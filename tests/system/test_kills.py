@@ -113,6 +113,7 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_is_committed(start: Start, tmp_path
     command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "6", *OPTIONS)
     process = start(*command)
     wait_for(lambda: commits(results) >= 1 or process.poll() is not None, "a commit")
+    assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err

@@ -59,9 +59,9 @@ def everything(prefix: str) -> list[tuple[str, int, str]]:
 def test_a_store_that_is_gone_in_mid_run_is_waited_for(start: Start, s3: str, s3_process: s3_server.Server, model: Path) -> None:
     for index in range(40):
         store.put(f"{s3}/photos/{index:02d}.jpg", photo(index))
-    command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "10", *QUICK)
+    command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "4", *QUICK)
     process = start(*command)
-    wait_for(lambda: committed(f"{s3}/results") >= 10 or process.poll() is not None, "a first commit")
+    wait_for(lambda: committed(f"{s3}/results") >= 4 or process.poll() is not None, "a first commit")
     assert process.poll() is None
     s3_process.kill()
     time.sleep(8)
