@@ -10,7 +10,14 @@ import pytest
 
 from tests import s3_server
 
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DEEPLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each folder of tests stays in one process (`pytest -n 2 --dist loadgroup`), and so do the servers that its tests share."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 @pytest.fixture(scope="session")
