@@ -16,7 +16,7 @@ import pytest
 from flows.hooks import marked
 from pipelines.results import ResultsTable
 from tests.pipelines.conftest import make_dataset
-from tests.system.conftest import FAST_DETECTION, PATIENCE, processes, wait_for
+from tests.system.conftest import NODES, PATIENCE, processes, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -38,8 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, gpus: int, tmp_path: Path) -> Itera
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv(MARKER, str(tmp_path))  # what runs on the nodes is found by it
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    for name, value in FAST_DETECTION.items():
+    for name, value in NODES.items():
         monkeypatch.setenv(name, value)
     memory = 200 << 20
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False})

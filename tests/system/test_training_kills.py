@@ -19,7 +19,7 @@ import torch
 
 from deeplab import checkpoint, weights
 from tests.pipelines.conftest import make_dataset
-from tests.system.conftest import FAST_DETECTION, processes, wait_for
+from tests.system.conftest import NODES, processes, wait_for
 
 PATIENCE = 900.0
 pytestmark = [
@@ -185,7 +185,7 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A head with as many CPUs as the parameter says, and nodes of one CPU each so that there are two in all."""
     from ray.cluster_utils import Cluster
 
-    for name, value in FAST_DETECTION.items():
+    for name, value in NODES.items():
         monkeypatch.setenv(name, value)
 
     memory, on_head = 200 << 20, request.param
