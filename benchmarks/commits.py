@@ -12,17 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+
+from pipelines import s3
+from pipelines.results import FILE_SCHEMA, ResultsTable
+from pipelines.sink import PartFile, ResultsSink, write_part
+from tests import s3_server
+
 MODEL = "m@000000000000"
 FILES = 5  # a chunk of 20,000 images makes so many
 
 
-def part(table_uri: str, number: int) -> object:
+def part(table_uri: str, number: int) -> PartFile:
     """One small part file, really written."""
-    import pyarrow as pa
-
-    from pipelines.results import FILE_SCHEMA
-    from pipelines.sink import write_part
-
     row = {"version": "1", "status": "ok", "height": 2, "width": 3, "mask": b"png", "class_pixels": [("background", 6)]}
     row |= {"confidence": 0.5, "run": "run-0", "segmented_at": datetime.now(UTC)}
     rows = [{**row, "uri": f"s3://archive/photos/{number:06d}/image-{index:09d}.jpg"} for index in range(10)]
@@ -36,10 +38,8 @@ def grow(root: Path, count: int) -> None:
     with nothing to learn from them. The checkpoint at the end is real again. The parts of the others are not there:
     commits never read parts of their own run.
     """
-    from pipelines.results import ResultsTable
-
     table = ResultsTable.ensure(str(root))
-    table.commit("chunk-0", [part(table.uri, number).add_action(MODEL) for number in range(FILES)])  # type: ignore[attr-defined]
+    table.commit("chunk-0", [part(table.uri, number).add_action(MODEL) for number in range(FILES)])
     log = root / "_delta_log"
     entry = [json.loads(line) for line in (log / f"{table.version:020d}.json").read_text().splitlines()]
     for number in range(1, count):
@@ -54,8 +54,6 @@ def grow(root: Path, count: int) -> None:
 
 def copy(root: Path, prefix: str) -> None:
     """A table on disk, object by object to S3; its log is the same there."""
-    from pipelines import s3
-
     paths = [path for path in root.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda path: s3.put(f"{prefix}/{path.relative_to(root)}", path.read_bytes()), paths))
@@ -66,9 +64,6 @@ def timed(uri: str, tries: int) -> dict[str, float]:
 
     A commit is the sink's: it looks what other runs brought, commits under the chunk's transaction and reads the log on.
     """
-    from pipelines.results import ResultsTable
-    from pipelines.sink import ResultsSink
-
     planned = ResultsTable.ensure(uri).version
     spent: dict[str, list[float]] = {"open": [], "open as planned": [], "write": [], "commit": []}
     cpu = []
@@ -105,8 +100,6 @@ def run(folder: Path, grown: int, tries: int, with_s3: bool) -> None:
     show("new table on disk", timed(str(folder / "new"), tries))
     grow(folder / "grown", grown)
     if with_s3:
-        from tests import s3_server
-
         (folder / "server").mkdir()
         server = s3_server.Server(folder / "server")
         os.environ.update(server.environment)

@@ -16,10 +16,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests.mutations makes the files
-
 from measure import apart
 from overhead import make_model, trivial
+
+from tests.mutations import variants
 
 # 60 million pixels in four channels, and once more as RGB: what the largest file that is accepted may need.
 MOST_MB = 900
@@ -94,8 +94,6 @@ def pipeline(archive: Path, model: Path, folder: Path) -> tuple[dict[str, int], 
 
 
 def main() -> None:
-    from tests.mutations import variants
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

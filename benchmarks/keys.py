@@ -12,19 +12,19 @@ from pathlib import Path
 
 from measure import apart
 
+from pipelines import inventory, s3
+from tests import s3_server
+
 PER_FOLDER = 1000
 
 
-def fill(server: object, folder: Path, count: int) -> None:
+def fill(server: s3_server.Server, folder: Path, count: int) -> None:
     """`count` keys below s3://archive/photos: the first folder is uploaded, the others are its copies.
 
     A thousand uploads a second at best would take a quarter of an hour for a million keys, so the server's own
     metadata dump of the first folder is loaded again under other names: each key has an entry of its own in the
     server's database, which is what a listing reads.
     """
-    from pipelines import s3
-    from tests import s3_server
-
     first = f"s3://{s3_server.BUCKET}/photos/000000"
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: s3.put(f"{first}/image-{n:09d}.jpg", b"%09d" % n * 100), range(min(count, PER_FOLDER))))
@@ -56,11 +56,9 @@ def _records(dump: bytes) -> list[tuple[str, bytes]]:
     return records
 
 
-def _shell(server: object, line: str) -> str:
+def _shell(server: s3_server.Server, line: str) -> str:
     """Output of a command of the server's shell, which returns before the last entries of a dump are in: hence the sleep."""
-    from tests import s3_server
-
-    ports = server.ports  # type: ignore[attr-defined]
+    ports = server.ports
     addresses = [f"-master=127.0.0.1:{ports[2]}.{ports[3]}", f"-filer=127.0.0.1:{ports[6]}.{ports[7]}"]
     done = subprocess.run(
         [str(s3_server.weed()), "shell", *addresses], input=line + "\nsleep 2\nexit\n", capture_output=True, text=True, check=False
@@ -71,14 +69,10 @@ def _shell(server: object, line: str) -> str:
 
 
 def take(uri: str, path: Path) -> int:
-    from pipelines.inventory import take as list_into
-
-    return list_into(uri, path).images
+    return inventory.take(uri, path).images
 
 
 def run(folder: Path, count: int) -> None:
-    from tests import s3_server
-
     (folder / "server").mkdir()
     server = s3_server.Server(folder / "server")
     os.environ.update(server.environment)

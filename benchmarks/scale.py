@@ -12,16 +12,8 @@ of a process of its own, with all that it imports.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests.s3_server starts the local S3 server
-
-import commits
-import keys
-import overhead
-import planning
 
 
 def main() -> None:
@@ -41,15 +33,24 @@ def main() -> None:
     command.add_argument("--plot", type=Path, help="write the costs as an SVG")
     command.add_argument("--data", type=Path, help="keep the measurements as JSON, one size after the other; those in it are kept")
     arguments = parser.parse_args()
+    # Imported where they are needed, so that a process that is measured holds no more than its own work.
     with tempfile.TemporaryDirectory(prefix="deeplab-scale-") as name:
         folder = Path(name)
         if arguments.command == "list":
+            import keys
+
             keys.run(folder, arguments.keys)
         elif arguments.command == "plan":
+            import planning
+
             planning.run(arguments.rows, arguments.rows * 9 // 10, peer=False)
         elif arguments.command == "commits":
+            import commits
+
             commits.run(folder, arguments.grown, arguments.tries, arguments.s3)
         else:
+            import overhead
+
             overhead.run(folder, arguments.images, arguments.chunk_size, arguments.plot, arguments.data)
 
 
