@@ -247,7 +247,7 @@ def _run_chunk(
     register = ray.remote(num_cpus=0)(Register).remote()
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
-    blocks = [images.slice(start, layout.images_per_block).select(["uri", "version"]).combine_chunks() for start in starts]
+    blocks = [images.slice(start, layout.images_per_block).combine_chunks() for start in starts]
     dataset = ray.data.from_arrow(blocks).map_batches(
         Segment if layout.refine_cpus is None else Score,
         fn_constructor_args=(model, task, report, register),
