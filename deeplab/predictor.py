@@ -26,7 +26,8 @@ class Predictor:
 
     scales: factors of the input, fused by `fusion` ("max" as in DeepLab v2, or "mean"). flip: also score the mirror
     image. device: "auto" takes a GPU where there is one. precision: "auto" is float16 on a GPU and float32 on a CPU.
-    tile, overlap: pixels. batch_pixels: the most padded pixels that one pass takes at scale 1.
+    tile, overlap: pixels. batch_pixels: the most padded pixels that one pass takes at scale 1 (on a CPU few, so that what
+    is between two layers stays in its cache; one image may have more).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Predictor:
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.scales, self.flip, self.fusion = tuple(scales), flip, fusion
         self.tile, self.overlap = network.lattice_size(tile), -(-overlap // network.stride) * network.stride
-        self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 600_000)
+        self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 120_000)
         self.padding = np.round(network.normalization.mean_rgb).astype(np.uint8)
 
     def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:

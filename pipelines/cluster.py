@@ -30,16 +30,17 @@ class ClusterError(UserError):
 class Layout:
     """How one chunk is spread.
 
-    On CPUs every core has one actor that does all of an image's way. With GPUs the actors hold them alone and stop at the
-    scores; every CPU refines (`refine_cpus` is what one refining task holds, None where the actors refine).
+    On CPUs a task on every core does all of an image's way, and its process, with the network in it, serves the next block
+    and the next chunk. With GPUs `scorers` actors hold one each and stop at the scores; every CPU refines.
+    `tasks`: how many at a time; `cpus`: what each of them holds.
     """
 
-    actors: int
-    actor_cpus: float
-    actor_gpus: float
-    refine_cpus: float | None
-    write_cpus: float
     images_per_block: int
+    tasks: int
+    cpus: float
+    write_cpus: float
+    scorers: int | None = None
+    scorer_cpus: float = 0.0
 
 
 def layout(cpus: float, gpus: float, images: int) -> Layout:
@@ -50,12 +51,12 @@ def layout(cpus: float, gpus: float, images: int) -> Layout:
     # all slots busy to the end of a chunk and lose little when one dies.
     least, most = (16, 256) if on_gpu else (8, 64)
     per_block = max(1, min(most, max(least, images // (16 * slots)), -(-images // slots)))
-    actors = max(1, min(slots, -(-images // per_block)))
-    if on_gpu:
-        # A scorer keeps one CPU busy with decoding; where CPUs are scarce it leaves half of them to the other stages.
-        scorer = min(1.0, cpus / (2 * slots))
-        return Layout(actors, scorer, 1.0, min(1.0, cpus - slots * scorer - 0.1), 0.1, per_block)
-    return Layout(actors, 0.9, 0.0, None, 0.1, per_block)
+    if not on_gpu:
+        return Layout(per_block, slots, 0.9, 0.1)
+    # A scorer keeps one CPU busy with decoding; where CPUs are scarce it leaves half of them to the other stages.
+    scorer = min(1.0, cpus / (2 * slots))
+    scorers = max(1, min(slots, -(-images // per_block)))
+    return Layout(per_block, max(1, int(cpus)), min(1.0, cpus - slots * scorer - 0.1), 0.1, scorers, scorer)
 
 
 @contextmanager
@@ -81,6 +82,9 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     try:
         if address is None:
             memory = min(OBJECT_STORE_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 5)
+            # Ray keeps as many idle processes as there are CPUs; those of other stages must not crowd out the ones that hold
+            # the network, which serve the next chunk.
+            os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (cpus or os.cpu_count() or 1) + 2))
             ray.init(address="local", num_cpus=cpus, object_store_memory=memory, **quiet)
         else:
             _check(address)

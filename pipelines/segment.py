@@ -236,31 +236,37 @@ def _run_chunk(
     from pipelines.custody import Register
     from pipelines.progress import Counter, Reporter
     from pipelines.sink import ResultsSink, row_key
-    from pipelines.stages import Score, Segment, refine
+    from pipelines.stages import Score, refine, whole
 
     layout = cluster.layout(*cluster.resources(), images.num_rows)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray Data would split the CPUs evenly between segmenting and writing, which needs next to none. Rows are small and no more
+    # tasks run than there are CPUs, so nothing piles up. With GPUs scores do, and its limits stay.
+    context.op_resource_reservation_enabled = layout.scorers is not None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
     counter: Any = Counter.remote()  # type: ignore[attr-defined]
     register = ray.remote(num_cpus=0)(Register).remote()
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
     blocks = [images.slice(start, layout.images_per_block).combine_chunks() for start in starts]
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        Segment if layout.refine_cpus is None else Score,
-        fn_constructor_args=(model, task, report, register),
-        compute=ActorPoolStrategy(size=layout.actors),
-        batch_size=layout.images_per_block,
-        batch_format="pyarrow",
-        num_cpus=layout.actor_cpus,
-        num_gpus=layout.actor_gpus or None,
-    )
-    if layout.refine_cpus is not None:
+    dataset = ray.data.from_arrow(blocks)
+    blockwise: dict[str, Any] = {"batch_size": layout.images_per_block, "batch_format": "pyarrow"}
+    if layout.scorers is None:
+        blockwise |= {"num_cpus": layout.cpus, "concurrency": layout.tasks}
+        dataset = dataset.map_batches(whole, fn_args=(model, task, report, register), **blockwise)
+    else:
         dataset = dataset.map_batches(
-            refine, fn_args=(task, report, register), batch_size=None, batch_format="pyarrow", num_cpus=layout.refine_cpus
+            Score,
+            fn_constructor_args=(model, task, report, register),
+            compute=ActorPoolStrategy(size=layout.scorers),
+            num_cpus=layout.scorer_cpus,
+            num_gpus=1,
+            **blockwise,
         )
+        rest: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": layout.cpus}
+        dataset = dataset.map_batches(refine, fn_args=(task, report, register), **rest)
     named = zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)
     # A row for a file that was not there gives way to any row for it.
     replaced = [row_key(uri, version) for uri, found in named for version in (found, inventory.MISSING)]

@@ -1,7 +1,7 @@
 """What happens to a block of images inside Ray.
 
-On CPUs one actor per core does all of it (`Segment`): read, decode, score, refine, encode. With GPUs the actors that hold
-them stop at the scores (`Score`), and tasks on any CPU go on from there (`refine`).
+On CPUs one task does all of it (`whole`): read, decode, score, refine, encode. With GPUs the actors that hold them stop at
+the scores (`Score`), and tasks on any CPU go on from there (`refine`).
 """
 
 from __future__ import annotations
@@ -81,14 +81,11 @@ class Task:
     large_pixels: int = MAX_PIXELS  # images above it are never decoded whole
 
 
-class Score:
-    """The scoring actor: a block of (uri, version) -> encoded bytes and stride-8 scores, or the error of each image."""
+class Scorer:
+    """The network and what feeds it."""
 
-    def __init__(self, model: Any, task: Task, report: Report, register: Any) -> None:
-        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder.
-
-        `register`: the actor of custody.Register.
-        """
+    def __init__(self, model: Any, task: Task) -> None:
+        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder."""
         import ray
         import torch
 
@@ -96,37 +93,33 @@ class Score:
 
         if not torch.cuda.is_available():
             torch.set_num_threads(task.threads)
-        self.task, self.report = task, report
         self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, **task.predictor)
+        self.task = task
         self.loader = Loader(task.max_pixels, task.large_pixels)
-        self.custody = Custody(register, "score")
 
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for images in self.windows(block):
-            yield pa.Table.from_pylist([to_row(image) for image in images], schema=SCORED)
-
-    def windows(self, block: pa.Table) -> Iterator[list[Scored]]:
+    def windows(self, block: pa.Table, report: Report, register: Any) -> Iterator[list[Scored]]:
         """The block's images in groups, scored; first, one by one, those whose process died at the last attempt."""
         images = list(zip(*block.select(["uri", "version", "bytes"]).to_pydict().values(), strict=True))
-        name = images[0][0]
-        suspects = self.custody.begin(name)
+        name, custody = images[0][0], Custody(register, "score")
+        suspects = custody.begin(name)
+
+        def scored(some: list[tuple[str, str, int]]) -> Iterator[list[Scored]]:
+            for window in self.loader.windows(some, lambda uris: custody.hold(name, uris)):
+                done = self._score(window, report)
+                window.clear()  # a large image's bytes are not held while the next one's are read
+                yield done
+
         try:
             for uri, version, size in sorted(images, key=lambda image: -suspects.get(image[0], -1))[: len(suspects)]:
                 if error := given_up(suspects[uri]):
                     yield [Scored(uri, version, error)]
                 else:
-                    yield from self._scored(name, [(uri, version, size)])
-            yield from self._scored(name, [image for image in images if image[0] not in suspects])
+                    yield from scored([(uri, version, size)])
+            yield from scored([image for image in images if image[0] not in suspects])
         finally:
-            self.custody.end(name)
+            custody.end(name)
 
-    def _scored(self, block: str, images: list[tuple[str, str, int]]) -> Iterator[list[Scored]]:
-        for window in self.loader.windows(images, lambda uris: self.custody.hold(block, uris)):
-            scored = self._score(window)
-            window.clear()  # a large image's bytes are not held while the next one's are read
-            yield scored
-
-    def _score(self, window: list[Loaded]) -> list[Scored]:
+    def _score(self, window: list[Loaded], report: Report) -> list[Scored]:
         start = time.perf_counter()
         scores = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
         images = []
@@ -141,7 +134,7 @@ class Score:
                 images.append(Scored(image.uri, image.version, None, size, image.pixels, image.encoded, found, confidence(found)))
         seconds = {"read": sum(image.read_seconds for image in window), "decode": sum(image.decode_seconds for image in window)}
         stage = "large" if any(image.finished for image in images) else "score"
-        self.report("score", window[0].uri, 0, 0, {**seconds, stage: time.perf_counter() - start})
+        report("score", window[0].uri, 0, 0, {**seconds, stage: time.perf_counter() - start})
         return images
 
     def _large(self, image: Loaded) -> Scored:
@@ -159,15 +152,33 @@ class Score:
             return Scored(image.uri, image.version, f"decode: {reason}")
 
 
-class Segment(Score):
-    """The actor that does all of an image's way on one core: a block of (uri, version) -> rows of the results table.
+# A process keeps its network from block to block and from chunk to chunk; a run with other settings brings its own.
+_scorers: dict[str, Scorer] = {}
+
+
+def whole(block: pa.Table, model: Any, task: Task, report: Report, register: Any) -> Iterator[pa.Table]:
+    """The task that does all of an image's way on one core: a block of (uri, version) -> rows of the results table.
 
     Nothing but names and finished rows goes through the object store, and no image is decoded twice.
     """
+    key = f"{model.hex()} {task}"
+    if key not in _scorers:
+        _scorers.clear()
+        _scorers[key] = Scorer(model, task)
+    for images in _scorers[key].windows(block, report, register):
+        yield refined(images, task, report)
+
+
+class Score:
+    """The actor that holds a GPU: a block of (uri, version) -> encoded bytes and stride-8 scores, or the error of each image."""
+
+    def __init__(self, model: Any, task: Task, report: Report, register: Any) -> None:
+        """`model`, `task`: as Scorer's. `register`: the actor of custody.Register."""
+        self.scorer, self.report, self.register = Scorer(model, task), report, register
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for images in self.windows(block):
-            yield refined(images, self.task, self.report)
+        for images in self.scorer.windows(block, self.report, self.register):
+            yield pa.Table.from_pylist([to_row(image) for image in images], schema=SCORED)
 
 
 def to_row(image: Scored) -> dict[str, Any]:

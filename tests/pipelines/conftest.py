@@ -79,8 +79,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_ray() -> Iterator[None]:
+    """One Ray for the tests of this folder, gone before others start clusters of their own from this process."""
     from pipelines import cluster
 
     with cluster.session(cpus=2):

@@ -96,7 +96,7 @@ def test_a_killed_driver_leaves_whole_chunks_and_the_next_run_does_the_rest(
 def test_a_killed_worker_costs_nothing_but_time(
     start: Start, tmp_path: Path, archive: Path, model: Path, undisturbed: Callable[[Path], dict[str, np.ndarray]]
 ) -> None:
-    victim = "ray::MapWorker"
+    victim = "ray::MapBatches(whole)"
     results = tmp_path / "results"
     process = start("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "24", "--json", *OPTIONS)
     wait_for(lambda: bool(processes(victim, process.pid)) or process.poll() is not None, f"a process {victim}")
@@ -113,6 +113,7 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_is_committed(start: Start, tmp_path
     command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "6", *OPTIONS)
     process = start(*command)
     wait_for(lambda: commits(results) >= 1 or process.poll() is not None, "a commit")
+    assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err

@@ -14,7 +14,8 @@ import pytest
 
 from flows.hooks import marked
 from pipelines.results import ResultsTable
-from tests.system.conftest import PATIENCE, wait_for
+from tests.pipelines.conftest import make_dataset
+from tests.system.conftest import FAST_DETECTION, PATIENCE, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -37,6 +38,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch, gpus: int, tmp_path: Path) -> Itera
 
     monkeypatch.setenv(MARKER, str(tmp_path))  # what runs on the nodes is found by it
     monkeypatch.setenv("RAY_worker_niceness", "0")
+    for name, value in FAST_DETECTION.items():
+        monkeypatch.setenv(name, value)
     memory = 200 << 20
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False})
     try:
@@ -134,8 +137,28 @@ def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive:
     from tests.system.conftest import processes
 
     process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6")
-    wait_for(lambda: bool(processes("ray::MapWorker", process.pid)) or process.poll() is not None, "a scoring actor")
+    wait_for(lambda: bool(processes("ray::MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
     wait_for(lambda: not processes("ray", process.pid), "Ray to end")
+
+
+def test_an_evaluation_counts_every_image_once_when_a_node_dies(start: Start, tmp_path: Path, model: Path, cluster: object) -> None:
+    dataset = make_dataset(tmp_path / "squares", count=40)
+    (dataset / "classes.txt").write_text("background\ncat\ndog\n")  # the model's
+    command = ("evaluate", str(model), str(dataset), "--split", "train", "--crf", "--json")
+    process = start(*command, "--workers", "2", "--address", cluster.address)  # type: ignore[attr-defined]
+
+    def at_work() -> list[int]:
+        return [pid for pid in marked(f"{MARKER}={tmp_path}") if b"ray::share" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    wait_for(lambda: len(at_work()) >= 2 or process.poll() is not None, "tasks on both nodes")
+    assert process.poll() is None, process.communicate()[1]
+    cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)  # type: ignore[attr-defined]
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    alone = start(*command)
+    undisturbed, err = alone.communicate(timeout=PATIENCE)
+    assert alone.returncode == 0, err
+    assert json.loads(out) == json.loads(undisturbed)

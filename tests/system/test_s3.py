@@ -14,6 +14,7 @@ from pipelines import s3 as store
 from pipelines.results import ResultsTable
 from tests import s3_server
 from tests.pipelines.conftest import photo
+from tests.s3_proxy import Faults, Proxy
 from tests.system.conftest import PATIENCE, wait_for
 from tests.system.test_kills import finish
 
@@ -58,9 +59,9 @@ def everything(prefix: str) -> list[tuple[str, int, str]]:
 def test_a_store_that_is_gone_in_mid_run_is_waited_for(start: Start, s3: str, s3_process: s3_server.Server, model: Path) -> None:
     for index in range(40):
         store.put(f"{s3}/photos/{index:02d}.jpg", photo(index))
-    command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "10", *QUICK)
+    command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "4", *QUICK)
     process = start(*command)
-    wait_for(lambda: committed(f"{s3}/results") >= 10 or process.poll() is not None, "a first commit")
+    wait_for(lambda: committed(f"{s3}/results") >= 4 or process.poll() is not None, "a first commit")
     assert process.poll() is None
     s3_process.kill()
     time.sleep(8)
@@ -82,3 +83,30 @@ def test_two_runs_on_one_table_at_once_leave_one_row_per_image(start: Start, s3:
         assert process.returncode == 0, errors
     found = rows(f"{s3}/results")
     assert len(found) == len(set(found)) == 30
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(refused=0.1), Faults(lost=0.1), Faults(delay=0.3)],
+    ids=["a tenth of the answers is 503", "a tenth of the answers is lost", "slow"],
+)
+def test_a_store_that_misbehaves_costs_nothing_but_time(
+    start: Start, s3: str, s3_process: s3_server.Server, model: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost answer to a commit is the hard one: the second try finds its own commit there (412), and must not double it."""
+    for index in range(40):
+        store.put(f"{s3}/photos/{index:02d}.jpg", photo(index))
+    proxy = Proxy(s3_process.environment["AWS_ENDPOINT_URL"], faults)
+    proxy.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "8", *QUICK)
+        assert finish(start, *command)["images"] == 40
+        assert finish(start, *command)["images"] == 0
+    finally:
+        proxy.stop()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_process.environment["AWS_ENDPOINT_URL"])
+    found = rows(f"{s3}/results")
+    assert len(found) == len(set(found)) == 40
+    assert sum(faults.counts.values()) > 100
+    assert faults.delay or faults.counts.keys() > {"none"}

@@ -19,7 +19,7 @@ import torch
 
 from deeplab import checkpoint, weights
 from tests.pipelines.conftest import make_dataset
-from tests.system.conftest import processes, wait_for
+from tests.system.conftest import FAST_DETECTION, processes, wait_for
 
 PATIENCE = 900.0
 pytestmark = [
@@ -181,9 +181,12 @@ class Lines:
 
 
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head with as many CPUs as the parameter says, and nodes of one CPU each so that there are two in all."""
     from ray.cluster_utils import Cluster
+
+    for name, value in FAST_DETECTION.items():
+        monkeypatch.setenv(name, value)
 
     memory, on_head = 200 << 20, request.param
     head = {"num_cpus": on_head, "object_store_memory": memory, "include_dashboard": False}
