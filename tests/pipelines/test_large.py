@@ -109,7 +109,7 @@ def test_the_crf_in_windows_agrees_with_the_whole(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for path in sorted((EXAMPLES / "images").glob("*.jpg"))[:3]:
-        Image.open(path).convert("RGB").save(photos / f"{path.stem}.png")
+        Image.open(path).convert("RGB").resize((450, 360)).save(photos / f"{path.stem}.png")
     whole = run(photos, tmp_path / "whole", Path("pets"), crf=True)
     with lower_limit():
         large = run(photos, tmp_path / "large", Path("pets"), crf=True)
