@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.progress import (
@@ -64,7 +65,10 @@ class Bar:
 
 @contextmanager
 def bar(unit: str) -> Iterator[Bar]:
-    """A progress bar on stderr for the duration of the body."""
+    """A progress bar on stderr for the duration of the body.
+
+    Ray prints what happens to its processes on stdout, whose lines belong to the result; they go to stderr, too.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -76,5 +80,5 @@ def bar(unit: str) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=False) as progress:
+    with redirect_stdout(sys.stderr), Progress(*columns, console=stderr, transient=True, disable=False) as progress:
         yield Bar(progress, unit)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -82,9 +80,7 @@ def segment(
             display.update(phases[progress.phase], progress.done, progress.total or None, f"{chunk} {errors}".strip())
 
         try:
-            # Ray prints of dead workers to stdout, which belongs to the summary.
-            with contextlib.redirect_stdout(sys.stderr):
-                summary = run(options, watch)
+            summary = run(options, watch)
         except TooManyErrors as error:
             summary, code, failure = error.summary, TOO_MANY_ERRORS, str(error)
     if as_json:

@@ -13,7 +13,7 @@ import pytest
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from pipelines import upkeep
+from pipelines import sink, upkeep
 from pipelines.results import FILE_SCHEMA, ResultsTable
 from pipelines.sink import write_part
 from tests.pipelines.test_results import CARD
@@ -115,6 +115,28 @@ def test_vacuum_lists_first_and_deletes_what_no_version_names(table: ResultsTabl
     assert upkeep.vacuum(table, 1, delete=True) == [orphan]
     assert not (root / orphan).exists()
     assert upkeep.verify(ResultsTable.open(table.uri)).count == 0
+
+
+@pytest.mark.parametrize("skew", [-30 * 86400, 30 * 86400])
+def test_a_driver_whose_clock_is_a_month_off_commits_like_any_other(
+    table: ResultsTable, skew: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order is the log's, never a clock's: its rows follow the others', and no clean-up takes a live file for an old one."""
+    put(table, "chunk-1", row("a"))
+    now = time.time
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: now() + skew)
+        assert sink.time.time() != pytest.approx(now(), abs=86400)
+        put(table, "chunk-2", row("b", segmented_at=datetime.fromtimestamp(now() + skew, UTC)))
+    put(table, "chunk-3", row("c"))
+    opened = ResultsTable.open(table.uri)
+    assert names(opened) == [(MODEL, f"file:///{name}") for name in "abc"]
+    assert upkeep.vacuum(opened, 1, delete=True) == []
+    upkeep.compact(opened)
+    upkeep.vacuum(ResultsTable.open(table.uri), 1, delete=True)
+    after = ResultsTable.open(table.uri)
+    assert upkeep.verify(after).count == 0
+    assert names(after) == [(MODEL, f"file:///{name}") for name in "abc"]
 
 
 def test_dropping_a_model_leaves_the_other_and_can_be_read_back(table: ResultsTable) -> None:
