@@ -103,10 +103,12 @@ def main() -> None:
                     highest[name] = max(highest.get(name, 0), field(process, "status", "VmHWM"))
             time.sleep(0.5)
         seconds = time.perf_counter() - start
-        summary = json.loads(run.communicate()[0])
+        out, _ = run.communicate()
         name, peak = max(highest.items(), key=lambda item: item[1])
-        print(f"exit code {run.returncode}, errors {summary['errors_by_reason']}")
         print(f"peak of {name}: {peak / 2**30:.2f} GiB; of all processes together: {together / 2**30:.2f} GiB")
+        if run.returncode:
+            sys.exit(f"exit code {run.returncode} after {seconds:.0f} s")
+        summary = json.loads(out)
         print(
             f"{seconds:.0f} s ({summary['seconds']:.0f} s without start-up), {pixels / 1e6 / summary['seconds']:.2f} megapixels/s"
         )

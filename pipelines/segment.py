@@ -242,6 +242,7 @@ def _run_chunk(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a block of large images takes longer than Ray's half an hour
     # Ray Data would split the CPUs evenly between segmenting and writing, which needs next to none. Rows are small and no more
     # tasks run than there are CPUs, so nothing piles up. With GPUs scores do, and its limits stay.
     context.op_resource_reservation_enabled = layout.scorers is not None
