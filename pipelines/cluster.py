@@ -63,9 +63,9 @@ def layout(cpus: float, gpus: float, images: int) -> Layout:
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Run the body with Ray: a fresh one in this process, or the cluster at `address` ("auto", host:port).
 
-    Without an address a cluster that happens to run on this host is never joined. A Ray that the caller started is
-    used and left as it is. Ray's SIGTERM handler, which would turn a cancellation into a crash, is undone. Raises
-    ClusterError when `address` does not answer within CONNECT_SECONDS.
+    Without an address a cluster that happens to run on this host is never joined, and no other host reaches what starts.
+    A Ray that the caller started is used and left as it is. Ray's SIGTERM handler, which would turn a cancellation into a
+    crash, is undone. Raises ClusterError when `address` does not answer within CONNECT_SECONDS.
     """
     if ray.is_initialized():
         yield
@@ -85,7 +85,8 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
             # Ray keeps as many idle processes as there are CPUs; those of other stages must not crowd out the ones that hold
             # the network, which serve the next chunk.
             os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (cpus or os.cpu_count() or 1) + 2))
-            ray.init(address="local", num_cpus=cpus, object_store_memory=memory, **quiet)
+            with _loopback():
+                ray.init(address="local", num_cpus=cpus, object_store_memory=memory, **quiet)
         else:
             _check(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -100,6 +101,22 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A Ray that starts in here listens on 127.0.0.1 alone, as its kin on Windows and macOS do; on Linux any host could knock."""
+    constants, name = ray._private.ray_constants, ray._private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before[0]
+        if before[1] is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before[1]
 
 
 def _check(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def s3(
     cached = (store.client, store.signed, storage._s3_filesystem)
     for each in cached:
         each.cache_clear()
-    yield f"s3://{s3_server.BUCKET}/{request.node.name[:60]}"
+    yield f"s3://{s3_server.BUCKET}/{request.node.name[:40]}-{uuid.uuid4().hex[:8]}"
     for each in cached:
         each.cache_clear()
 

@@ -90,7 +90,7 @@ def train(
             nonlocal note
             if isinstance(progress, Notice):
                 if progress.text:
-                    stdout.print(progress.text)
+                    display.progress.console.print(escape(progress.text))
                 if progress.phase == "check":
                     display.update("checking pairs", progress.done, progress.total)
                 return

@@ -15,12 +15,13 @@ import pytest
 from tests.pipelines.conftest import make_archive, make_model
 
 PATIENCE = 240.0
-# Ray takes a node for dead after about half a minute of silence; tests need not wait as long, yet a stall of a busy machine
-# must not look like a death.
-FAST_DETECTION = {
+# For clusters that tests start. Ray takes a node for dead after about half a minute of silence; tests need not wait as long,
+# yet a stall of a busy machine must not look like a death. Its workers' niceness of 15 would starve them beside other load.
+NODES = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
+    "RAY_worker_niceness": "0",
 }
 
 

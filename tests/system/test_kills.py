@@ -75,20 +75,20 @@ def test_a_killed_driver_leaves_whole_chunks_and_the_next_run_does_the_rest(
     start: Start, tmp_path: Path, archive: Path, model: Path, undisturbed: Callable[[Path], dict[str, np.ndarray]]
 ) -> None:
     results = tmp_path / "results"
-    command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "6", *OPTIONS)
+    command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "12", *OPTIONS)
     process = start(*command)
-    wait_for(lambda: commits(results) >= 2 or process.poll() is not None, "two commits")
+    wait_for(lambda: commits(results) >= 1 or process.poll() is not None, "a commit")
     assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end")
     kept = commits(results)
-    assert 2 <= kept < 8
-    assert len(found(results)) == 6 * kept
+    assert 1 <= kept < 4
+    assert len(found(results)) == 12 * kept
 
     summary = finish(start, *command)
-    assert summary["already"] == 6 * kept
-    assert summary["images"] == 48 - 6 * kept
+    assert summary["already"] == 12 * kept
+    assert summary["images"] == 48 - 12 * kept
     assert_same(found(results), undisturbed(archive))
     assert finish(start, *command)["images"] == 0
 
@@ -110,7 +110,7 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 def test_ctrl_c_stops_cleanly_and_keeps_what_is_committed(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
     results = tmp_path / "results"
-    command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "6", *OPTIONS)
+    command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "12", *OPTIONS)
     process = start(*command)
     wait_for(lambda: commits(results) >= 1 or process.poll() is not None, "a commit")
     assert process.poll() is None, process.communicate()[1]
@@ -120,9 +120,9 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_is_committed(start: Start, tmp_path
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
     kept = commits(results)
-    assert len(found(results)) == 6 * kept
+    assert len(found(results)) == 12 * kept
     wait_for(lambda: not processes("raylet", process.pid), "Ray to end")
-    assert finish(start, *command)["images"] == 48 - 6 * kept
+    assert finish(start, *command)["images"] == 48 - 12 * kept
     assert len(found(results)) == 48
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from flows.hooks import marked
 from pipelines.results import ResultsTable
 from tests.pipelines.conftest import make_dataset
-from tests.system.conftest import FAST_DETECTION, PATIENCE, wait_for
+from tests.system.conftest import NODES, PATIENCE, processes, wait_for
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -37,8 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, gpus: int, tmp_path: Path) -> Itera
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv(MARKER, str(tmp_path))  # what runs on the nodes is found by it
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    for name, value in FAST_DETECTION.items():
+    for name, value in NODES.items():
         monkeypatch.setenv(name, value)
     memory = 200 << 20
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False})
@@ -133,9 +133,40 @@ def test_a_port_that_answers_but_is_no_ray_is_an_error_and_not_a_hang(
     assert "Traceback" not in err
 
 
-def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    from tests.system.conftest import processes
+def listening(pids: set[int]) -> set[str]:
+    """Addresses, as /proc/net has them, on which processes of this host listen."""
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):
+            sockets |= {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].split(":")[0])
+    return found
 
+
+def test_a_ray_of_our_own_listens_on_loopback_alone(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6", "--json")
+    wait_for(lambda: bool(processes("ray::MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
+    everywhere = {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
+    ours = {pid for pid in everywhere if session_of(pid) == process.pid}
+    found = listening(ours)
+    assert found  # raylet, GCS, workers
+    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+
+
+def session_of(pid: int) -> int | None:
+    with suppress(OSError):
+        return os.getsid(pid)
+    return None
+
+
+def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
     process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6")
     wait_for(lambda: bool(processes("ray::MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)

@@ -64,7 +64,7 @@ def test_a_store_that_is_gone_in_mid_run_is_waited_for(start: Start, s3: str, s3
     wait_for(lambda: committed(f"{s3}/results") >= 4 or process.poll() is not None, "a first commit")
     assert process.poll() is None
     s3_process.kill()
-    time.sleep(8)
+    time.sleep(30)
     s3_process.start()
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors

@@ -19,7 +19,7 @@ import torch
 
 from deeplab import checkpoint, weights
 from tests.pipelines.conftest import make_dataset
-from tests.system.conftest import FAST_DETECTION, processes, wait_for
+from tests.system.conftest import NODES, processes, wait_for
 
 PATIENCE = 900.0
 pytestmark = [
@@ -170,9 +170,9 @@ class Lines:
     """What a running command says, line by line, without waiting for it."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
+        assert process.stderr is not None
         self.lines: list[str] = []
-        self.reader = threading.Thread(target=lambda: self.lines.extend(process.stdout), daemon=True)  # type: ignore[arg-type]
+        self.reader = threading.Thread(target=lambda: self.lines.extend(process.stderr), daemon=True)  # type: ignore[arg-type]
         self.reader.start()
 
     def workers(self) -> list[int]:
@@ -185,7 +185,7 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A head with as many CPUs as the parameter says, and nodes of one CPU each so that there are two in all."""
     from ray.cluster_utils import Cluster
 
-    for name, value in FAST_DETECTION.items():
+    for name, value in NODES.items():
         monkeypatch.setenv(name, value)
 
     memory, on_head = 200 << 20, request.param
@@ -217,7 +217,7 @@ def test_a_killed_node_is_replaced_and_the_training_ends_as_if_undisturbed(
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
         process.wait(PATIENCE)
     said.reader.join(PATIENCE)
-    assert process.returncode == 0, process.stderr.read()  # type: ignore[union-attr]
+    assert process.returncode == 0, "".join(said.lines)
     assert said.workers() == [2, 2]
     assert_ends_like(out, undisturbed)
     assert_same_weights(out, undisturbed)
@@ -236,7 +236,7 @@ def test_elastic_workers_go_on_without_a_lost_node_and_take_it_back(
     def waited_for(workers: int, what: str) -> None:
         """Until the latest start was with so many workers, and a state came after it."""
         wait_for(lambda: said.workers()[-1:] == [workers] or process.poll() is not None, what, PATIENCE)
-        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+        assert process.poll() is None, "".join(said.lines)
         at = states(out)[-1:]
         wait_for(lambda: states(out)[-1:] > at or process.poll() is not None, f"steps with {what}", PATIENCE)
 
@@ -247,5 +247,5 @@ def test_elastic_workers_go_on_without_a_lost_node_and_take_it_back(
     waited_for(2, "two workers again")
     os.kill(process.pid, signal.SIGTERM)
     process.wait(PATIENCE)
-    assert process.returncode == 143, process.stderr.read()  # type: ignore[union-attr]
+    assert process.returncode == 143, "".join(said.lines)
     assert states(out)
