@@ -1,7 +1,7 @@
 """What happens to a block of images inside Ray.
 
 On CPUs one task does all of it (`whole`): read, decode, score, refine, encode. With GPUs the actors that hold them stop at
-the scores (`Score`), and tasks on any CPU go on from there (`refine`).
+the scores (`Score`), and tasks on any CPU go on from there (`refine`). A large image has all of its way where it is scored.
 """
 
 from __future__ import annotations
