@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 # Pillow opens many more formats, some through outside programs (EPS) or rarely tested parsers; these are what photo
 # and raster archives hold. MPO opens as JPEG; Pillow knows no such name when opening.
@@ -18,9 +18,8 @@ EXTENSIONS = (
 )
 MAX_PIXELS = 60_000_000
 
-# Our own limit below is an error from the first pixel too many, where Pillow's warns up to twice as many.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow's limit is one for the whole process. Ours are kept below, after the header and before any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,6 +36,36 @@ class ImageError(ValueError):
     """The bytes are not an image that is accepted here; the message is one line with the reason."""
 
 
+@dataclass(frozen=True)
+class Header:
+    """What an encoded image says of itself: Pillow's names of format and mode, pixels, EXIF orientation (1..8).
+
+    A TIFF whose colours are multiplied by their alpha has the mode RGBa here.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def header(data: bytes) -> Header | None:
+    """The header of an encoded image, whatever its size; None for what is no image (`decode` says what it is)."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            # For PNG, getexif() would decode all pixels in search of EXIF data behind them.
+            turned = _orientation(image) if image.format != "PNG" or "exif" in image.info else 1
+            multiplied = isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode == "RGBA" and image.tag_v2.get(338) == (1,)
+            return Header(image.format or "", "RGBa" if multiplied else image.mode, image.width, image.height, turned)
+    except Exception:  # Pillow's parsers raise almost anything
+        return None
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Encoded image -> H x W x 3 uint8 RGB, turned as its EXIF orientation asks, the first frame of an animation.
 
@@ -47,7 +76,6 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     if not data:
         raise ImageError("empty file (0 bytes)")
-    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -56,11 +84,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             image.load()
             # Only after load(): for PNG, getexif() reads the file itself and hides its damage from a later load().
             orientation = _orientation(image)
-            pixels = _rgb(image)
+            pixels = rgb(image)
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"over the limit of {max_pixels:,} pixels ({error})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image of an accepted format ({', '.join(FORMATS)})") from error
     except MemoryError:
@@ -77,26 +103,19 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return array
 
 
-def pixel_count(data: bytes) -> int:
-    """Pixels that an encoded image says it has, from its header alone; 0 for what is no image."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return int(image.width * image.height)
-    except Exception:  # whatever is wrong, `decode` says it
-        return 0
-
-
 def decode_labels(data: bytes) -> np.ndarray:
     """Label image (8-bit palette or grey PNG, value = class id) -> H x W uint8; ImageError for anything else."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"labels of {image.width} x {image.height}: up to {MAX_PIXELS:,} pixels are accepted")
             image.load()
             if image.mode not in ("P", "L"):
                 raise ImageError(f"labels are 8-bit palette or grey PNG, this is mode {image.mode}")
             return np.array(image)
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error) as error:
         raise ImageError(f"labels are PNG: {_one_line(error)}") from error
 
 
@@ -111,7 +130,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, as `decode` makes it: transparency on white, wide samples scaled to bytes."""
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         return Image.fromarray(_scaled_to_bytes(np.asarray(image))).convert("RGB")

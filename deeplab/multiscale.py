@@ -71,6 +71,13 @@ def winning_classes(scores: np.ndarray, height: int, width: int, stride: int, al
     return labels
 
 
+def confidence(scores: np.ndarray) -> float:
+    """Mean probability of the winning class over the positions of C x h x w scores."""
+    shifted = scores.astype(np.float32)
+    shifted -= shifted.max(0)
+    return float((1.0 / np.exp(shifted).sum(0)).mean())
+
+
 def multiscale_scores(
     network: SegmentationNetwork, images: torch.Tensor, scales: Sequence[float], flip: bool, fusion: Fusion
 ) -> torch.Tensor:

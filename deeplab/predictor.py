@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class Predictor:
         for index, image in enumerate(images):
             height, width = image.shape[:2]
             if height * width > self.tile * self.tile:
-                results[index] = self._tiled(image)
+                results[index] = np.concatenate(list(self.score_rows(image)), axis=1)
             else:
                 buckets[self.network.lattice_size(height), self.network.lattice_size(width)].append(index)
         for (height, width), indices in buckets.items():
@@ -85,6 +85,35 @@ class Predictor:
                 for index, scores in zip(batch, self._batch([images[i] for i in batch], height, width), strict=True):
                     results[index] = scores
         return [scores for scores in results if scores is not None]
+
+    def score_rows(self, image: Any) -> Iterator[np.ndarray]:
+        """The scores of one image in tiles, from top to bottom: float16 C x k x w parts that make up C x h x w.
+
+        image: H x W x 3 uint8 RGB, or anything with its `shape` whose slices image[top:bottom] are such arrays; they
+        are asked for from top to bottom, each the height of a tile. A part comes when no further tile reaches it, so
+        memory is bounded by a row of tiles.
+        """
+        stride = self.network.stride
+        height, width = image.shape[:2]
+        rows, tile_height = self._starts(height)
+        columns, tile_width = self._starts(width)
+        grid = (self.network.lattice_size(height) - 1) // stride + 1, (self.network.lattice_size(width) - 1) // stride + 1
+        total = np.zeros((self.network.classes, (tile_height - 1) // stride + 1, grid[1]), np.float32)
+        weight = np.zeros(total.shape[1:], np.float32)
+        for top, following in zip(rows, [*rows[1:], grid[0] * stride], strict=True):
+            band = image[top : top + tile_height]
+            for left in columns:
+                scores = self._batch([band[:, left : left + tile_width]], tile_height, tile_width)[0].astype(np.float32)
+                j = left // stride
+                w = min(scores.shape[2], grid[1] - j)
+                ramp = np.outer(self._ramp(scores.shape[1]), self._ramp(scores.shape[2]))[:, :w]
+                total[:, :, j : j + w] += ramp * scores[:, :, :w]
+                weight[:, j : j + w] += ramp
+            done = (following - top) // stride
+            yield (total[:, :done] / weight[:done]).astype(np.float16)
+            # What the next row of tiles overlaps goes to the top.
+            total = np.concatenate([total[:, done:], np.zeros_like(total[:, :done])], axis=1)
+            weight = np.concatenate([weight[done:], np.zeros_like(weight[:done])])
 
     def labels(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """H x W x 3 uint8 RGB images -> label maps, H x W uint8 (uint16 above 256 classes)."""
@@ -112,26 +141,6 @@ class Predictor:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bfloat16" else torch.float16)
-
-    def _tiled(self, image: np.ndarray) -> np.ndarray:
-        """Scores of a large image, tile by tile, blended where tiles overlap."""
-        stride = self.network.stride
-        height, width = image.shape[:2]
-        rows, tile_height = self._starts(height)
-        columns, tile_width = self._starts(width)
-        grid = (self.network.lattice_size(height) - 1) // stride + 1, (self.network.lattice_size(width) - 1) // stride + 1
-        total = np.zeros((self.network.classes, *grid), np.float32)
-        weight = np.zeros(grid, np.float32)
-        for top in rows:
-            for left in columns:
-                part = image[top : top + tile_height, left : left + tile_width]
-                scores = self._batch([part], tile_height, tile_width)[0].astype(np.float32)
-                i, j = top // stride, left // stride
-                h, w = min(scores.shape[1], grid[0] - i), min(scores.shape[2], grid[1] - j)
-                ramp = np.outer(self._ramp(scores.shape[1]), self._ramp(scores.shape[2]))[:h, :w]
-                total[:, i : i + h, j : j + w] += ramp * scores[:, :h, :w]
-                weight[i : i + h, j : j + w] += ramp
-        return (total / weight).astype(np.float16)
 
     def _starts(self, side: int) -> tuple[list[int], int]:
         """First pixels (multiples of the stride) of the tiles along one side, and the tiles' length on the lattice."""

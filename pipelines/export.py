@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +16,16 @@ import pyarrow.dataset as pads
 from PIL import Image
 
 from deeplab import masks
-from deeplab.images import ImageError, decode
+from deeplab.images import MAX_PIXELS, ImageError, decode, header
 from deeplab.sheet import contact_sheet
-from pipelines import shards
+from pipelines import geotiff, shards, storage
 from pipelines.results import ResultsError, ResultsTable
+from pipelines.windows import reduced
 
-Format = Literal["png", "overlay", "coco-rle"]
+Format = Literal["png", "overlay", "geotiff", "coco-rle"]
+SUFFIXES = {"png": ".png", "overlay": ".jpg", "geotiff": ".tif"}
+# Of images that are too large to be decoded whole, pictures show about as many, evenly spaced.
+SHOWN_PIXELS = 16_000_000
 
 
 @dataclass
@@ -63,9 +68,12 @@ def export(
     """Write the masks of `model` below `folder`.
 
     "png": 8-bit palette PNG named as the image, in the image's own folder structure; "overlay": the photo with the
-    mask on it, as JPEG; "coco-rle": one coco.json with compressed RLE per image and class. Two images that differ only
-    in their extension keep it (a.jpg.png). Raises ResultsError when there is nothing to export.
+    mask on it, as JPEG; "geotiff": TIFF with the coordinate system and transform of an image that has them; "coco-rle":
+    one coco.json with compressed RLE per image and class. Two images that differ only in their extension keep it
+    (a.jpg.png). Raises ResultsError when there is nothing to export, or an image would be overwritten.
     """
+    if form == "geotiff":
+        geotiff.require()
     span = table.query("SELECT min(uri), max(uri) FROM results WHERE status = 'ok'", model=model).fetchone()
     if span is None or span[0] is None:
         raise ResultsError(f"{table.uri}: no ok rows of model {model} to export")
@@ -80,35 +88,53 @@ def export(
     taken: set[Path] = set()
     for row in rows(table, model, ["mask"]):
         relative = Path(os.path.relpath(name_of(row["uri"]), root))
-        suffix = ".png" if form == "png" else ".jpg"
-        target = folder / relative.with_suffix(suffix)
+        target = folder / relative.with_suffix(SUFFIXES[form])
         if target in taken:
-            target = folder / f"{relative}{suffix}"
+            target = folder / f"{relative}{SUFFIXES[form]}"
         taken.add(target)
+        if storage.canonical(str(target)) == row["uri"]:
+            raise ResultsError(f"{folder}: {target.name} is the image itself there; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         if form == "png":
             target.write_bytes(row["mask"])
+        elif (encoded := _encoded(row["uri"], row["version"], result)) is None:
+            continue
         else:
-            image = _photo(row["uri"], row["version"], masks.decode_png(row["mask"]), result)
-            if image is None:
+            labels = masks.decode_png(row["mask"])
+            try:
+                if form == "geotiff":
+                    geotiff.write(target, labels, classes, encoded)
+                else:
+                    Image.fromarray(masks.overlay(*_picture(encoded, labels), classes)).save(target, quality=90)
+            except ImageError as error:
+                result.skipped[row["uri"]] = f"the photo cannot be used: {error}"
                 continue
-            Image.fromarray(masks.overlay(*image, classes)).save(target, quality=90)
         result.files += 1
         report(result.files)
     return result
 
 
-def _photo(uri: str, version: str, labels: np.ndarray, result: Exported) -> tuple[np.ndarray, np.ndarray] | None:
-    """The photo behind a mask, with the mask; None (and a reason in `result`) when it is gone or another one now."""
+def _encoded(uri: str, version: str, result: Exported) -> bytes | None:
+    """The bytes of the photo behind a mask; None (and a reason in `result`) when it is gone."""
     try:
-        image = decode(shards.fetch(uri, version)[0])
-    except (OSError, ImageError) as error:
+        return shards.fetch(uri, version)[0]
+    except OSError as error:
         result.skipped[uri] = f"the photo cannot be read: {error}"
         return None
-    if image.shape[:2] != labels.shape:
-        result.skipped[uri] = f"the photo is {image.shape[:2]} now, the mask {labels.shape}"
-        return None
-    return image, labels
+
+
+def _picture(encoded: bytes, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The photo with its mask, both reduced where the photo is too large to be decoded. ImageError: it is another one now."""
+    told = header(encoded)
+    if told is not None and told.pixels > MAX_PIXELS:
+        size, step = (told.height, told.width), math.ceil(math.sqrt(told.pixels / SHOWN_PIXELS))
+        image = reduced(encoded, told, step) if size == labels.shape else None
+    else:
+        image, step = decode(encoded), 1
+        size = image.shape[:2]
+    if image is None or size != labels.shape:
+        raise ImageError(f"it is {size} now, the mask {labels.shape}")
+    return image, np.ascontiguousarray(labels[::step, ::step])
 
 
 def _coco(table: ResultsTable, model: str, path: Path, root: str, result: Exported, report: Callable[[int], None]) -> None:
@@ -147,9 +173,16 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
     result = Exported()
     entries: list[tuple[str, np.ndarray, np.ndarray]] = []
     for uri, version, mask, confidence in found:
-        pair = _photo(uri, version, masks.decode_png(mask), result)
-        if pair is not None and len(entries) < count:
-            entries.append((f"{Path(name_of(uri)).name}   confidence {confidence:.2f}", *pair))
+        if len(entries) == count:
+            break
+        if (encoded := _encoded(uri, version, result)) is None:
+            continue
+        try:
+            pair = _picture(encoded, masks.decode_png(mask))
+        except ImageError as error:
+            result.skipped[uri] = f"the photo cannot be used: {error}"
+            continue
+        entries.append((f"{Path(name_of(uri)).name}   confidence {confidence:.2f}", *pair))
     if not entries:
         raise ResultsError(
             f"{table.uri}: no photo of model {model} can be shown ({len(found)} ok rows, {len(result.skipped)} unreadable)"

@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from deeplab.images import ImageError, decode, pixel_count
+from deeplab.images import MAX_PIXELS, Header, ImageError, decode, header
 from pipelines import shards
 
 READ_THREADS = 8
@@ -20,16 +20,22 @@ READ_TRIES = 4
 # (one image may have more). Two windows are in memory, so an actor's decoded pixels take up to about 400 MB.
 WINDOW = 16
 WINDOW_PIXELS = 64_000_000
+# Encoded bytes in memory, of two windows and of what is read ahead. An image with more is read when there is no other.
+READ_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image's encoded bytes and pixels (H x W x 3 uint8), or the error that it ends with; seconds that it took."""
+    """An image's encoded bytes and pixels (H x W x 3 uint8), or the error that it ends with; seconds that it took.
+
+    Without pixels or error it is too large to be decoded whole.
+    """
 
     uri: str
     version: str
     error: str | None
     encoded: bytes
+    header: Header | None
     pixels: np.ndarray | None
     read_seconds: float
     decode_seconds: float
@@ -57,56 +63,72 @@ Read = tuple[bytes, str, str | None, float]  # bytes, version, error, seconds
 
 
 class Loader:
-    """Threads that read and decode one window of images while the caller works on the window before."""
+    """Threads that read and decode one window of images while the caller works on the window before.
 
-    def __init__(self, max_pixels: int) -> None:
-        self.max_pixels = max_pixels
+    Images of more than `large_pixels` are not decoded, and those of more than `max_pixels` end with an error.
+    """
+
+    def __init__(self, max_pixels: int, large_pixels: int = MAX_PIXELS) -> None:
+        self.max_pixels, self.large_pixels = max_pixels, large_pixels
         self.threads = ThreadPoolExecutor(READ_THREADS)
 
     def windows(
-        self, images: Sequence[tuple[str, str]], decoding: Callable[[list[str]], None] = lambda uris: None
+        self, images: Sequence[tuple[str, str, int]], decoding: Callable[[list[str]], None] = lambda uris: None
     ) -> Iterator[list[Loaded]]:
-        """(uri, version) of images -> their windows, in order.
+        """(uri, version, bytes) of images -> their windows, in order; clear one to have its memory used for the next.
 
         `decoding` hears of the images that are being decoded or worked on (two windows at most) before they are.
         """
-        waiting = iter(images)
-        reads: deque[tuple[str, Future[Read]]] = deque()
+        waiting = deque(images)
+        reads: deque[tuple[str, int, Future[Read]]] = deque()
+        held: dict[str, int] = {}  # bytes of the window that the caller is about to work on
 
-        def start(held: list[str]) -> tuple[list[str], list[Future[Loaded]]]:
-            """Have the next window decoded; `held` is the one that the caller is about to work on."""
-            while len(reads) < 2 * WINDOW and (image := next(waiting, None)) is not None:
-                reads.append((image[0], self.threads.submit(self._read, *image)))
+        def start() -> tuple[dict[str, int], list[Future[Loaded]]]:
+            """Have the next window decoded: bytes of its images, and what comes of them."""
+            total = sum(held.values()) + sum(size for _, size, _ in reads)
+            while waiting and len(reads) < 2 * WINDOW and (total + waiting[0][2] <= READ_BYTES or not total):
+                uri, version, size = waiting.popleft()
+                reads.append((uri, size, self.threads.submit(self._read, uri, version)))
+                total += size
             if reads:
-                decoding(held + [uri for uri, _ in islice(reads, WINDOW)])
-            uris: list[str] = []
+                decoding([*held, *(uri for uri, _, _ in islice(reads, WINDOW))])
+            sizes: dict[str, int] = {}
             pending: list[Future[Loaded]] = []
             pixels = 0
-            while reads and len(uris) < WINDOW:
-                found = reads[0][1].result()
-                pixels += pixel_count(found[0])
-                if uris and pixels > WINDOW_PIXELS:
+            while reads and len(sizes) < WINDOW:
+                uri, size, found = reads[0]
+                told = header(found.result()[0])
+                pixels += told.pixels if told else 0
+                if sizes and pixels > WINDOW_PIXELS:
                     break
-                uris.append(reads.popleft()[0])
-                pending.append(self.threads.submit(self._decode, uris[-1], *found))
-            return uris, pending
+                reads.popleft()
+                sizes[uri] = size
+                pending.append(self.threads.submit(self._decode, uri, told, *found.result()))
+            return sizes, pending
 
-        uris, pending = start([])
+        sizes, pending = start()
         while pending:
             loaded = [future.result() for future in pending]
-            uris, pending = start(uris)
+            held = sizes
+            sizes, pending = start()
             yield loaded
+            if not pending:  # the end, or an image that takes the memory of the window that is done now
+                held = {}
+                sizes, pending = start()
 
     def _read(self, uri: str, expected: str) -> Read:
         start = time.perf_counter()
         return *read(uri, expected), time.perf_counter() - start
 
-    def _decode(self, uri: str, encoded: bytes, version: str, error: str | None, seconds: float) -> Loaded:
+    def _decode(self, uri: str, told: Header | None, encoded: bytes, version: str, error: str | None, seconds: float) -> Loaded:
         start = time.perf_counter()
         pixels = None
-        if error is None:
+        if error is None and told is not None and told.pixels > self.max_pixels:
+            size = f"{told.width} x {told.height} is {told.pixels:,} pixels"
+            error = f"decode: {size}, over the limit of {self.max_pixels:,} (--max-pixels raises it)"
+        if error is None and (told is None or told.pixels <= self.large_pixels):
             try:
                 pixels = decode(encoded, self.max_pixels)
             except ImageError as reason:
                 error = f"decode: {reason}"
-        return Loaded(uri, version, error, encoded, pixels, seconds, time.perf_counter() - start)
+        return Loaded(uri, version, error, encoded, told, pixels, seconds, time.perf_counter() - start)

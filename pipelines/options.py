@@ -40,7 +40,12 @@ class SegmentOptions(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above tile x tile pixels are scored in tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=1_000_000_000, description="Images above are error rows")
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        le=100_000_000_000,
+        description="Images above are error rows; those above 60 million are read in bands",
+    )
     chunk_size: int = Field(default=20_000, ge=1, le=10_000_000, description="Images per commit")
     limit: int | None = Field(default=None, ge=1, description="Take only the first so many images of the archive")
     include: tuple[str, ...] = Field(default=(), description="Patterns of names to take; '*' takes every file")

@@ -242,6 +242,7 @@ def _run_chunk(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a block of large images takes longer than Ray's half an hour
     # Ray Data would split the CPUs evenly between segmenting and writing, which needs next to none. Rows are small and no more
     # tasks run than there are CPUs, so nothing piles up. With GPUs scores do, and its limits stay.
     context.op_resource_reservation_enabled = layout.scorers is not None
@@ -250,7 +251,7 @@ def _run_chunk(
     register = ray.remote(num_cpus=0)(Register).remote()
     report = Reporter(counter)
     starts = range(0, images.num_rows, layout.images_per_block)
-    blocks = [images.slice(start, layout.images_per_block).select(["uri", "version"]).combine_chunks() for start in starts]
+    blocks = [images.slice(start, layout.images_per_block).combine_chunks() for start in starts]
     dataset = ray.data.from_arrow(blocks)
     blockwise: dict[str, Any] = {"batch_size": layout.images_per_block, "batch_format": "pyarrow"}
     if layout.scorers is None:

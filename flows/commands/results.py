@@ -20,6 +20,7 @@ Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name or 
 class Format(StrEnum):
     png = "png"
     overlay = "overlay"
+    geotiff = "geotiff"
     coco_rle = "coco-rle"
 
 
@@ -77,7 +78,7 @@ def export(
     results: Results,
     folder: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
     form: Annotated[
-        Format, typer.Option("--format", "-f", help="png masks, overlay pictures, or one coco.json with RLE.")
+        Format, typer.Option("--format", "-f", help="png or geotiff masks, overlay pictures, or one coco.json with RLE.")
     ] = Format.png,
     model: Model = None,
 ) -> None:

@@ -36,7 +36,9 @@ def segment(
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     tile: Annotated[int, typer.Option(help="Images above TILE x TILE pixels are scored in overlapping tiles.")] = 1025,
     overlap: Annotated[int, typer.Option(help="Pixels that tiles share.")] = 128,
-    max_pixels: Annotated[int, typer.Option(help="Images with more pixels become error rows.")] = 60_000_000,
+    max_pixels: Annotated[
+        int, typer.Option(help="Images with more pixels become error rows; raise it for large images.")
+    ] = 60_000_000,
     chunk_size: Annotated[int, typer.Option(help="Images per commit: what a dead driver can lose.")] = 20_000,
     limit: Annotated[int | None, typer.Option(help="Take only the first LIMIT images.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Pattern of names to take; '*' takes every file. Repeatable.")] = None,

@@ -13,11 +13,11 @@ public:
     // key_bits: every key is below 2^key_bits.
     void clear(size_t expected, int key_bits) {
         size_ = 0;
-        id_bits_ = 64 - key_bits;
-        whole_ = id_bits_ >= 12;
-        if (!whole_ || id_bits_ > 31) id_bits_ = 31;
         int bits = 12;
         while ((size_t(1) << bits) < 2 * expected) ++bits;
+        id_bits_ = 64 - key_bits;
+        whole_ = id_bits_ >= bits;  // room for the ids of half the slots, after which `enlarge` looks again
+        if (!whole_ || id_bits_ > 31) id_bits_ = 31;
         resize(bits);
         keys_.reserve(expected + 1024);
         key_room_ = keys_.bytes() / sizeof(uint64_t);
