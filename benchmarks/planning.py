@@ -1,23 +1,21 @@
 """Planning at scale: an inventory of 1,000,000 rows against a table of 900,000, with real files and real code.
 
-    python benchmarks/planning.py [--rows 1000000] [--done 900000]
+    python benchmarks/planning.py [--rows 1000000] [--done 900000] [--no-peer]
 
-Prints seconds and the driver's peak memory; the peer is the same anti-join in pandas (`merge`), in its own process.
+Prints seconds and the driver's peak memory of taking the rows over from a Parquet inventory, of planning and of the check
+at a run's end; the peer of planning is the same anti-join in pandas (`merge`). Each runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import tempfile
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measure import apart
 
 MODEL = "m@000000000000"
 
@@ -32,7 +30,7 @@ def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
     from pipelines.results import FILE_SCHEMA, ResultsTable
     from pipelines.sink import ROWS_PER_FILE, write_part
 
-    inventory = root / "inventory.parquet"
+    inventory = root / "listed.parquet"
     with pq.ParquetWriter(inventory, SCHEMA) as writer:
         for start in range(0, rows, 100_000):
             names = uris(start, min(rows, start + 100_000))
@@ -69,13 +67,27 @@ def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
     return inventory, root / "results"
 
 
-def ours(inventory: Path, results: Path) -> int:
+def take(listed: Path, inventory: Path) -> int:
+    """Rows that `inventory.take` brings over from somebody's Parquet inventory."""
+    from pipelines.inventory import take
+
+    return take(str(listed), inventory).images
+
+
+def ours(inventory: Path, results: Path, todo: Path) -> int:
     from pipelines import plan
     from pipelines.results import ResultsTable
 
-    with tempfile.TemporaryDirectory() as folder:
-        todo = plan.make(inventory, ResultsTable.open(str(results)), MODEL, Path(folder) / "plan.parquet")
-        return sum(chunk.images.num_rows for chunk in todo.chunks())
+    made = plan.make(inventory, ResultsTable.open(str(results)), MODEL, todo)
+    return sum(chunk.images.num_rows for chunk in made.chunks())
+
+
+def check(results: Path, todo: Path) -> tuple[int, int]:
+    """What `segment` asks at its end: planned images without a row, and rows that are double."""
+    from pipelines.account import lost_and_doubled
+    from pipelines.results import ResultsTable
+
+    return lost_and_doubled(ResultsTable.open(str(results)), MODEL, todo)
 
 
 def pandas_merge(inventory: Path, results: Path) -> int:
@@ -87,31 +99,32 @@ def pandas_merge(inventory: Path, results: Path) -> int:
     return int((merged["_merge"] == "left_only").sum())
 
 
-def measured(work: Callable[[Path, Path], int], inventory: Path, results: Path, queue: multiprocessing.Queue) -> None:
-    start = time.perf_counter()
-    images = work(inventory, results)
-    queue.put((images, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+def run(rows: int, done: int, peer: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        listed, results = apart(make, folder, rows, done).result
+        inventory, todo = folder / "taken.parquet", folder / "plan.parquet"
+        cost = apart(take, listed, inventory)
+        print(f"{'inventory':13} {cost.result} rows taken over in {cost}", flush=True)
+        planned = apart(ours, inventory, results, todo)
+        print(f"{'plan.make':13} {planned.result} images to do of {rows} rows in {planned}", flush=True)
+        cost = apart(check, results, todo)
+        print(f"{'check':13} of {planned.result} planned images {cost.result[0]} without a row, found in {cost}", flush=True)
+        assert planned.result == cost.result[0] == rows - done and cost.result[1] == 0
+        if peer:
+            other = apart(pandas_merge, inventory, results)
+            print(f"{'pandas merge':13} {other.result} images to do of {rows} rows in {other}")
+            assert other.result == planned.result
+            print(f"ratio of time to pandas {planned.seconds / other.seconds:.2f}x, of memory {planned.memory / other.memory:.2f}x")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--done", type=int, default=900_000)
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        inventory, results = make(Path(folder), arguments.rows, arguments.done)
-        figures = {}
-        for name, work in (("plan.make", ours), ("pandas merge", pandas_merge)):
-            queue = context.Queue()
-            process = context.Process(target=measured, args=(work, inventory, results, queue))
-            process.start()
-            figures[name] = images, seconds, memory = queue.get()
-            process.join()
-            print(f"{name:13} {images} images to do of {arguments.rows} rows in {seconds:.1f} s, peak memory {memory:.0f} MB")
-        assert figures["plan.make"][0] == figures["pandas merge"][0] == arguments.rows - arguments.done
-        print(f"ratio of time to pandas {figures['plan.make'][1] / figures['pandas merge'][1]:.2f}x, of memory "
-              f"{figures['plan.make'][2] / figures['pandas merge'][2]:.2f}x")  # fmt: skip
+    run(arguments.rows, arguments.done, arguments.peer)
 
 
 if __name__ == "__main__":

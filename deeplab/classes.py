@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,13 @@ class ClassTable:
 
     def palette(self) -> list[int]:
         """768 numbers for an 8-bit palette image: R, G, B of ids 0..255; ids that are no class in VOC's colours."""
-        colours = [*self.colours, *(voc_colour(index) for index in range(len(self.colours), 256))][:256]
-        return [value for colour in colours for value in colour]
+        return list(_palette(self.colours))
+
+
+@lru_cache(maxsize=16)  # every mask asks for it, and it would take as long as compressing a small one
+def _palette(colours: tuple[tuple[int, int, int], ...]) -> bytes:
+    filled = [*colours, *(voc_colour(index) for index in range(len(colours), 256))][:256]
+    return bytes(value for colour in filled for value in colour)
 
 
 def voc_colour(index: int) -> tuple[int, int, int]:

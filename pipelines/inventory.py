@@ -210,7 +210,8 @@ def _looked_up(uris: Iterable[str], listed: bool) -> Iterator[tuple[str, Entry, 
 def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
     system, inner = storage.filesystem(archive)
     try:
-        source = pq.ParquetFile(inner, filesystem=system)
+        # Read ahead, the whole file would be in memory at the end.
+        source = pq.ParquetFile(inner, filesystem=system, pre_buffer=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
     columns = source.schema_arrow.names
@@ -224,9 +225,10 @@ def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         )
     wanted = [name for name in ("uri", "version", "bytes") if name in columns]
     for batch in source.iter_batches(columns=wanted):
-        rows = [{**row, "uri": storage.canonical(row["uri"])} for row in batch.to_pylist() if row["uri"]]
+        columns = [batch[name].to_pylist() if name in wanted else [None] * batch.num_rows for name in ("uri", "version", "bytes")]
+        rows = [(storage.canonical(uri), version, size) for uri, version, size in zip(*columns, strict=True) if uri]
         if "version" not in wanted:
-            yield from _looked_up((row["uri"] for row in rows), True)
+            yield from _looked_up((uri for uri, _, _ in rows), True)
             continue
-        for row in rows:
-            yield row["uri"], (row["uri"], int(row.get("bytes") or 0), str(row["version"])), True
+        for uri, version, size in rows:
+            yield uri, (uri, int(size or 0), str(version)), True

@@ -39,9 +39,9 @@ class Plan:
     archive: int
 
     def chunks(self) -> Iterator[Chunk]:
-        """One chunk after the other; only one is in memory."""
+        """One chunk after the other; only one is in memory, and nothing is read ahead."""
         held = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())]).empty_table()
-        with pq.ParquetFile(self.path) as source:
+        with pq.ParquetFile(self.path, pre_buffer=False) as source:
             for batch in source.iter_batches(batch_size=min(self.chunk_size, 50_000)):
                 held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(held.schema)])
                 while held.num_rows >= self.chunk_size:

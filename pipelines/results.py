@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
+from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
@@ -41,6 +41,7 @@ FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
 REGISTER_TRIES = 10
+CHECKPOINT_EVERY = 100  # commits, as is Delta's default: what a reader of the log then has to read one by one
 
 
 class ResultsError(UserError):
@@ -212,11 +213,17 @@ class ResultsTable:
                     commit_properties=CommitProperties(
                         app_transactions=[Transaction(chunk, 1), *order], custom_metadata=metadata or {}
                     ),
+                    post_commithook_properties=self._after_commit(),
                 )
             except CommitFailedError as error:
                 raise CommitConflict(f"{self.uri}: another commit came first ({_one_line(error)})") from error
             self.refresh()
         return self.version
+
+    def _after_commit(self) -> PostCommitHookProperties:
+        """A checkpoint, and expired entries of the log out, when they are due: only to look takes as long as the commit."""
+        due = (self.version + 2) % CHECKPOINT_EVERY == 0  # after version 99, 199, ..., where Delta's readers expect it
+        return PostCommitHookProperties(create_checkpoint=due, cleanup_expired_logs=None if due else False)
 
 
 def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:

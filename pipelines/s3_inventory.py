@@ -65,7 +65,7 @@ def _batches(file: str, kind: str, names: list[str]) -> Iterator[pa.RecordBatch]
         for stripe in range(source.nstripes):
             yield source.read_stripe(stripe)
     else:
-        yield from pq.ParquetFile(system.open_input_file(path)).iter_batches()
+        yield from pq.ParquetFile(system.open_input_file(path), pre_buffer=False).iter_batches()
 
 
 def _current(batch: pa.RecordBatch, encoded: bool) -> Iterator[tuple[str, int, str]]:

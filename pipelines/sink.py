@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -100,7 +101,7 @@ class ResultsSink(Datasink[list[PartFile]]):
     def _commit(self, parts: list[PartFile]) -> None:
         """Commit without a row that another run brought since the plan was made; again after each commit that came first."""
         table = ResultsTable.open(self.table_uri)
-        seen = set(ResultsTable.open(self.table_uri, self.planned).files(self.model))
+        seen = set(_files_at(self.table_uri, self.model, self.planned))
         for attempt in range(COMMIT_TRIES):
             table.refresh()
             if table.knows(self.chunk):
@@ -120,6 +121,11 @@ class ResultsSink(Datasink[list[PartFile]]):
                 if attempt == COMMIT_TRIES - 1:
                     raise
                 time.sleep(random.uniform(0, 0.2 * (attempt + 1)))
+
+
+@lru_cache(maxsize=1)  # a run asks for the same at each of its chunks
+def _files_at(table_uri: str, model: str, version: int) -> frozenset[str]:
+    return frozenset(ResultsTable.open(table_uri, version).files(model))
 
 
 def without_doubles(

@@ -61,7 +61,7 @@ def verify(
                 report(number, len(files))
                 classes = table.classes(label)
                 try:
-                    with pq.ParquetFile(f"{root}/{path}", filesystem=system) as source:
+                    with pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False) as source:
                         for batch in source.iter_batches(batch_size=500):
                             _check_rows(pa.Table.from_batches([batch]), classes, path, verdict)
                             named = pa.table({"uri": batch["uri"], "version": batch["version"]})

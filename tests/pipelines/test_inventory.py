@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import inventory, storage
+from pipelines import inventory, plan, storage
 from tests.pipelines.conftest import make_archive, photo
 
 
@@ -111,6 +112,26 @@ def test_an_inventory_is_taken_as_it_is_and_completed_where_it_has_uris_only(tmp
 def test_what_cannot_be_listed_is_said_with_what_is_accepted(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises((inventory.ArchiveError, storage.StorageError), match=message):
         inventory.take(str(make(tmp_path)), tmp_path / "inventory.parquet")
+
+
+def test_memory_does_not_grow_with_an_inventory_that_is_taken_over_and_planned(tmp_path: Path) -> None:
+    """pyarrow's own readers would hold all that they have read of the file, here 29 MB."""
+    random, path = np.random.default_rng(0), tmp_path / "listed.parquet"
+    schema = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, 450_000, 50_000):
+            uris = [f"s3://bucket/{index:07d}.jpg" for index in range(start, start + 50_000)]
+            writer.write_table(pa.table([uris, [random.bytes(32).hex() for _ in uris], [1] * 50_000], schema=schema))
+    size, before, most = path.stat().st_size, pa.total_allocated_bytes(), 0
+    assert size > 15_000_000
+    for number, _ in enumerate(inventory._entries(str(path))):
+        if number % 10_000 == 0:
+            most = max(most, pa.total_allocated_bytes() - before)
+    planned = plan.Plan(path, "m", 20_000, 450_000, 0, 450_000)
+    for chunk in planned.chunks():
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert chunk.images.num_rows
+    assert most < size / 1.5
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can list any folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from pipelines import storage
 from pipelines.results import FILE_SCHEMA, SCHEMA, CommitConflict, ResultsError, ResultsTable
 from pipelines.sink import ResultsSink, row_key, without_errors, write_part
 
@@ -91,6 +93,19 @@ def test_writers_that_commit_at_once_leave_one_row_per_image(table: ResultsTable
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
     assert names(table) == [f"file:///{index:02d}" for index in range(writers + 3)]
+
+
+def test_a_long_log_has_checkpoints_that_hold_rows_and_transactions_without_the_entries_before_them(table: ResultsTable) -> None:
+    for number in range(205):
+        put(table, f"chunk-{number}", (f"{number:03d}", "ok"))
+    log = Path(storage.delta_location(table.uri)) / "_delta_log"
+    assert sorted(path.name[17:20] for path in log.glob("*.checkpoint.parquet")) == ["099", "199"]
+    assert json.loads((log / "_last_checkpoint").read_text())["version"] == 199
+    for version in range(199):  # as Delta does with entries of more than 30 days
+        (log / f"{version:020d}.json").unlink()
+    late = ResultsTable.open(table.uri)
+    assert late.knows("chunk-0") and late.knows("chunk-204") and not late.knows("chunk-205")
+    assert names(table) == [f"file:///{number:03d}" for number in range(205)]
 
 
 def test_a_commit_of_rows_refuses_to_follow_one_that_it_has_not_seen(table: ResultsTable) -> None:

@@ -41,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "RAY_TMPDIR": "/tmp"}
+        environment = {"RAY_TMPDIR": "/tmp", **os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *arguments],
             stdout=subprocess.PIPE,

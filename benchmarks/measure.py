@@ -1,0 +1,111 @@
+"""What work costs: seconds and peak memory in a process of its own, or the CPU seconds of a whole session of processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`seconds` on the wall, `cpu` in all threads of the process, `memory` at its peak in MB."""
+
+    result: Any
+    seconds: float
+    cpu: float
+    memory: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s ({self.cpu:.1f} s of CPU), peak memory {self.memory:.0f} MB"
+
+
+def peak_memory() -> float:
+    """MB that this process held at most; ru_maxrss would also count what its parent held when it was started."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Cost:
+    """work(*arguments) in a fresh process, imports included. What it raises ends the caller, too."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measured, args=(sender, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        cost: Cost = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{work.__name__} failed; see above") from None
+    process.join()
+    return cost
+
+
+def _measured(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    start, before = time.perf_counter(), time.process_time()
+    result = work(*arguments)
+    sender.send(Cost(result, time.perf_counter() - start, time.process_time() - before, peak_memory()))
+
+
+class SessionTime:
+    """CPU seconds of all processes of this process's session by kind, those that have ended included.
+
+    Looks every `every` seconds, so what a process did in its last moment is missed; a worker's last moment is idle.
+    """
+
+    KINDS = ("gcs_server", "raylet", "ray::")
+
+    def __init__(self, every: float = 0.1) -> None:
+        self.every, self.session = every, os.getsid(0)
+        self.spent: dict[tuple[int, str], tuple[str, float]] = {}
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while not self.over.wait(self.every):
+            self._look()
+
+    def _look(self) -> None:
+        with self.lock:
+            for folder in Path("/proc").iterdir():
+                if folder.name.isdigit():
+                    with suppress(OSError, ValueError):  # it has just ended
+                        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                        if int(fields[3]) == self.session:
+                            seconds = (int(fields[11]) + int(fields[12])) / TICKS
+                            key = int(folder.name), fields[19]
+                            known = self.spent.get(key, ("others", 0.0))[0]
+                            self.spent[key] = self._kind(folder) or known, seconds
+
+    def _kind(self, folder: Path) -> str:
+        """Empty for a process that has ended and waits for its parent."""
+        if int(folder.name) == os.getpid():
+            return "driver"
+        title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+        for kind in self.KINDS:
+            if kind in title:
+                return title if kind == "ray::" else kind
+        return "others" if title else ""
+
+    def now(self) -> dict[str, float]:
+        """CPU seconds so far by kind of process."""
+        self._look()
+        total: dict[str, float] = {}
+        for kind, seconds in self.spent.values():
+            total[kind] = total.get(kind, 0.0) + seconds
+        return total
+
+    def stop(self) -> None:
+        self.over.set()
+        self.thread.join()
