@@ -92,20 +92,15 @@ def main() -> None:
         command += ["--max-pixels", str(pixels), *(["--no-crf"] if arguments.no_crf else [])]
         start = time.perf_counter()
         run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        highest: dict[str, int] = {}
-        together = 0
+        highest = together = 0
         while run.poll() is None:
             processes = family(run.pid)
             together = max(together, sum(field(process, "smaps_rollup", "Pss") for process in processes))
-            for process in processes:
-                with suppress(OSError):
-                    name = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")[:60]
-                    highest[name] = max(highest.get(name, 0), field(process, "status", "VmHWM"))
+            highest = max(highest, *(field(process, "status", "VmHWM") for process in processes))
             time.sleep(0.5)
         seconds = time.perf_counter() - start
         out, _ = run.communicate()
-        name, peak = max(highest.items(), key=lambda item: item[1])
-        print(f"peak of {name}: {peak / 2**30:.2f} GiB; of all processes together: {together / 2**30:.2f} GiB")
+        print(f"peak of the largest process: {highest / 1e9:.2f} GB; of all processes together: {together / 1e9:.2f} GB")
         if run.returncode:
             sys.exit(f"exit code {run.returncode} after {seconds:.0f} s")
         summary = json.loads(out)
