@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,3 +96,32 @@ def test_an_inventory_on_s3_is_read_and_looked_up(s3_archive: str, tmp_path: Pat
     store.put(f"{s3_archive}/list.parquet", (tmp_path / "list.parquet").read_bytes())
     found = taken(f"{s3_archive}/list.parquet", tmp_path)
     assert found == {uris[0]: store.get(uris[0])[1], uris[1]: inventory.MISSING}
+
+
+def test_a_public_bucket_is_read_without_credentials_and_not_written(
+    s3_archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as Parquet files and archives are opened, which goes another way than images."""
+    bucket = store.split(s3_archive)[0]
+    uri = f"{s3_archive}/a/photo 00.jpg"
+    pq.write_table(pa.table({"uri": [uri]}), tmp_path / "list.parquet")
+    store.put(f"{s3_archive}/list.parquet", (tmp_path / "list.parquet").read_bytes())
+    owner, mine = store.client(), storage.read_versioned(uri)
+    allowed = {"Effect": "Allow", "Principal": "*", "Action": ["s3:GetObject", "s3:ListBucket"]}
+    places = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+    policy = {"Version": "2012-10-17", "Statement": [{**allowed, "Resource": places}]}
+    owner.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    try:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        for cached in (store.client, store.signed, storage._s3_filesystem):
+            cached.cache_clear()
+        assert not store.signed()
+        assert storage.read_versioned(uri) == mine
+        assert len(taken(s3_archive, tmp_path)) == 13
+        assert taken(f"{s3_archive}/list.parquet", tmp_path) == {uri: mine[1]}
+        with pytest.raises(PermissionError, match="Access denied"):
+            store.put(f"{s3_archive}/new.jpg", b"x")
+    finally:
+        owner.delete_bucket_policy(Bucket=bucket)
