@@ -182,11 +182,22 @@ def test_an_evaluation_counts_every_image_once_when_a_node_dies(start: Start, tm
     process = start(*command, "--workers", "2", "--address", cluster.address)  # type: ignore[attr-defined]
 
     def at_work() -> list[int]:
-        return [pid for pid in marked(f"{MARKER}={tmp_path}") if b"ray::share" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        """The raylets whose workers have a share in hand."""
+        busy = []
+        for pid in marked(f"{MARKER}={tmp_path}"):
+            with suppress(OSError):
+                if b"ray::share" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    busy.append(int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]))
+        return busy
 
-    wait_for(lambda: len(at_work()) >= 2 or process.poll() is not None, "tasks on both nodes")
+    def raylet(node: object) -> int:
+        return int(node.all_processes["raylet"][0].process.pid)  # type: ignore[attr-defined]
+
+    wait_for(lambda: bool(at_work()) or process.poll() is not None, "a share")
     assert process.poll() is None, process.communicate()[1]
-    cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)  # type: ignore[attr-defined]
+    victim = at_work()[0]
+    nodes = cluster.worker_nodes.copy()  # type: ignore[attr-defined]
+    cluster.remove_node(next(node for node in nodes if raylet(node) == victim), allow_graceful=False)  # type: ignore[attr-defined]
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     alone = start(*command)
