@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DEEPLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Each folder of tests stays in one process (`pytest -n 2 --dist loadgroup`), and so do the servers that its tests share."""
-    item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT / "tests").parts[0]))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's, for `pytest -n 2`
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each folder of tests stays in one process, and so do the servers that its tests share."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.removeprefix("tests/").split("/")[0].split("::")[0]
+
+    return Folders(config, log)
 
 
 @pytest.fixture(scope="session")
