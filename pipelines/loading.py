@@ -12,10 +12,9 @@ from itertools import islice
 import numpy as np
 
 from deeplab.images import MAX_PIXELS, Header, ImageError, decode, header
-from pipelines import shards
+from pipelines import shards, storage
 
 READ_THREADS = 8
-READ_TRIES = 4
 # A window is what the network is given at a time: enough images to fill its batches, and no more pixels than this
 # (one image may have more). Two windows are in memory, so an actor's decoded pixels take up to about 400 MB.
 WINDOW = 16
@@ -44,19 +43,13 @@ class Loaded:
 def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
     """(bytes, version of those bytes, reason why not). A place that is gone or barred is a reason; all else raises.
 
-    Other errors are the system's (a store that is down): they are tried again and then fail the block, so that an
-    outage never turns into rows.
+    Other errors are the system's (a store that is down): they are tried again for a while and then fail the block, so
+    that an outage never turns into rows.
     """
-    for attempt in range(READ_TRIES):
-        try:
-            return *shards.fetch(uri, expected), None
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            return b"", expected, f"read: {error.strerror or 'no such object'}"
-        except OSError:
-            if attempt == READ_TRIES - 1:
-                raise
-            time.sleep(0.5 * 4**attempt)
-    raise AssertionError("unreachable")
+    try:
+        return *storage.outlast(lambda: shards.fetch(uri, expected)), None
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return b"", expected, f"read: {error.strerror or 'no such object'}"
 
 
 Read = tuple[bytes, str, str | None, float]  # bytes, version, error, seconds

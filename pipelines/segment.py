@@ -305,6 +305,7 @@ def _root_cause(error: BaseException) -> str:
     """The innermost error in one line: Ray wraps what a worker raised several times."""
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
         error = inner
-    # Ray Data adds advice on its own settings below what was raised.
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("To change retry attempts")]
+    # Ray Data adds its own view and advice on its settings below what was raised.
+    own = ("To change retry attempts", "Failed to apply UDF transform")
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(own)]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]

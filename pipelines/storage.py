@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
@@ -19,6 +23,10 @@ from pipelines import s3
 from pipelines.s3 import StorageError
 
 __all__ = ["FileStat", "StorageError"]
+
+OUTAGE_SECONDS = 120.0
+DISK_SECONDS = 10.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,26 @@ def _stat(uri: str) -> FileStat | None:
         raise
     except OSError:
         return None
+
+
+def outlast(action: Callable[[], T]) -> T:
+    """What `action` returns, tried again while a store is down, for OUTAGE_SECONDS; other trouble of I/O for DISK_SECONDS.
+
+    The store's client has tries of its own, but they are few when many threads ask at once. An object that is not there
+    or barred, and a full disk, are no outage.
+    """
+    began, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return action()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            patience = OUTAGE_SECONDS if isinstance(error, StorageError) else DISK_SECONDS
+            if error.errno == errno.ENOSPC or time.monotonic() - began > patience:
+                raise
+            time.sleep(pause)
+            pause = min(8.0, 2 * pause)
 
 
 def write_whole(uri: str, data: bytes) -> int:

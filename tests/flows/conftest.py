@@ -246,8 +246,9 @@ class Served:
 
 
 def serve(server: Prefect, folder: Path, name: str, *arguments: object) -> Served:
-    """12 small photos in chunks of 4, served by `deeplab serve` in a session of its own."""
-    made = Served(server, name, make_archive(folder / "photos", 12), folder / "results", make_model(folder / "tiny"))
+    """12 photos in chunks of 4, served by `deeplab serve` in a session of its own. A chunk is some seconds' work, in which a
+    test can do what it does to the run."""
+    made = Served(server, name, make_archive(folder / "photos", 12, scale=20), folder / "results", make_model(folder / "tiny"))
     settings = ["--set", "chunk_size=4", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2, *arguments]
     log = f"{name}.log"
     process = server.deeplab("serve", made.archive, made.results, "--model", made.model, *settings, log=log)

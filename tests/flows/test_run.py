@@ -49,7 +49,7 @@ def test_a_run_from_a_shell_is_seen_and_cancelled_on_the_server(prefect_server: 
     """No runner supervises it, so it asks the server itself; Ctrl-C takes the same way."""
     from prefect.states import Cancelling
 
-    archive, model, results = make_archive(tmp_path / "photos", 24), make_model(tmp_path / "tiny"), tmp_path / "results"
+    archive, model, results = make_archive(tmp_path / "photos", 24, scale=20), make_model(tmp_path / "tiny"), tmp_path / "results"
     more = ("--model", model, "--no-crf", "--scales", "1", "--chunk-size", 2)
     process = prefect_server.deeplab("run", "segment", archive, results, *more, log="shell.log")
     log = prefect_server.home / "shell.log"

@@ -125,3 +125,26 @@ def test_a_public_bucket_is_read_without_credentials_and_not_written(
             store.put(f"{s3_archive}/new.jpg", b"x")
     finally:
         owner.delete_bucket_policy(Bucket=bucket)
+
+
+def test_an_outage_is_outlasted_for_a_while_and_a_missing_object_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def store_down_for(count: int, error: OSError) -> str:
+        tries.append(error)
+        if len(tries) <= count:
+            raise error
+        return "there again"
+
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    assert storage.outlast(lambda: store_down_for(5, StorageError("down"))) == "there again"
+    assert len(tries) == 6
+    for error in (FileNotFoundError(2, "No such object"), OSError(28, "No space left on device")):
+        tries.clear()
+        with pytest.raises(type(error)):
+            storage.outlast(lambda error=error: store_down_for(1, error))
+        assert len(tries) == 1
+    monkeypatch.setattr(storage, "OUTAGE_SECONDS", -1.0)
+    tries.clear()
+    with pytest.raises(StorageError, match="down"):
+        storage.outlast(lambda: store_down_for(1, StorageError("down")))
