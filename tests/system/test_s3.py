@@ -87,7 +87,7 @@ def test_two_runs_on_one_table_at_once_leave_one_row_per_image(start: Start, s3:
 
 @pytest.mark.parametrize(
     "faults",
-    [Faults(refused=0.1), Faults(lost=0.1), Faults(delay=0.3)],
+    [Faults(refused=0.1), Faults(lost=0.1), Faults(delay=0.15)],
     ids=["a tenth of the answers is 503", "a tenth of the answers is lost", "slow"],
 )
 def test_a_store_that_misbehaves_costs_nothing_but_time(
@@ -100,7 +100,7 @@ def test_a_store_that_misbehaves_costs_nothing_but_time(
     proxy.start()
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "8", *QUICK)
+        command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "10", *QUICK)
         assert finish(start, *command)["images"] == 40
         assert finish(start, *command)["images"] == 0
     finally:
