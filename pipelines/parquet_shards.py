@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import storage
@@ -80,7 +81,7 @@ def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray:
         raise ValueError(f"its row group holds {size} bytes of images; up to {MAX_GROUP_BYTES} are accepted, write smaller ones")
     column: Any = file.read_row_group(group, columns=[name]).column(0)
     for part in name.split(".")[1:]:
-        column = pa.chunked_array([pa.compute.struct_field(chunk, part) for chunk in column.chunks])
+        column = pa.chunked_array([pc.struct_field(chunk, part) for chunk in column.chunks])
     return column
 
 

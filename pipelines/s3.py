@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deeplab.errors import UserError
 
 LIST_THREADS = 16
-# With exponential back-off (at most 20 s a step) eight tries outlast half a minute without the store.
+# With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
 
 
@@ -186,7 +186,7 @@ def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
                 for page in _pages(bucket, folder, "/"):
                     objects.append(_objects(bucket, page, root))
                     below += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
-            folders = [folder for folder in below if not _hidden(folder[len(root) :])]
+            folders = [folder for folder in below if not hidden(folder[len(root) :])]
         for found in objects:
             yield from found
         if folders:
@@ -243,11 +243,12 @@ def _objects(bucket: str, page: dict[str, Any], root: str) -> list[tuple[str, in
     return [
         (f"s3://{bucket}/{entry['Key']}", int(entry["Size"]), _version(entry["ETag"]))
         for entry in page.get("Contents", ())
-        if not entry["Key"].endswith("/") and not _hidden(entry["Key"][len(root) :])
+        if not entry["Key"].endswith("/") and not hidden(entry["Key"][len(root) :])
     ]
 
 
-def _hidden(path: str) -> bool:
+def hidden(path: str) -> bool:
+    """Whether a part of the path begins with a dot, as what is not meant for eyes does."""
     return any(part.startswith(".") for part in path.split("/"))
 
 

@@ -16,7 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.orc as paorc
 import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines import s3, storage
 
 NAME = "manifest.json"
 ACCEPTED = "an S3 Inventory manifest (version 2016-11-30) of CSV, ORC or Parquet files with Bucket, Key and ETag is accepted"
@@ -80,6 +80,11 @@ def _current(batch: pa.RecordBatch, encoded: bool) -> Iterator[tuple[str, int, s
     ]
     for bucket, key, etag, size, latest, deleted in zip(*columns, strict=True):
         name = unquote_plus(key) if encoded else key
-        hidden = name.endswith("/") or any(part.startswith(".") for part in name.split("/"))
-        if etag and not hidden and str(latest).lower() != "false" and str(deleted).lower() != "true":
+        if (
+            etag
+            and not name.endswith("/")
+            and not s3.hidden(name)
+            and str(latest).lower() != "false"
+            and str(deleted).lower() != "true"
+        ):
             yield f"s3://{bucket}/{name}", int(size or 0), etag.strip('"')

@@ -56,7 +56,8 @@ def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
     pq.write_table(
         rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"]
     )
-    size = storage.outlast(lambda: storage.write_whole(f"{table_uri}/{relative}", sink.getvalue().to_pybytes()))
+    data = sink.getvalue().to_pybytes()  # copied once, not at each try
+    size = storage.outlast(lambda: storage.write_whole(f"{table_uri}/{relative}", data))
     statistics: dict[str, Any] = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
     for name in STATISTICS:
         values = rows[name].to_pylist()

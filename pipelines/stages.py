@@ -157,7 +157,7 @@ _scorers: dict[str, Scorer] = {}
 
 
 def whole(block: pa.Table, model: Any, task: Task, report: Report, register: Any) -> Iterator[pa.Table]:
-    """The task that does all of an image's way on one core: a block of (uri, version) -> rows of the results table.
+    """The task that does all of an image's way on one core: a block of (uri, version, bytes) -> rows of the results table.
 
     Nothing but names and finished rows goes through the object store, and no image is decoded twice.
     """
@@ -170,7 +170,7 @@ def whole(block: pa.Table, model: Any, task: Task, report: Report, register: Any
 
 
 class Score:
-    """The actor that holds a GPU: a block of (uri, version) -> encoded bytes and stride-8 scores, or the error of each image."""
+    """The actor that holds a GPU: (uri, version, bytes) -> encoded bytes and stride-8 scores, or the error of each image."""
 
     def __init__(self, model: Any, task: Task, report: Report, register: Any) -> None:
         """`model`, `task`: as Scorer's. `register`: the actor of custody.Register."""

@@ -210,3 +210,20 @@ def test_another_format_version_or_schema_is_refused(tmp_path: Path) -> None:
     DeltaTable.create(str(tmp_path / "narrow"), narrow, configuration={"deeplab.format": "results/1"}, **options)
     with pytest.raises(ResultsError, match="mask missing"):
         ResultsTable.open(str(tmp_path / "narrow"))
+
+
+def test_a_part_is_written_whole_when_the_first_try_fails(table: ResultsTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, tries = storage.write_whole, []
+
+    def down_once(uri: str, data: bytes) -> int:
+        tries.append(len(data))
+        if len(tries) == 1:
+            raise storage.StorageError("down")
+        return written(uri, data)
+
+    monkeypatch.setattr(storage, "write_whole", down_once)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    part = write_part(table.uri, MODEL, rows(("a", "ok")))
+    assert tries == [part.size, part.size]
+    table.commit("chunk-1", [part.add_action(MODEL)])
+    assert names(table) == ["file:///a"]
