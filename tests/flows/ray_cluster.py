@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,9 @@ class RayCluster:
     gcs: int = field(default_factory=free_port)
     dashboard: int = field(default_factory=free_port)
     mark: str = field(default_factory=lambda: f"{MARKER}={uuid.uuid4().hex}")
+    # A job asks its node's folder for the cluster to join and would find the newest of all that share the folder, as those
+    # that other tests start meanwhile. Sockets lie in it, whose paths must be short.
+    folder: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
 
     @property
     def url(self) -> str:
@@ -52,6 +57,7 @@ class RayCluster:
         head += ["--include-dashboard=true", f"--ray-client-server-port={free_port()}"]
         for role in (head, [f"--address=127.0.0.1:{self.gcs}"]):
             command = [str(Path(sys.executable).with_name("ray")), "start", *role, "--node-ip-address=127.0.0.1", "--num-cpus=1"]
+            command.append(f"--temp-dir={self.folder}")
             command += [f"--dashboard-agent-listen-port={free_port()}", f"--object-store-memory={200 << 20}"]
             done = subprocess.run(
                 [*command, "--disable-usage-stats"], env={**kept, **own}, capture_output=True, text=True, check=False, timeout=300
@@ -72,3 +78,4 @@ def ray_cluster() -> Iterator[RayCluster]:
     finally:
         made.stop()
         wait_for(lambda: not list(marked(made.mark)), "the cluster's processes to end", 60)
+        shutil.rmtree(made.folder, ignore_errors=True)
