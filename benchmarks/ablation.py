@@ -1,10 +1,12 @@
 """The papers' ablations at a hundredth of their iterations, as far as a CPU gets: docs/results.md is made by this.
 
     python benchmarks/ablation.py --dataset ../shared/data/pets --init ../shared/weights/resnet50_imagenet_caffe.safetensors
+    python benchmarks/ablation.py --network vgg16 --init ../shared/weights/vgg16_imagenet_convs.safetensors --out build/vgg.jsonl
 
 Rows of arXiv 1606.00915's Table 2 (learning policy, batch, iterations) and Table 4 (MSC, scale augmentation, LargeFOV or
-ASPP), each a training from ImageNet weights and an evaluation of its last weights, before and after the CRF. A row is
-appended to --out as it is done, and rows that are there already are not done again.
+ASPP) on ResNet-50, or of Table 3 (LargeFOV, ASPP-S, ASPP-L) on VGG-16, each a training from ImageNet weights
+and an evaluation of its last weights, before and after the CRF. A row is appended to --out as it is done, and rows that are
+there already are not done again.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ BASE = TrainingConfig(
     preset="ablation", architecture="resnet50-largefov", options={"output_stride": 16, "eps": 1e-3}, steps=200, batch_size=4,
     crop=161, scales=(1.0,), loss="stride", precision="bfloat16", validate_every=100_000,
 )  # fmt: skip
+VGG_STEPS = 150
 AUGMENTED = (0.5, 0.75, 1.0, 1.25, 1.5)
 MSC = (0.5, 0.75, 1.0)
 
@@ -62,6 +65,21 @@ def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None
     return Row(4, name, replace(config, scales=AUGMENTED if augmented else (1.0,)), (paper, crf), MSC if msc else (1.0,))
 
 
+def vgg(name: str, architecture: str, paper: float, crf: float | None = None, schedule: str = "poly") -> Row:
+    config = replace(
+        BASE, architecture=architecture, options={}, steps=VGG_STEPS, batch_size=6, schedule=schedule, step_every=VGG_STEPS // 3,
+        learning_rate=1e-3,
+    )  # fmt: skip
+    return Row(3, name, config, (paper, crf))
+
+
+# Table 3, and the learning policies of Table 2 with VGG-16 as there; --init takes vgg16_imagenet_convs.safetensors.
+VGG_ROWS = (
+    vgg("LargeFOV, step", "vgg16-v2-largefov", 62.25, schedule="step"),
+    vgg("LargeFOV, poly", "vgg16-v2-largefov", 65.76, 69.84),
+    vgg("ASPP-S, poly", "vgg16-aspp-s", 66.98, 69.73),
+    vgg("ASPP-L, poly", "vgg16-aspp-l", 68.96, 71.57),
+)
 ROWS = (  # the most wanted first, should time run out
     policy("step", 12, 60, 62.25),
     policy("poly", 12, 60, 63.42),
@@ -112,15 +130,20 @@ def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def markdown(done: dict[tuple[int, str], dict[str, Any]]) -> str:
-    """Both tables, with the paper's figures beside ours."""
+def markdown(rows: tuple[Row, ...], done: dict[tuple[int, str], dict[str, Any]]) -> str:
+    """The tables, with the paper's figures beside ours."""
     lines = []
-    for table in (2, 4):
-        lines += [f"\n| as Table {table} | mIoU | with CRF | the paper's | with CRF |", "|---|---|---|---|---|"]
-        for row in ROWS:
+    for table in sorted({row.table for row in rows}):
+        lines += [
+            f"\n| as Table {table} | steps | CPU seconds | loss | mIoU | with CRF | the paper's | with CRF |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in rows:
             if row.table == table and (found := done.get((table, row.name))):
                 paper = " | ".join("" if value is None else f"{value:.2f}" for value in row.paper)
-                lines.append(f"| {row.name} | {100 * found['before']:.2f} | {100 * found['after']:.2f} | {paper} |")
+                ours = f"{100 * found['before']:.2f} | {100 * found['after']:.2f}"
+                cost = f"{row.config.steps} | {found['train_cpu_seconds']} | {found['loss']:.3f}"
+                lines.append(f"| {row.name} | {cost} | {ours} | {paper} |")
     return "\n".join(lines)
 
 
@@ -128,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=Path("../shared/data/pets"))
     parser.add_argument("--init", type=Path, default=Path("../shared/weights/resnet50_imagenet_caffe.safetensors"))
+    parser.add_argument("--network", choices=("resnet50", "vgg16"), default="resnet50", help="whose rows")
     parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
     parser.add_argument("--every", type=int, default=3, help="evaluate every so many-th test image")
     parser.add_argument("--threads", type=int, default=1)
@@ -136,11 +160,12 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     done = {(found["table"], found["name"]): found for found in map(json.loads, lines)}
-    for row in ROWS:
+    rows = VGG_ROWS if arguments.network == "vgg16" else ROWS
+    for row in rows:
         if (row.table, row.name) not in done:
             alike = [
                 done[r.table, r.name]
-                for r in ROWS
+                for r in rows
                 if (r.table, r.name) in done and (r.config, r.scales) == (row.config, row.scales)
             ]
             found = alike[0] if alike else measure(row, arguments.dataset, arguments.init, arguments.every)
@@ -149,7 +174,7 @@ def main() -> None:
             with arguments.out.open("a") as stream:
                 stream.write(json.dumps(found) + "\n")
             print(json.dumps(found), flush=True)
-    print(markdown(done))
+    print(markdown(rows, done))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,18 @@ def initialised(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+def filled(layer: nn.Conv2d) -> nn.Conv2d:
+    """Weights N(0, 0.005), bias 0.1: Caffe's fillers of fc6 and fc7 (`bvlc_alexnet/train_val.prototxt`).
+
+    Features of ImageNet weights are of the order of ten and more; weights that keep their size give a first loss of 8 to 30,
+    and at the papers' rate no number after five steps.
+    """
+    nn.init.normal_(layer.weight, std=0.005)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, 0.1)
+    return layer
+
+
 class VGG16(nn.Module):
     """The 13 convolutions: B x 3 x H x W in, pool5 (B x 512 x h x w) out. Keys are torchvision's, `features.N`.
 
@@ -90,8 +102,8 @@ class FullyConnected(nn.Module):
     def __init__(self, inputs: int, filters: int, kernel: int, rate: int, padding: int | None = None) -> None:
         super().__init__()
         padding = rate * (kernel - 1) // 2 if padding is None else padding
-        self.fc6 = initialised(nn.Conv2d(inputs, filters, kernel, 1, padding, rate))
-        self.fc7 = initialised(nn.Conv2d(filters, filters, 1))
+        self.fc6 = filled(nn.Conv2d(inputs, filters, kernel, 1, padding, rate))
+        self.fc7 = filled(nn.Conv2d(filters, filters, 1))
         self.dropout = 0.5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
