@@ -57,13 +57,13 @@ class AttentionToScale(SegmentationNetwork):
         features = []
         for scale in self.scales:
             size = int((height - 1) * scale) + 1, int((width - 1) * scale) + 1
-            scaled = x if scale == 1.0 else resample(x, size, 1 / scale)
+            scaled = x if scale == 1.0 else resample(x, size, 1 / scale).to(x.dtype)
             features.append(kept(self.backbone(scaled), keep))
         scores = [self.head.score(feature) for feature in features]  # type: ignore[operator]
         rows, columns = features[self.scales.index(1.0)].shape[-2:]
 
         def on_grid(maps: torch.Tensor, scale: float) -> torch.Tensor:
-            return maps if scale == 1.0 else resample(maps, (rows, columns), scale)
+            return maps if scale == 1.0 else resample(maps, (rows, columns), scale).to(x.dtype)
 
         weights = self.head.weigh([on_grid(maps, scale) for maps, scale in zip(features, self.scales, strict=True)])  # type: ignore[operator]
         fused = torch.zeros_like(scores[self.scales.index(1.0)])

@@ -10,11 +10,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deeplab.holes import dense_gradients_pay, depthwise_by_phases
 
 
-def conv_norm(x: torch.Tensor, conv: nn.Conv2d, norm: _BatchNorm) -> torch.Tensor:
+def conv_norm(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
     """`norm(conv(x))`. In evaluation mode (a frozen batch norm too) the norm goes into the convolution's weight.
 
-    The same sums with one trip less through memory, and one less through the gradient in training.
+    The same sums with one trip less through memory, and one less through the gradient in training. `norm` is an identity
+    where it went there for good (`deeplab.folding`).
     """
+    if isinstance(norm, nn.Identity):
+        return conv(x)
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
     if norm.training:
         return norm(conv(x))
     assert norm.running_mean is not None and norm.running_var is not None
@@ -39,7 +43,6 @@ class ConvBatchNorm(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv, norm, *rest = self
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
         if self.same:
             height, width = x.shape[-2:]
             x = F.pad(x, (width % 2, 1, height % 2, 1))

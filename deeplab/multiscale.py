@@ -81,7 +81,7 @@ def confidence(scores: np.ndarray) -> float:
 def multiscale_scores(
     network: SegmentationNetwork, images: torch.Tensor, scales: Sequence[float], flip: bool, fusion: Fusion
 ) -> torch.Tensor:
-    """Normalised B x 3 x H x W on the lattice -> float32 B x C x h x w, fused over scales and mirror images.
+    """Normalised B x 3 x H x W on the lattice, in the network's dtype -> float32 B x C x h x w, fused over scales and mirrors.
 
     "max" is DeepLab v2's fusion (arXiv 1606.00915, section 4.1.2), per position and class; "mean" averages the
     scores. A mirrored pass is averaged with the straight one before the scales are fused.
@@ -94,7 +94,7 @@ def multiscale_scores(
         scaled = images
         if scale != 1.0:
             inner = int((height - 1) * scale) + 1, int((width - 1) * scale) + 1
-            scaled = resample(images, inner, 1.0 / scale)
+            scaled = resample(images, inner, 1.0 / scale).to(images.dtype)
             bottom, right = (network.lattice_size(n) - n for n in inner)
             scaled = F.pad(scaled, (0, right, 0, bottom))  # zero is the mean colour after normalisation
         scores = network(scaled).float()

@@ -38,7 +38,6 @@ class Bottleneck(nn.Module):
         y = conv_norm(y, self.conv3, self.bn3)
         if self.downsample is not None:
             conv, norm = self.downsample
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.modules.batchnorm._BatchNorm)
             x = conv_norm(x, conv, norm)
         return F.relu(x + y, inplace=True)
 

@@ -204,7 +204,7 @@ def train(
                 raise Stopped(out, done)
 
         network.load_state_dict(average or trained)
-        predictor = Predictor(network, device=where.type)
+        predictor = Predictor(network, device=where.type, precision=config.precision)
         summary = evaluate(predictor, validation, ranks=ranks, report=heed, look=look).total.summary(list(classes.names))
         better = summary["mean_iou"] > best["mean_iou"]
         if better:

@@ -104,7 +104,8 @@ def share(work: Work, indices: Sequence[int]) -> Evaluation:
 
 
 def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> Predictor:
-    return Predictor(model.network, scales=options.scales, flip=options.flip, fusion=options.fusion, device=options.device)
+    given = options.model_dump(include={"scales", "flip", "fusion", "device", "precision"})
+    return Predictor(model.network, **given)
 
 
 def _engine(options: EvaluateOptions, model: checkpoint.Model) -> DenseCRF | None:

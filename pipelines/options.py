@@ -126,6 +126,7 @@ class EvaluateOptions(BaseModel):
         default=(), max_length=50, description="Also count within these distances (pixels) of void boundaries"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
     workers: int = Field(default=1, ge=1, le=4096, description="Processes that score, through Ray")
     address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
     start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has no CPU to give")

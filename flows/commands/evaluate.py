@@ -44,6 +44,7 @@ def evaluate(
     trimap: Annotated[str, typer.Option(help="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10.")] = "",
     plots: Annotated[Path | None, typer.Option(help="Folder for trimap.png, confusion.png and evaluation.json.")] = None,
     device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     workers: Workers = 1,
     address: Address = None,
     start_timeout: Patience = 600,

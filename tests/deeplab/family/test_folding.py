@@ -1,0 +1,64 @@
+"""The copy that scores: no batch norm is left in it, and every network of the family says the same, also in bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from deeplab.arithmetic import best_precision, bfloat16_gain
+from deeplab.folding import folded
+from deeplab.predictor import Predictor
+from deeplab.zoo import ARCHITECTURES, build
+
+NARROW = {"width": 1 / 16}
+
+
+def smallest(name: str) -> nn.Module:
+    try:
+        return build(name, 4, **NARROW)
+    except TypeError:  # residual networks have no such option
+        return build(name, 4)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "101" not in name])
+def test_a_folded_network_gives_the_same_scores_and_bfloat16_nearly(name, randomised, photo):
+    network = randomised(smallest(name))
+    side = 224 if name == "deconvnet" else 65
+    x = torch.randn(1, 3, side, side)
+    twin = folded(network)
+    assert not [module for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    with torch.inference_mode():
+        exact, ours = network(x), twin(x)
+        coarse = twin.to(torch.bfloat16)(x.to(torch.bfloat16)).float()
+    assert float((ours - exact).abs().max() / exact.abs().max()) < 1e-4
+    assert coarse.shape == exact.shape
+    # Two of three digits of bfloat16 through up to fifty layers, and never equal: it was used.
+    assert 0 < float((coarse - exact).norm() / exact.norm()) < 0.15
+
+
+def test_the_network_that_was_given_stays_as_it_is(randomised, photo):
+    network = randomised(build("mobilenet-v2-aspp", 3))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    Predictor(network, device="cpu", precision="bfloat16").scores([photo(40, 33)])
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_the_cpu_takes_bfloat16_only_where_it_is_faster(monkeypatch):
+    import deeplab.arithmetic as arithmetic
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 2.0)
+    assert best_precision(cpu) == "bfloat16"
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 0.8)
+    assert best_precision(cpu) == "float32"
+    assert best_precision(torch.device("cuda")) == "float16"
+
+
+def test_a_cpu_without_bfloat16_is_not_measured(monkeypatch):
+    bfloat16_gain.cache_clear()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert bfloat16_gain() == 1.0
+    bfloat16_gain.cache_clear()
