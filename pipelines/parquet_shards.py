@@ -62,6 +62,8 @@ def read(shard: str, listed: str, group: int, place: int) -> bytes:
     """The bytes of one row; ValueError with the reason where the shard is not what was listed."""
     with _lock:  # so that the threads of a process read a row group once
         column = _group(shard, listed, group)
+    if isinstance(column, str):
+        raise ValueError(column)
     value = column[place].as_py() if place < len(column) else None
     if value is None:
         raise ValueError("the row holds no image bytes")
@@ -69,7 +71,8 @@ def read(shard: str, listed: str, group: int, place: int) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray:
+def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
+    """The image column of a row group; the reason where it is damaged, so that it is not read again for every image."""
     found = storage.stat_all([shard])[0]
     if found is None or found.version != listed:
         raise ValueError("the shard changed after it was listed; the next run lists it anew")
@@ -79,10 +82,25 @@ def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray:
         raise ValueError("the shard holds no such image")
     if (size := _column_bytes(file.metadata.row_group(group), name)) > MAX_GROUP_BYTES:
         raise ValueError(f"its row group holds {size} bytes of images; up to {MAX_GROUP_BYTES} are accepted, write smaller ones")
-    column: Any = file.read_row_group(group, columns=[name]).column(0)
+    try:
+        column: Any = file.read_row_group(group, columns=[name]).column(0)
+    except (OSError, pa.ArrowException) as error:
+        # Arrow calls a damaged page what it calls a store that is away; only the latter's bytes cannot be had.
+        _touch(shard, file.metadata.row_group(group), name)
+        return f"its row group is damaged ({str(error).splitlines()[0]})"
     for part in name.split(".")[1:]:
         column = pa.chunked_array([pc.struct_field(chunk, part) for chunk in column.chunks])
     return column
+
+
+def _touch(shard: str, group: Any, name: str) -> None:
+    """Read the bytes of a column of a row group; raises the store's own error where it does not give them."""
+    system, path = storage.filesystem(shard)
+    with system.open_input_file(path) as stream:
+        for column in (group.column(index) for index in range(group.num_columns)):
+            if column.path_in_schema == name:
+                start = column.dictionary_page_offset or column.data_page_offset
+                stream.read_at(column.total_compressed_size, start)
 
 
 def _column_bytes(group: Any, name: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -120,3 +121,36 @@ def test_rows_without_bytes_and_changed_shards_are_reasons_and_not_outages(tmp_p
     monkeypatch.setattr(parquet_shards, "MAX_GROUP_BYTES", 10)
     with pytest.raises(shards.MemberError, match="write smaller ones"):
         shards.fetch(again[0]["uri"], again[0]["version"])
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary"])
+def test_a_damaged_row_group_costs_its_own_rows_only(kind: str, tmp_path: Path) -> None:
+    path = shard(tmp_path / "train.parquet", kind)
+    rows = taken(str(path), tmp_path)
+    broken = bytearray(path.read_bytes())
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    broken[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    before = path.stat()
+    path.write_bytes(broken)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as where a disk rots: nobody wrote it
+    for index, row in enumerate(rows):
+        if index in (3, 4, 5):
+            with pytest.raises(shards.MemberError, match="its row group is damaged"):
+                shards.fetch(row["uri"], row["version"])
+        else:
+            assert shards.fetch(row["uri"], row["version"])[0] == PHOTOS[index]
+
+
+def test_a_store_that_is_away_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shard(tmp_path / "train.parquet", "binary")
+    rows = taken(str(path), tmp_path)
+
+    def away(*arguments: object, **given: object) -> object:
+        raise OSError("connection lost")
+
+    monkeypatch.setattr(parquet_shards, "_touch", away)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", away)
+    with pytest.raises(OSError, match="connection lost") as caught:
+        shards.fetch(rows[0]["uri"], rows[0]["version"])
+    assert not isinstance(caught.value, shards.MemberError)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flows.hooks import marked
 from pipelines.results import ResultsTable
@@ -33,14 +35,19 @@ def gpus() -> int:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, gpus: int, tmp_path: Path) -> Iterator[object]:
+def memory() -> int:
+    """Bytes of each node's object store."""
+    return 200 << 20
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, gpus: int, memory: int, tmp_path: Path) -> Iterator[object]:
     """A head without CPUs and two nodes of one CPU each, so that all work is on nodes that can be killed."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv(MARKER, str(tmp_path))  # what runs on the nodes is found by it
     for name, value in NODES.items():
         monkeypatch.setenv(name, value)
-    memory = 200 << 20
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False})
     try:
         made.add_node(num_cpus=1, object_store_memory=memory)
@@ -89,6 +96,25 @@ def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_
     assert process.returncode == 0, err
     assert json.loads(out)["images"] == 48
     assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("gpus", [1])
+@pytest.mark.parametrize("memory", [80 << 20])  # about the least that Ray takes
+def test_a_slow_crf_holds_the_scorer_back_when_the_object_store_is_full(
+    start: Start, tmp_path: Path, model: Path, cluster: object
+) -> None:
+    """Four fifths of a megabyte per image, in noise that a photo's CRF takes ten times as long for; all together do not fit."""
+    noise = np.random.default_rng(0)
+    archive = tmp_path / "noise"
+    archive.mkdir()
+    for index in range(200):
+        Image.fromarray(noise.integers(0, 256, (512, 512, 3), np.uint8)).save(archive / f"{index}.png", compress_level=0)
+    results = tmp_path / "results"
+    arguments = ("--model", str(model), "--chunk-size", "200", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    process = start("segment", str(archive), str(results), *arguments)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert json.loads(out)["images"] == len(segmented(results)) == 200
 
 
 def test_a_cluster_on_this_host_is_not_joined_unless_it_is_named(

@@ -1,0 +1,118 @@
+"""The Predictor against the loop that most ports are: float32, one image at a time, one pass per scale, batch norm apart.
+
+    python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3] [--threads 1]
+
+Both score the same photos (examples/, 375 x 500 and the like) with the same weights at the same scales; seconds are CPU
+seconds of this process with one thread, else seconds. They take turns, and the ratio is the median of the rounds. Labels
+are compared at full size; those of random weights (`--architecture`) lie close to each other and say little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from deeplab import checkpoint, zoo
+from deeplab.images import decode
+from deeplab.layers import ConvBatchNorm
+from deeplab.network import SegmentationNetwork
+from deeplab.predictor import Predictor
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
+
+
+class Apart(nn.Module):
+    """A batch norm that no convolution can take in: what a port's forward pass has."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+def as_a_port(network: SegmentationNetwork) -> SegmentationNetwork:
+    """The network with convolution and batch norm as two layers, in PyTorch's own memory order."""
+    plain = copy.deepcopy(network).eval()
+    for module in list(plain.modules()):
+        for (first, conv), (second, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, Apart(conv, norm))
+                setattr(module, second, nn.Identity())
+    assert not [m for m in plain.modules() if isinstance(m, ConvBatchNorm) and isinstance(m[1], nn.BatchNorm2d)]
+    return plain
+
+
+def loop(network: SegmentationNetwork, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
+    """Scores as the ports make them: resize the image, one pass, resize the scores to those of scale 1, maximum."""
+    with torch.inference_mode():
+        x = network.normalization.apply(torch.from_numpy(image).permute(2, 0, 1)[None])
+        height, width = (network.lattice_size(side) for side in image.shape[:2])
+        x = F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+        fused: torch.Tensor | None = None
+        for scale in sorted(scales, reverse=True):
+            size = [network.lattice_size(round(side * scale)) for side in (height, width)]
+            scores = network(F.interpolate(x, size, mode="bilinear", align_corners=True) if scale != 1 else x)
+            if fused is not None:
+                scores = F.interpolate(scores, fused.shape[-2:], mode="bilinear", align_corners=True)
+            fused = scores if fused is None else torch.maximum(fused, scores)
+        assert fused is not None
+        return fused[0].numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pets")
+    parser.add_argument("--architecture", help="random weights of this architecture, 21 classes, instead of a model")
+    parser.add_argument("--scales", default="0.5,0.75,1")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clock: Callable[[], float] = time.process_time if arguments.threads == 1 else time.perf_counter
+    name = arguments.architecture or arguments.model
+    network = zoo.build(name, 21, seed=0) if arguments.architecture else checkpoint.load(name).network
+    network.eval()
+    scales = tuple(float(part) for part in arguments.scales.split(","))
+    images = [decode(path.read_bytes()) for path in sorted(EXAMPLES.glob("*.jpg"))[: arguments.images]]
+    port = as_a_port(network)
+    predictor = Predictor(network, scales=scales, device="cpu", precision=arguments.precision)
+    exact = Predictor(network, scales=scales, device="cpu", precision="float32")
+    loop(port, images[0], scales)
+    predictor.scores(images[:1])
+    pairs = []
+    for _ in range(arguments.rounds):
+        start = clock()
+        for image in images:
+            loop(port, image, scales)
+        middle = clock()
+        predictor.scores(images)
+        pairs.append((middle - start, clock() - middle))
+    ours, theirs = predictor.labels(images), exact.labels(images)
+    same = sum(int((a == b).sum()) for a, b in zip(ours, theirs, strict=True)) / sum(a.size for a in theirs)
+    padded = sum(predictor.network.lattice_size(h) * predictor.network.lattice_size(w) for h, w in (i.shape[:2] for i in images))
+    waste = padded / sum(i.shape[0] * i.shape[1] for i in images) - 1
+    slow, fast = (statistics.median(column) / len(images) for column in zip(*pairs, strict=True))
+    where = f"{len(images)} photos, {arguments.threads} threads, {platform.processor() or platform.machine()}"
+    print(f"{name}, scales {arguments.scales}, {where}")
+    print(f"loop {slow:.3f} s an image, Predictor ({predictor.precision}) {fast:.3f} s")
+    print(f"labels as in float32: {same:.2%} of pixels; padding {waste:.1%}")
+    print(f"{statistics.median(a / b for a, b in pairs):.2f}x")
+
+
+if __name__ == "__main__":
+    main()
