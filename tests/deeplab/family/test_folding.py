@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deeplab.arithmetic import best_precision, bfloat16_gain
+from deeplab.arithmetic import best_precision
 from deeplab.folding import folded
 from deeplab.predictor import Predictor
 from deeplab.zoo import ARCHITECTURES, build
@@ -45,20 +45,9 @@ def test_the_network_that_was_given_stays_as_it_is(randomised, photo):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_the_cpu_takes_bfloat16_only_where_it_is_faster(monkeypatch):
-    import deeplab.arithmetic as arithmetic
-
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 2.0)
-    assert best_precision(cpu) == "bfloat16"
-    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 0.8)
-    assert best_precision(cpu) == "float32"
+@pytest.mark.parametrize(("bf16", "amx", "wanted"), [(0, 0, "float32"), (1, 0, "bfloat16"), (0, 1, "bfloat16")])
+def test_a_cpu_takes_bfloat16_where_it_has_instructions_for_it(monkeypatch, small_network, bf16, amx, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(bf16))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
+    assert Predictor(small_network(), device="cpu").precision == wanted
     assert best_precision(torch.device("cuda")) == "float16"
-
-
-def test_a_cpu_without_bfloat16_is_not_measured(monkeypatch):
-    bfloat16_gain.cache_clear()
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert bfloat16_gain() == 1.0
-    bfloat16_gain.cache_clear()
