@@ -107,14 +107,14 @@ def test_a_slow_crf_holds_the_scorer_back_when_the_object_store_is_full(
     noise = np.random.default_rng(0)
     archive = tmp_path / "noise"
     archive.mkdir()
-    for index in range(200):
+    for index in range(120):
         Image.fromarray(noise.integers(0, 256, (512, 512, 3), np.uint8)).save(archive / f"{index}.png", compress_level=0)
     results = tmp_path / "results"
-    arguments = ("--model", str(model), "--chunk-size", "200", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    arguments = ("--model", str(model), "--chunk-size", "120", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
     process = start("segment", str(archive), str(results), *arguments)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert json.loads(out)["images"] == len(segmented(results)) == 200
+    assert json.loads(out)["images"] == len(segmented(results)) == 120
 
 
 def test_a_cluster_on_this_host_is_not_joined_unless_it_is_named(
