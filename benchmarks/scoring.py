@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from deeplab import checkpoint, zoo
+from deeplab.classes import ClassTable
 from deeplab.images import decode
 from deeplab.layers import ConvBatchNorm
 from deeplab.network import SegmentationNetwork
@@ -72,22 +73,34 @@ def loop(network: SegmentationNetwork, image: np.ndarray, scales: tuple[float, .
         return fused[0].numpy()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """What is scored, for this benchmark and for whole.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pets")
     parser.add_argument("--architecture", help="random weights of this architecture, 21 classes, instead of a model")
-    parser.add_argument("--scales", default="0.5,0.75,1")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--scales", type=lambda text: tuple(map(float, text.split(","))), default=(0.5, 0.75, 1.0))
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    return parser
+
+
+def network_of(arguments: argparse.Namespace) -> tuple[SegmentationNetwork, ClassTable]:
+    if arguments.architecture:
+        names = [f"class {index}" for index in range(21)]
+        return zoo.build(arguments.architecture, 21, seed=0).eval(), ClassTable.from_names(names)
+    model = checkpoint.load(arguments.model)
+    return model.network.eval(), model.classes
+
+
+def main() -> None:
+    parser = arguments_of(__doc__)
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock: Callable[[], float] = time.process_time if arguments.threads == 1 else time.perf_counter
-    name = arguments.architecture or arguments.model
-    network = zoo.build(name, 21, seed=0) if arguments.architecture else checkpoint.load(name).network
-    network.eval()
-    scales = tuple(float(part) for part in arguments.scales.split(","))
+    network, _ = network_of(arguments)
+    scales = arguments.scales
     images = [decode(path.read_bytes()) for path in sorted(EXAMPLES.glob("*.jpg"))[: arguments.images]]
     port = as_a_port(network)
     predictor = Predictor(network, scales=scales, device="cpu", precision=arguments.precision)
@@ -108,7 +121,7 @@ def main() -> None:
     waste = padded / sum(i.shape[0] * i.shape[1] for i in images) - 1
     slow, fast = (statistics.median(column) / len(images) for column in zip(*pairs, strict=True))
     where = f"{len(images)} photos, {arguments.threads} threads, {platform.processor() or platform.machine()}"
-    print(f"{name}, scales {arguments.scales}, {where}")
+    print(f"{arguments.architecture or arguments.model}, scales {scales}, {where}")
     print(f"loop {slow:.3f} s an image, Predictor ({predictor.precision}) {fast:.3f} s")
     print(f"labels as in float32: {same:.2%} of pixels; padding {waste:.1%}")
     print(f"{statistics.median(a / b for a, b in pairs):.2f}x")

@@ -10,39 +10,27 @@ where our fast CRF gains least.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
 import torch
-from scoring import EXAMPLES, as_a_port, loop
+from scoring import EXAMPLES, arguments_of, as_a_port, loop, network_of
 
-from deeplab import checkpoint, masks, zoo
-from deeplab.classes import ClassTable
+from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images import decode
 from deeplab.predictor import Predictor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="pets")
-    parser.add_argument("--architecture", help="random weights of this architecture, 21 classes, instead of a model")
-    parser.add_argument("--scales", default="0.5,0.75,1")
+    parser = arguments_of(__doc__)
     parser.add_argument("--crf-params", default="deeplab-v2")
-    parser.add_argument("--images", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.architecture:
-        network = zoo.build(arguments.architecture, 21, seed=0)
-        classes = ClassTable.from_names([f"class {index}" for index in range(21)])
-    else:
-        model = checkpoint.load(arguments.model)
-        network, classes = model.network, model.classes
-    scales = tuple(float(part) for part in arguments.scales.split(","))
+    network, classes = network_of(arguments)
+    scales = arguments.scales
     paths = sorted(EXAMPLES.glob("*.jpg"))[: arguments.images]
-    port, predictor = as_a_port(network.eval()), Predictor(network, scales=scales, device="cpu")
+    port, predictor = as_a_port(network), Predictor(network, scales=scales, device="cpu")
     theirs = DenseCRF.named(arguments.crf_params, backend="pydensecrf")
     ours = DenseCRF.named(arguments.crf_params, mode="fast")
     geometry = {"stride": network.stride, "align_corners": network.align_corners}
@@ -68,7 +56,7 @@ def main() -> None:
         stages.append((middle - start - crf, crf, scored - middle, end - scored))
     pairs, stages = pairs[1:], stages[1:]  # the first round makes kernels and buffers
     network_loop, crf_loop, network_ours, crf_ours = (statistics.median(s) / len(paths) for s in zip(*stages, strict=True))
-    print(f"{arguments.architecture or arguments.model}, scales {arguments.scales}, {len(paths)} photos, one core")
+    print(f"{arguments.architecture or arguments.model}, scales {scales}, {len(paths)} photos, one core")
     print(f"loop: {network_loop:.3f} s an image to scores, {crf_loop:.3f} s of pydensecrf")
     print(f"ours ({predictor.precision}): {network_ours:.3f} s to scores, {crf_ours:.3f} s from there")
     print(f"{statistics.median(a / b for a, b in pairs):.1f}x")
