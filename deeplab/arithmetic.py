@@ -8,8 +8,8 @@ import torch
 def best_precision(device: torch.device) -> str:
     """ "float16" on a GPU; on a CPU "bfloat16" where it has instructions for it (AVX-512 BF16 or AMX), else "float32".
 
-    The processor's kind alone decides. A measurement would, too, but on a busy machine one process came to 0.9 times and
-    its neighbour to 4.7, and the masks of one table must not depend on that.
+    The processor's kind alone decides, not a measurement: two processes of a busy machine come to different results, and
+    the masks of one table must not depend on that.
     """
     if device.type == "cuda":
         return "float16"
