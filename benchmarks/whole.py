@@ -3,7 +3,7 @@
     python benchmarks/whole.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3]
 
 One core, CPU seconds of this process: read, decode, score at every scale, dense CRF, PNG. The loop is that of scoring.py;
-its scores go to pydensecrf through our own face, which brings them to full size faster than most. The two take turns, and
+its scores go to pydensecrf through our own face, which brings them to full size. The two take turns, and
 the ratio, printed last, is the median of the rounds. Random weights (`--architecture`) leave all 21 classes in contest,
 where our fast CRF gains least.
 """

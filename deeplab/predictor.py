@@ -28,7 +28,7 @@ class Predictor:
 
     scales: factors of the input, fused by `fusion` ("max" as in DeepLab v2, or "mean"). flip: also score the mirror
     image. device: "auto" takes a GPU where there is one. precision: "auto" is float16 on a GPU, and on a CPU
-    bfloat16 where that is faster (`deeplab.arithmetic`), else float32. The network is copied: batch norm is folded and
+    bfloat16 where it has instructions for it (`deeplab.arithmetic`), else float32. The network is copied: batch norm is folded and
     weights take the precision, while sums stay float32 inside a layer, and between scales.
     tile, overlap: pixels. batch_pixels: the most padded pixels that one pass takes at scale 1 (on a CPU few, so that what
     is between two layers stays in its cache; one image may have more).

@@ -22,8 +22,7 @@ def initialised(layer: nn.Conv2d) -> nn.Conv2d:
 def filled(layer: nn.Conv2d) -> nn.Conv2d:
     """Weights N(0, 0.005), bias 0.1: Caffe's fillers of fc6 and fc7 (`bvlc_alexnet/train_val.prototxt`).
 
-    Features of ImageNet weights are of the order of ten and more; weights that keep their size give a first loss of 8 to 30,
-    and at the papers' rate no number after five steps.
+    Features of ImageNet weights are of the order of ten and more; where weights keep their size, the papers' rate ends in NaN.
     """
     nn.init.normal_(layer.weight, std=0.005)
     assert layer.bias is not None

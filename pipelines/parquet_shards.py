@@ -84,10 +84,14 @@ def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
         raise ValueError(f"its row group holds {size} bytes of images; up to {MAX_GROUP_BYTES} are accepted, write smaller ones")
     try:
         column: Any = file.read_row_group(group, columns=[name]).column(0)
-    except (OSError, pa.ArrowException) as error:
-        # Arrow calls a damaged page what it calls a store that is away; only the latter's bytes cannot be had.
+    except (OSError, pa.ArrowException):
+        # Arrow calls a damaged page what it calls a store that is away. The latter's bytes cannot be had; and where the
+        # store was away for a moment only, the second reading goes well.
         _touch(shard, file.metadata.row_group(group), name)
-        return f"its row group is damaged ({str(error).splitlines()[0]})"
+        try:
+            column = open_file(shard).read_row_group(group, columns=[name]).column(0)
+        except (OSError, pa.ArrowException) as error:
+            return f"its row group is damaged ({str(error).splitlines()[0]})"
     for part in name.split(".")[1:]:
         column = pa.chunked_array([pc.struct_field(chunk, part) for chunk in column.chunks])
     return column

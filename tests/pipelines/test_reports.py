@@ -154,3 +154,19 @@ def test_a_store_that_is_away_is_not_taken_for_damage(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="connection lost") as caught:
         shards.fetch(rows[0]["uri"], rows[0]["version"])
     assert not isinstance(caught.value, shards.MemberError)
+
+
+def test_a_store_that_was_away_for_a_moment_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shard(tmp_path / "train.parquet", "binary")
+    rows = taken(str(path), tmp_path)
+    read, calls = pq.ParquetFile.read_row_group, []
+
+    def once_away(self: pq.ParquetFile, *arguments: object, **given: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError("connection lost")
+        return read(self, *arguments, **given)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", once_away)
+    assert shards.fetch(rows[0]["uri"], rows[0]["version"])[0] == PHOTOS[0]
+    assert len(calls) == 2

@@ -103,7 +103,7 @@ def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_
 def test_a_slow_crf_holds_the_scorer_back_when_the_object_store_is_full(
     start: Start, tmp_path: Path, model: Path, cluster: object
 ) -> None:
-    """Four fifths of a megabyte per image, in noise that a photo's CRF takes ten times as long for; all together do not fit."""
+    """Four fifths of a megabyte per image, and noise is the CRF's worst case; all together do not fit."""
     noise = np.random.default_rng(0)
     archive = tmp_path / "noise"
     archive.mkdir()
