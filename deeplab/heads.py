@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from deeplab.holes import dense_gradients_pay, summed_by_shifts
+from deeplab.holes import shifts_pay, summed_by_shifts
 
 
 def _score_layer(inputs: int, classes: int, kernel: int, rate: int) -> nn.Conv2d:
@@ -33,7 +33,7 @@ class ASPP(nn.Module):
         self.branches = nn.ModuleList(_score_layer(inputs, classes, 3, rate) for rate in rates)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if dense_gradients_pay(x):
+        if shifts_pay(x, self.branches[0]):
             weights = [branch.get_parameter("weight") for branch in self.branches]
             biases = [branch.get_parameter("bias") for branch in self.branches]
             return summed_by_shifts(x, weights, biases, self.rates)
@@ -49,8 +49,11 @@ class LargeFOV(nn.Module):
     def __init__(self, inputs: int, classes: int, rate: int = 12) -> None:
         super().__init__()
         self.score = _score_layer(inputs, classes, 3, rate)
+        self.rate = rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if shifts_pay(x, self.score):
+            return summed_by_shifts(x, [self.score.get_parameter("weight")], [self.score.get_parameter("bias")], [self.rate])
         return self.score(x)
 
 

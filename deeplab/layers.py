@@ -7,10 +7,23 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deeplab.fused import FusedConv
 from deeplab.holes import dense_gradients_pay, depthwise_by_phases
 
 
-def conv_norm(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
+def conv_norm(
+    x: torch.Tensor, conv: nn.Module, norm: nn.Module, *, add: torch.Tensor | None = None, relu: bool = False
+) -> torch.Tensor:
+    """`relu(norm(conv(x)) + add)`, the sum and the activation where asked for."""
+    if isinstance(conv, FusedConv):
+        return conv(x, add, relu)
+    y = _conv_norm(x, conv, norm)
+    if add is not None:
+        y = y + add
+    return F.relu(y, inplace=True) if relu else y
+
+
+def _conv_norm(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
     """`norm(conv(x))`. In evaluation mode (a frozen batch norm too) the norm goes into the convolution's weight.
 
     The same sums with one trip less through memory, and one less through the gradient in training. `norm` is an identity
@@ -41,12 +54,13 @@ class ConvBatchNorm(nn.Sequential):
         super().__init__(conv, norm, *rest)
         self.same = same
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        """`add`: what is added to the norm's result."""
         conv, norm, *rest = self
         if self.same:
             height, width = x.shape[-2:]
             x = F.pad(x, (width % 2, 1, height % 2, 1))
-        x = conv_norm(x, conv, norm)
+        x = conv_norm(x, conv, norm, add=add)
         for module in rest:
             x = module(x)
         return x

@@ -40,7 +40,7 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.project(self.conv(x)) if self.shortcut else self.project(self.conv(x))
+        return self.project(self.conv(x), x if self.shortcut else None)
 
 
 class MobileNetV2(nn.Module):

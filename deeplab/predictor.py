@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from deeplab import fused
 from deeplab.arithmetic import best_precision
 from deeplab.folding import folded
 from deeplab.multiscale import Fusion, multiscale_scores, winning_classes
@@ -61,6 +62,8 @@ class Predictor:
         # Depthwise and pointwise convolutions run fastest with channels innermost.
         twin = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: SegmentationNetwork = twin.to(self.dtype)
+        if fused.available(self.network):
+            fused.fuse(self.network)
         self.scales, self.flip, self.fusion = tuple(scales), flip, fusion
         self.tile, self.overlap = network.lattice_size(tile), -(-overlap // network.stride) * network.stride
         self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 120_000)

@@ -33,13 +33,12 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs, eps))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        y = F.relu(conv_norm(y, self.conv2, self.bn2), inplace=True)
-        y = conv_norm(y, self.conv3, self.bn3)
+        y = conv_norm(x, self.conv1, self.bn1, relu=True)
+        y = conv_norm(y, self.conv2, self.bn2, relu=True)
         if self.downsample is not None:
             conv, norm = self.downsample
             x = conv_norm(x, conv, norm)
-        return F.relu(x + y, inplace=True)
+        return conv_norm(y, self.conv3, self.bn3, add=x, relu=True)
 
 
 class ResNet(nn.Module):
@@ -94,6 +93,6 @@ class ResNet(nn.Module):
         return [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        x = conv_norm(x, self.conv1, self.bn1, relu=True)
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=self.ceil_pool)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

@@ -49,6 +49,8 @@ def test_summed_by_shifts_is_the_sum_of_the_branches(height, width, rates):
     expected = sum(F.conv2d(x, weight, bias, padding=rate, dilation=rate) for weight, bias, rate in branches)
     assert isinstance(expected, torch.Tensor)
     assert_same(summed_by_shifts(x, weights, biases, rates), expected, x, *weights, *biases)
+    with torch.inference_mode():  # another way, whose sum is float32
+        torch.testing.assert_close(summed_by_shifts(x, weights, biases, rates), expected.float())
 
 
 def layer(rate: int, stride: int, groups: int, channels: int = 6) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

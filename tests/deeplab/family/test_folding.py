@@ -1,13 +1,17 @@
-"""The copy that scores: no batch norm is left in it, and every network of the family says the same, also in bfloat16."""
+"""The copy that scores: folded, fused, and every network of the family says the same, also in bfloat16."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
+from deeplab import fused
 from deeplab.arithmetic import best_precision
 from deeplab.folding import folded
+from deeplab.holes import few_outputs
 from deeplab.predictor import Predictor
 from deeplab.zoo import ARCHITECTURES, build
 
@@ -28,13 +32,30 @@ def test_a_folded_network_gives_the_same_scores_and_bfloat16_nearly(name, random
     x = torch.randn(1, 3, side, side)
     twin = folded(network)
     assert not [module for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    quick, coarse = copy.deepcopy(twin), copy.deepcopy(twin).to(torch.bfloat16)
+    for each in (quick, coarse):
+        assert fused.available(each)
+        fused.fuse(each)
+        # What is left is what `deeplab.holes` computes in another way.
+        assert all(few_outputs(module) for module in each.modules() if isinstance(module, nn.Conv2d))
     with torch.inference_mode():
-        exact, ours = network(x), twin(x)
-        coarse = twin.to(torch.bfloat16)(x.to(torch.bfloat16)).float()
+        exact, ours, fast = network(x), twin(x), quick(x.to(memory_format=torch.channels_last))
+        rough = coarse(x.to(torch.bfloat16, memory_format=torch.channels_last)).float()
     assert float((ours - exact).abs().max() / exact.abs().max()) < 1e-4
-    assert coarse.shape == exact.shape
+    assert float((fast - exact).abs().max() / exact.abs().max()) < 1e-4
+    assert rough.shape == exact.shape
     # Two of three digits of bfloat16 through up to fifty layers, and never equal: it was used.
-    assert 0 < float((coarse - exact).norm() / exact.norm()) < 0.15
+    assert 0 < float((rough - exact).norm() / exact.norm()) < 0.15
+
+
+def test_where_pytorch_has_no_fused_convolutions_the_predictor_does_without(monkeypatch, small_network, photo):
+    images = [photo(40, 33), photo(65, 80)]
+    with_them = Predictor(small_network(), device="cpu", precision="float32").scores(images)
+    monkeypatch.delattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+    without = Predictor(small_network(), device="cpu", precision="float32")
+    assert not [module for module in without.network.modules() if isinstance(module, fused.FusedConv)]
+    for one, other in zip(with_them, without.scores(images), strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), rtol=0.01, atol=0.01)
 
 
 def test_the_network_that_was_given_stays_as_it_is(randomised, photo):
