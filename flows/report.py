@@ -41,6 +41,8 @@ def markdown(summary: Summary, previous: dict[str, float], previous_name: str, h
         total = sum(summary.seconds_by_stage.values()) or 1.0
         lines += ["", "## Seconds by stage, summed over processes", "", "| stage | seconds | share |", "|---|---:|---:|"]
         lines += [f"| {stage} | {value:.1f} | {value / total:.0%} |" for stage, value in summary.seconds_by_stage.items()]
+    if summary.bound:
+        lines += ["", f"Bound by {summary.bound}."]
     if summary.class_shares:
         lines += ["", "## Share of the pixels", ""]
         if previous:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import ray
 
@@ -24,39 +23,6 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's program
 
 class ClusterError(UserError):
     """The Ray cluster cannot be reached or started; the message says which and what to check."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one chunk is spread.
-
-    On CPUs a task on every core does all of an image's way, and its process, with the network in it, serves the next block
-    and the next chunk. With GPUs `scorers` actors hold one each and stop at the scores; every CPU refines.
-    `tasks`: how many at a time; `cpus`: what each of them holds.
-    """
-
-    images_per_block: int
-    tasks: int
-    cpus: float
-    write_cpus: float
-    scorers: int | None = None
-    scorer_cpus: float = 0.0
-
-
-def layout(cpus: float, gpus: float, images: int) -> Layout:
-    """The layout for a cluster's CPUs and GPUs and a chunk's images."""
-    on_gpu = gpus >= 1
-    slots = int(gpus) if on_gpu else max(1, int(cpus))
-    # Ray Data costs about 10 ms a block, so a block should hold a second of work or more. Above that, small blocks keep
-    # all slots busy to the end of a chunk and lose little when one dies.
-    least, most = (16, 256) if on_gpu else (8, 64)
-    per_block = max(1, min(most, max(least, images // (16 * slots)), -(-images // slots)))
-    if not on_gpu:
-        return Layout(per_block, slots, 0.9, 0.1)
-    # A scorer keeps one CPU busy with decoding; where CPUs are scarce it leaves half of them to the other stages.
-    scorer = min(1.0, cpus / (2 * slots))
-    scorers = max(1, min(slots, -(-images // per_block)))
-    return Layout(per_block, max(1, int(cpus)), min(1.0, cpus - slots * scorer - 0.1), 0.1, scorers, scorer)
 
 
 @contextmanager
@@ -151,6 +117,11 @@ def resources() -> tuple[float, float]:
     """CPUs and GPUs of the cluster."""
     found = ray.cluster_resources()
     return float(found.get("CPU", 0)), float(found.get("GPU", 0))
+
+
+def memory() -> float:
+    """Bytes that the cluster's processes may take, the object store's not among them."""
+    return float(ray.cluster_resources().get("memory", 0))
 
 
 def dashboard() -> str | None:

@@ -18,6 +18,8 @@ import pyarrow as pa
 from deeplab import checkpoint
 from deeplab.errors import UserError
 from pipelines import account, inventory, plan, registry, storage
+from pipelines.bound import bound
+from pipelines.layout import layout as layout_of
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from pipelines.stages import Task
@@ -49,7 +51,7 @@ class Progress:
 
 @dataclass
 class Summary:
-    """What a run did; `images` were planned and done by it, `already` had their row before."""
+    """What a run did; `images` were planned and done by it, `already` had their row before; `bound`: the stage that held it up."""
 
     run: str
     model: str
@@ -65,6 +67,7 @@ class Summary:
     seconds: float = 0.0
     seconds_by_stage: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
+    bound: str = ""
 
 
 Watch = Callable[[Progress], None]
@@ -157,6 +160,8 @@ class Segmentation:
             finally:
                 self.summary.seconds = time.perf_counter() - started
                 self.summary.images_per_second = self.summary.images / self.summary.seconds if self.summary.seconds else 0.0
+                layout = layout_of(*cluster.resources(), cluster.memory(), self.plan.images)
+                self.summary.bound = bound(self.summary.seconds_by_stage, self.summary.seconds, layout)
 
     def run_chunk(self, work: Work) -> None:
         """Segment and commit one chunk. Raises SegmentError; a repetition finds what was committed and does nothing."""
@@ -238,7 +243,7 @@ def _run_chunk(
     from pipelines.sink import ResultsSink, row_key
     from pipelines.stages import Score, refine, whole
 
-    layout = cluster.layout(*cluster.resources(), images.num_rows)
+    layout = layout_of(*cluster.resources(), cluster.memory(), images.num_rows)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

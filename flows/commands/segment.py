@@ -134,6 +134,8 @@ def print_summary(summary: Any) -> None:
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
     table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s, workers starting included")
     table.add_row("seconds by stage", f"{stages} (summed over processes)")
+    if summary.bound:
+        table.add_row("bound by", escape(summary.bound))
     table.add_row(
         "class shares", ", ".join(f"{name} {share:.1%}" for name, share in summary.class_shares.items() if share > 0) or "-"
     )

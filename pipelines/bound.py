@@ -1,0 +1,48 @@
+"""Which stage bounds a run, and what would help: one sentence from the seconds that its stages took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipelines.layout import Layout
+
+# Below this share of their time at work, processes mostly waited, and no stage can be blamed.
+BUSY = 0.5
+HELP = {
+    "score": "a GPU, more cores or fewer --scales",
+    "refine": "more cores, --crf-mode fast or --no-crf",
+    "encode": "more cores",
+    "large": "more cores or a smaller --tile",
+}
+
+
+def bound(seconds: Mapping[str, float], wall: float, layout: Layout) -> str:
+    """A sentence on a run of `wall` seconds whose stages took `seconds`, summed over processes; empty for a run that did nothing.
+
+    Reading and decoding go on beside the network in threads of their own, so they count as waiting where they are late.
+    """
+    work = {stage: seconds.get(stage, 0.0) for stage in HELP}
+    if wall <= 0 or not any(work.values()):
+        return ""
+    slots = layout.tasks
+    if layout.scorers is not None:
+        return _with_gpus(work, wall, layout)
+    busy = sum(work.values())
+    if busy < BUSY * slots * wall:
+        late = "reading was slow: a nearer store" if seconds.get("read", 0.0) > busy else "workers were starting: more images a run"
+        return f"waiting: the {slots} cores were at work {busy / (slots * wall):.0%} of the time; {late} would help"
+    stage = max(work, key=lambda name: work[name])
+    return f"{stage}: {work[stage] / busy:.0%} of the work; {HELP[stage]} would help"
+
+
+def _with_gpus(work: Mapping[str, float], wall: float, layout: Layout) -> str:
+    scorers = layout.scorers or 1
+    gpu, cpu = work["score"] + work["large"], work["refine"] + work["encode"]
+    of_gpus, of_cores = gpu / (scorers * wall), cpu / (layout.tasks * wall)
+    if max(of_gpus, of_cores) < BUSY:
+        return f"waiting: GPUs were at work {of_gpus:.0%} and cores {of_cores:.0%} of the time; more images a run would help"
+    if of_gpus >= of_cores:
+        both = f"{scorers} GPUs were at work {of_gpus:.0%} of the time, {layout.tasks} cores {of_cores:.0%}"
+        return f"score: {both}; more GPUs would help"
+    cores = max(layout.tasks + 1, round(cpu / (gpu / scorers))) if gpu else layout.tasks + 1
+    return f"refine: cores were at work {of_cores:.0%} of the time, GPUs {of_gpus:.0%}; about {cores} cores would keep up with them"
