@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import architectures, dataset, evaluate, results, run, segment, serve, train, upkeep
+from flows.commands import architectures, benchmark, dataset, evaluate, results, run, segment, serve, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +43,7 @@ app.command("drop-model")(upkeep.drop_model)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("tune-crf")(evaluate.tune_crf)
+app.command("benchmark")(benchmark.benchmark)
 app.command("models")(train.models)
 app.command("import-weights")(architectures.import_weights)
 app.command("pack")(dataset.pack)
