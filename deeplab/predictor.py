@@ -85,12 +85,16 @@ class Predictor:
                 results[index] = np.concatenate(list(self.score_rows(image)), axis=1)
             else:
                 buckets[self.network.lattice_size(height), self.network.lattice_size(width)].append(index)
+        # A GPU is given all batches before the first scores are asked for: it works while the next batch is put together.
+        pending: list[tuple[list[int], torch.Tensor]] = []
         for (height, width), indices in buckets.items():
             size = max(1, self.batch_pixels // (height * width))
             for start in range(0, len(indices), size):
                 batch = indices[start : start + size]
-                for index, scores in zip(batch, self._batch([images[i] for i in batch], height, width), strict=True):
-                    results[index] = scores
+                pending.append((batch, self._batch([images[i] for i in batch], height, width)))
+        for batch, found in pending:
+            for index, scores in zip(batch, found.cpu().numpy(), strict=True):
+                results[index] = scores
         return [scores for scores in results if scores is not None]
 
     def score_rows(self, image: Any) -> Iterator[np.ndarray]:
@@ -110,7 +114,7 @@ class Predictor:
         for top, following in zip(rows, [*rows[1:], grid[0] * stride], strict=True):
             band = image[top : top + tile_height]
             for left in columns:
-                scores = self._batch([band[:, left : left + tile_width]], tile_height, tile_width)[0].astype(np.float32)
+                scores = self._batch([band[:, left : left + tile_width]], tile_height, tile_width)[0].float().cpu().numpy()
                 j = left // stride
                 w = min(scores.shape[2], grid[1] - j)
                 ramp = np.outer(self._ramp(scores.shape[1]), self._ramp(scores.shape[2]))[:, :w]
@@ -131,18 +135,21 @@ class Predictor:
         """Scores at stride -> the class of each pixel, height x width."""
         return winning_classes(scores, height, width, self.network.stride, self.network.align_corners)
 
-    def _batch(self, images: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
-        """Images that fit height x width (on the lattice) -> their scores; one pass per scale."""
+    def _batch(self, images: Sequence[np.ndarray], height: int, width: int) -> torch.Tensor:
+        """Images that fit height x width (on the lattice) -> their scores, float16 on the device; one pass per scale."""
         pixels = np.empty((len(images), height, width, 3), np.uint8)
         pixels[:] = self.padding
         for slot, image in zip(pixels, images, strict=True):
             slot[: image.shape[0], : image.shape[1]] = image
         with torch.inference_mode():
-            x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+            x = torch.from_numpy(pixels)
+            if self.device.type == "cuda":  # from pinned memory the copy goes on while the GPU works
+                x = x.pin_memory().to(self.device, non_blocking=True)
+            x = x.permute(0, 3, 1, 2)
             x = self.network.normalization.apply(x).to(self.dtype)
             scores = multiscale_scores(self.network, x, self.scales, self.flip, self.fusion)
             # Beyond half precision's range no score changes a decision any more.
-            return list(scores.clamp(-65504, 65504).half().cpu().numpy())
+            return scores.clamp(-65504, 65504).half()
 
     def _starts(self, side: int) -> tuple[list[int], int]:
         """First pixels (multiples of the stride) of the tiles along one side, and the tiles' length on the lattice."""
