@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from deeplab import checkpoint
+from deeplab.images import decode
 from deeplab.predictor import Predictor
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "pets" / "images"
 MIXED = [(40, 60), (33, 33), (40, 60), (1, 1), (70, 9), (38, 62), (1, 50)]
 
 
@@ -39,6 +44,16 @@ def test_a_result_does_not_depend_on_the_company(small_network, photo, options):
         np.testing.assert_allclose(in_pairs.scores([image])[0], together[index], rtol=2e-3, atol=2e-3)
     for ours, theirs in zip(in_pairs.scores(images[::-1]), together[::-1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_masks_of_photos_do_not_depend_on_the_company(precision):
+    network = checkpoint.load("pets").network
+    photos = [decode(path.read_bytes()) for path in sorted(EXAMPLES.glob("*.jpg"))[:8]]
+    alone = Predictor(network, device="cpu", precision=precision, batch_pixels=1)
+    together = Predictor(network, device="cpu", precision=precision, batch_pixels=2_000_000).labels(photos)
+    same = sum(int((alone.labels([photo])[0] == labels).sum()) for photo, labels in zip(photos, together, strict=True))
+    assert same / sum(labels.size for labels in together) >= 0.999
 
 
 def test_labels_are_the_largest_score_at_each_pixel(small_network, photo):
