@@ -1,4 +1,4 @@
-"""Convolutions through oneDNN for scoring on a CPU: weights in its own order, and what follows done before the result is stored."""
+"""Convolutions through oneDNN for scoring on a CPU: what follows a convolution is done before its result is stored."""
 
 from __future__ import annotations
 
@@ -15,23 +15,15 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.Hardswish: ("hardswish", []),
 }
-# Height and width that oneDNN is told to order weights for. Any with a batch of one does: the order that it takes without, or for
-# a larger batch, is another than its kernels want, and every call to a 1x1 convolution takes three times as long.
-TYPICAL = (48, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def available(module: nn.Module) -> bool:
     """Whether the weights of `module` are where oneDNN can take them, and this PyTorch has its fused convolution."""
     weight = next(module.parameters(), None)
-    found = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
-    return (
-        weight is not None
-        and weight.device.type == "cpu"
-        and weight.dtype in DTYPES
-        and torch.backends.mkldnn.is_available()
-        and found
-    )
+    if weight is None or weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return False
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 class FusedConv(nn.Module):
@@ -44,9 +36,9 @@ class FusedConv(nn.Module):
         super().__init__()
         assert conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-        shape = [1, conv.in_channels, *TYPICAL]
-        ordered: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        self.weight = ordered(conv.weight.detach().to_mkldnn(), *self.geometry, shape)
+        # In PyTorch's order: oneDNN's own saves 0 to 5 % of a network, but it depends on the image's size, and with that of
+        # another size a 1x1 convolution takes up to seven times as long.
+        self.weight = conv.weight.detach()
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.activation = ("none", []) if activation is None else ACTIVATIONS[type(activation)]
 

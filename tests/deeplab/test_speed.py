@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +15,7 @@ from deeplab.images import decode
 from deeplab.speed import Speed, estimate
 from deeplab.zoo import build
 
+ROOT = Path(__file__).parents[2]
 MEASURED = Speed("one core", "float32", 8, 187_500.0, {"decode": 0.01, "score": 0.2, "refine": 0.05, "encode": 0.04}, 40e9, 400e9)
 
 
@@ -63,3 +68,13 @@ def test_every_stage_of_a_model_is_measured(photo):
     assert (found.images, found.pixels) == (2, 65 * 90) and told[-1] == (3, 3)
     with pytest.raises(ValueError, match="no photos"):
         speed.measure(model.network, model.classes, [])
+
+
+def test_the_script_for_a_gpu_runs_at_toy_size_on_a_cpu():
+    """Nothing of it may fail for the first time on a machine that is paid by the hour."""
+    asked = ["--device", "cpu", "--architecture", "mobilenet-v2-aspp", "--sizes", "33x49,41x41", "--count", "2", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "gpu.py", *asked], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("images/s") == 2 and "Self CPU time total" in done.stdout
