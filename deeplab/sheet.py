@@ -36,6 +36,12 @@ def contact_sheet(
     return sheet
 
 
+def bright(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A class's colour (0..255) at full strength: many of VOC's are too dark to be told apart on a photo."""
+    red, green, blue = (int(value * 255 / max(1, *colour)) for value in colour)
+    return red, green, blue
+
+
 def _legend(draw: ImageDraw.ImageDraw, classes: ClassTable, title: str, width: int) -> None:
     font = ImageFont.load_default(15)
     draw.text((GAP, 13), title, fill=INK, font=font)
@@ -47,8 +53,7 @@ def _legend(draw: ImageDraw.ImageDraw, classes: ClassTable, title: str, width: i
         if x + needed > width - 4 * GAP:
             draw.text((x, 13), f"+ {len(classes) - index} more", fill=SOFT, font=font)
             break
-        bright = tuple(int(value * 255 / max(1, *colour)) for value in colour)
-        draw.rectangle((x, 15, x + 12, 27), fill=bright, outline=INK)
+        draw.rectangle((x, 15, x + 12, 27), fill=bright(colour), outline=INK)
         draw.text((x + 18, 13), name, fill=INK, font=font)
         x += needed
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deeplab.errors import UserError
-from flows.commands import architectures, benchmark, dataset, evaluate, results, run, segment, serve, train, upkeep
+from flows.commands import architectures, benchmark, dataset, evaluate, report, results, run, segment, serve, train, upkeep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +36,8 @@ app.command("segment")(segment.segment)
 app.command("status")(results.status)
 app.command("show")(results.show)
 app.command("export")(results.export)
+app.command("report")(report.report)
+app.command("view")(report.view)
 app.command("verify")(upkeep.verify)
 app.command("compact")(upkeep.compact)
 app.command("vacuum")(upkeep.vacuum)

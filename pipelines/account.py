@@ -23,15 +23,17 @@ def errors_by_reason(table: ResultsTable, model: str, run: str) -> dict[str, int
 
 def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
     """Share of all pixels per class name, of one run if asked; in the order of the class table."""
-    pixels = dict.fromkeys(table.classes(model).names, 0)
     where = "WHERE status = 'ok'" + (" AND run = ?" if run else "")
-    result = table.query(f"SELECT class_pixels FROM results {where}", [run] if run else [], model)
-    while rows := result.fetchmany(10_000):
-        for (counts,) in rows:
-            for name, value in (counts or {}).items():
-                pixels[name] += value
-    total = sum(pixels.values())
-    return {name: value / total for name, value in pixels.items()} if total else {}
+    pairs = f"SELECT unnest(map_entries(class_pixels)) AS pair FROM results {where}"
+    counted = dict(
+        table.query(
+            f"SELECT pair.key, sum(pair.value) FROM ({pairs}) GROUP BY 1",
+            [run] if run else [],
+            model,
+        ).fetchall()
+    )
+    total = sum(counted.values())
+    return {name: float(counted.get(name, 0) / total) for name in table.classes(model).names} if total else {}
 
 
 def previous_run(table: ResultsTable, run: str) -> tuple[str, str] | None:

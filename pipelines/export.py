@@ -97,7 +97,7 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         if form == "png":
             target.write_bytes(row["mask"])
-        elif (encoded := _encoded(row["uri"], row["version"], result)) is None:
+        elif (encoded := encoded_photo(row["uri"], row["version"], result)) is None:
             continue
         else:
             labels = masks.decode_png(row["mask"])
@@ -105,7 +105,7 @@ def export(
                 if form == "geotiff":
                     geotiff.write(target, labels, classes, encoded)
                 else:
-                    Image.fromarray(masks.overlay(*_picture(encoded, labels), classes)).save(target, quality=90)
+                    Image.fromarray(masks.overlay(*picture(encoded, labels), classes)).save(target, quality=90)
             except ImageError as error:
                 result.skipped[row["uri"]] = f"the photo cannot be used: {error}"
                 continue
@@ -114,7 +114,7 @@ def export(
     return result
 
 
-def _encoded(uri: str, version: str, result: Exported) -> bytes | None:
+def encoded_photo(uri: str, version: str, result: Exported) -> bytes | None:
     """The bytes of the photo behind a mask; None (and a reason in `result`) when it is gone."""
     try:
         return shards.fetch(uri, version)[0]
@@ -123,7 +123,7 @@ def _encoded(uri: str, version: str, result: Exported) -> bytes | None:
         return None
 
 
-def _picture(encoded: bytes, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def picture(encoded: bytes, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The photo with its mask, both reduced where the photo is too large to be decoded. ImageError: it is another one now."""
     told = header(encoded)
     if told is not None and told.pixels > MAX_PIXELS:
@@ -175,10 +175,10 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
     for uri, version, mask, confidence in found:
         if len(entries) == count:
             break
-        if (encoded := _encoded(uri, version, result)) is None:
+        if (encoded := encoded_photo(uri, version, result)) is None:
             continue
         try:
-            pair = _picture(encoded, masks.decode_png(mask))
+            pair = picture(encoded, masks.decode_png(mask))
         except ImageError as error:
             result.skipped[uri] = f"the photo cannot be used: {error}"
             continue

@@ -277,7 +277,7 @@ def _run_chunk(
     # A row for a file that was not there gives way to any row for it.
     replaced = [row_key(uri, version) for uri, found in named for version in (found, inventory.MISSING)]
     replaced = replaced if options.retry_errors else []
-    sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, planned, replaced)
+    sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, planned, replaced, counter)
     finished = threading.Event()
 
     def poll() -> None:

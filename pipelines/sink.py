@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 from deltalake.transaction import AddAction, RemoveAction
 from ray.data import Datasink
 
@@ -72,15 +74,23 @@ class ResultsSink(Datasink[list[PartFile]]):
 
     A killed writer leaves at most files that nobody names; a repeated commit finds the transaction in the log.
     `planned`: the table's version that the chunk was planned from. `replaced`: keys (`row_key`) whose older error rows
-    the same commit takes out (`--retry-errors`).
+    the same commit takes out (`--retry-errors`). `counter`: the actor whose seconds by stage go into the log with the commit.
     """
 
     def __init__(
-        self, table_uri: str, model: str, run: str, chunk: str, expected: int, planned: int, replaced: Sequence[str] = ()
+        self,
+        table_uri: str,
+        model: str,
+        run: str,
+        chunk: str,
+        expected: int,
+        planned: int,
+        replaced: Sequence[str] = (),
+        counter: Any = None,
     ) -> None:
         self.table_uri, self.model, self.run = table_uri, model, run
         self.chunk, self.expected, self.replaced = chunk, expected, list(replaced)
-        self.planned = planned
+        self.planned, self.counter = planned, counter
         self.errors = 0
 
     @property
@@ -99,6 +109,15 @@ class ResultsSink(Datasink[list[PartFile]]):
             raise RuntimeError(f"{self.chunk}: {rows} rows were written for {self.expected} images; nothing was committed")
         self._commit([part for part in parts if part.rows])
 
+    def _seconds(self) -> dict[str, str]:
+        """For the log; nothing where the counter's node is gone, which only display needs."""
+        if self.counter is None:
+            return {}
+        with suppress(Exception):
+            spent = ray.get(self.counter.totals.remote(), timeout=10)[2]
+            return {"seconds": json.dumps({stage: round(value, 2) for stage, value in spent.items()})}
+        return {}
+
     def _commit(self, parts: list[PartFile]) -> None:
         """Commit without a row that another run brought since the plan was made; again after each commit that came first."""
         table = ResultsTable.open(self.table_uri)
@@ -114,7 +133,7 @@ class ResultsSink(Datasink[list[PartFile]]):
                 rewritten, removes = without_errors(table, self.model, self.replaced)
                 adds += rewritten
             self.errors = sum(part.errors for part in parts)
-            counts = {"images": str(sum(part.rows for part in parts)), "errors": str(self.errors)}
+            counts = {**self._seconds(), "images": str(sum(part.rows for part in parts)), "errors": str(self.errors)}
             try:
                 table.commit(self.chunk, adds, removes, {"run": self.run, **counts}, writing=self.model)
                 return

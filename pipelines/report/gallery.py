@@ -1,0 +1,117 @@
+"""The cards of the gallery: which rows, in which order, and their pictures."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deeplab import masks
+from deeplab.classes import ClassTable
+from deeplab.images import ImageError
+from deeplab.sheet import bright
+from pipelines import shards
+from pipelines.export import name_of, picture
+from pipelines.report.rows import Rows
+
+SIDE = 320  # of a thumbnail, pixels
+LOW = 0.1  # share of the rows that "low confidence" lists
+CARD = "id, uri, status, error, height, width, confidence, names"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Of one row: JPEG of the photo and PNG of the mask (class 0 clear), each None with the reason in `gone`."""
+
+    photo: bytes | None
+    mask: bytes | None
+    gone: str = ""
+
+
+def card(row: tuple[Any, ...], classes: ClassTable) -> dict[str, Any]:
+    """What the page knows of a row, JSON-ready; classes by number, the ground (class 0) left out."""
+    number, uri, status, error, height, width, confidence, names = row
+    places = {name: index for index, name in enumerate(classes.names)}
+    found = sorted(places[name] for name in names or [] if places.get(name))
+    return {
+        "id": number,
+        "name": name_of(uri),
+        "error": (error or "no reason given") if status != "ok" else None,
+        "size": [height, width] if height is not None else None,
+        "confidence": None if confidence is None else round(confidence, 4),
+        "classes": found,
+    }
+
+
+def chosen(rows: Rows, count: int) -> list[dict[str, Any]]:
+    """Cards of a sample: six of ten an even sample by hash, two those of lowest confidence, two errors of each reason in turn."""
+    low, bad = max(1, count // 5), max(1, count // 5)
+    numbers = [n for (n,) in rows.ask("SELECT id FROM rows WHERE status = 'ok' ORDER BY confidence, uri LIMIT ?", [low])]
+    reason = "regexp_replace(coalesce(error, ''), '[0-9][0-9.,]*', 'N', 'g')"
+    numbers += [
+        n
+        for (n,) in rows.ask(
+            "SELECT id FROM rows WHERE status <> 'ok' "
+            f"ORDER BY row_number() OVER (PARTITION BY {reason} ORDER BY uri), uri LIMIT ?",
+            [bad],
+        )
+    ]
+    numbers += [n for (n,) in rows.ask("SELECT id FROM rows WHERE status = 'ok' ORDER BY hash(uri), id LIMIT ?", [count])]
+    numbers = list(dict.fromkeys(numbers))[:count]
+    marks = ", ".join("?" * len(numbers)) or "NULL"
+    found = rows.ask(f"SELECT {CARD} FROM rows WHERE id IN ({marks}) ORDER BY uri, id", numbers)
+    return [card(row, rows.classes) for row in found]
+
+
+def page(
+    rows: Rows, offset: int, limit: int, kind: str = "all", name: str = "", class_name: str | None = None
+) -> tuple[int, list[dict[str, Any]]]:
+    """(number of rows that match, `limit` cards of them from `offset` on). kind: "all", "low" (the least confident), "errors"."""
+    where, values = ["true"], []
+    order = "uri, id"
+    if kind == "errors":
+        where.append("status <> 'ok'")
+    if kind == "low":
+        where.append(f"confidence <= (SELECT quantile_cont(confidence, {LOW}) FROM rows)")
+        order = "confidence, uri, id"
+    if class_name is not None:
+        where.append("list_contains(names, ?)")
+        values.append(class_name)
+    if name:
+        where.append("contains(lower(uri), lower(?))")
+        values.append(name)
+    condition = " AND ".join(where)
+    ((total,),) = rows.ask(f"SELECT count(*) FROM rows WHERE {condition}", values)
+    found = rows.ask(f"SELECT {CARD} FROM rows WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])
+    return total, [card(row, rows.classes) for row in found]
+
+
+def pictures(uri: str, version: str, mask: bytes, classes: ClassTable, side: int = SIDE) -> Pictures:
+    """Thumbnails of a photo and its mask. A photo that is gone or another by now leaves the mask alone."""
+    labels = masks.decode_png(mask)
+    try:
+        photo, labels_shown = picture(shards.fetch(uri, version)[0], labels)
+        gone = ""
+    except (OSError, ImageError) as error:
+        photo, labels_shown, gone = None, labels, f"the photo cannot be shown: {error}"
+    height, width = labels_shown.shape
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    encoded = None
+    if photo is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
+        encoded = buffer.getvalue()
+    return Pictures(encoded, _clear(labels_shown, size, classes), gone)
+
+
+def _clear(labels: np.ndarray, size: tuple[int, int], classes: ClassTable) -> bytes:
+    """A palette PNG through whose class 0 the photo shows; colours above 256 classes repeat."""
+    small = Image.fromarray((labels & 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    small.putpalette([value for colour in classes.colours[:256] for value in bright(colour)])
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", transparency=0, optimize=True)
+    return buffer.getvalue()
