@@ -24,10 +24,10 @@ CARD = "id, uri, status, error, height, width, confidence, names"
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of one row: JPEG of the photo and PNG of the mask (class 0 clear), each None with the reason in `gone`."""
+    """Of one row: PNG of the mask (class 0 clear) and JPEG of the photo, None with the reason in `gone`."""
 
     photo: bytes | None
-    mask: bytes | None
+    mask: bytes
     gone: str = ""
 
 

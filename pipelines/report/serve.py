@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import socket
 from collections.abc import Callable
 from functools import lru_cache
@@ -26,6 +27,11 @@ from pipelines.results import ResultsTable
 HOST = "127.0.0.1"
 KINDS = ("all", "low", "errors")
 MOST = 100  # cards an answer
+# In place of a photo that is gone: the reason, as a tooltip and for screen readers, under words that fit a thumbnail.
+GONE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 240" font-family="sans-serif" font-size="20" fill="#a32626">'
+    '<title>{}</title><text x="160" y="120" text-anchor="middle">the photo cannot be shown</text></svg>'
+)
 
 
 def application(rows: Rows) -> Starlette:
@@ -62,11 +68,13 @@ def application(rows: Rows) -> Starlette:
 
     async def picture(request: Request) -> Response:
         made = await run_in_threadpool(pictures, request.path_params["number"])
-        photo = request.path_params["kind"] == "photo"
-        data = None if made is None else made.photo if photo else made.mask
-        if data is None:
-            return PlainTextResponse("no such row" if made is None else made.gone, 404)
-        return Response(data, media_type="image/jpeg" if photo else "image/png", headers={"Cache-Control": "max-age=3600"})
+        if made is None or request.path_params["kind"] not in ("photo", "mask"):
+            return PlainTextResponse("no such picture", 404)
+        if request.path_params["kind"] == "mask":
+            return Response(made.mask, media_type="image/png")
+        if made.photo is None:
+            return Response(GONE.format(html.escape(made.gone)), media_type="image/svg+xml")
+        return Response(made.photo, media_type="image/jpeg")
 
     routes: list[Any] = [
         Route("/", index),

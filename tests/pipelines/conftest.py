@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
-from deeplab import checkpoint, zoo
+from deeplab import checkpoint, masks, zoo
 from deeplab.classes import PETS
 
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pets"
 
 
@@ -87,3 +90,36 @@ def running_ray() -> Iterator[None]:
 
     with cluster.session(cpus=2):
         yield
+
+
+def make_results(
+    folder: Path, photos: int = 8, errors: int = 3, run: str = "run-1", start: datetime = START, name: str = "pets"
+) -> Path:
+    """A results table, written without Ray: an archive's photos, masked cat on the left and dog at the bottom, and errors."""
+    from pipelines.results import FILE_SCHEMA, ResultsTable
+    from pipelines.sink import write_part
+
+    model = f"{name}@0123456789ab"
+    archive = make_archive(folder / "photos", photos)
+    table = ResultsTable.ensure(str(folder / "results"))
+    classes = [{"name": n, "colour": list(c)} for n, c in zip(PETS.names, PETS.colours, strict=True)]
+    table.register(model, {"name": name, "classes": classes})
+    rows = []
+    for index, path in enumerate(sorted(archive.rglob("*.jpg"))[:photos]):
+        with Image.open(path) as picture:
+            labels = np.zeros((picture.height, picture.width), np.uint8)
+        labels[:, : 10 + index] = 1
+        if index % 2:
+            labels[-20:] = 2
+        counts = [(PETS.names[k], int((labels == k).sum())) for k in range(3) if (labels == k).any()]
+        good = {"status": "ok", "height": labels.shape[0], "width": labels.shape[1], "mask": masks.encode_png(labels, PETS)}
+        rows.append({**good, "uri": path.as_uri(), "class_pixels": counts, "confidence": 0.5 + 0.05 * index})
+    for index in range(errors):
+        reason = "decode: empty file (0 bytes)" if index % 2 else f"decode: damaged or truncated: at byte {index}"
+        rows.append({"uri": f"file:///photos/broken-{index}.jpg", "status": "error", "error": reason})
+    for index, row in enumerate(rows):
+        row |= {"version": f"{run}-v", "run": run, "segmented_at": start + timedelta(seconds=2 * index)}
+    part = write_part(table.uri, model, pa.Table.from_pylist(rows, schema=FILE_SCHEMA))
+    seconds = {"score": 30.0, "refine": 10.0}
+    table.commit(f"chunk-{run}", [part.add_action(model)], metadata={"run": run, "seconds": json.dumps(seconds)})
+    return folder / "results"

@@ -90,11 +90,7 @@
     const item = make("li"), button = make("button"), stack = make("span", "stack"), text = make("span", "text");
     button.type = "button";
     button.dataset.place = place;
-    if (card.photo) {
-      const photo = picture(card.photo, "", "");
-      photo.addEventListener("error", () => { photo.remove(); stack.append(make("span", "why", "the photo cannot be shown")); });
-      stack.append(photo);
-    }
+    if (card.photo) stack.append(picture(card.photo, "", ""));
     if (card.mask) stack.append(picture(card.mask, "over", ""));
     if (card.error !== null || card.gone) stack.append(make("span", "why", card.error ?? card.gone));
     text.append(make("b", "", card.name.split("/").pop()), make("span", "", card.error !== null ? "error" : `${sure(card)}, ${labels(card)}`));
