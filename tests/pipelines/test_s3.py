@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from pipelines import inventory, storage
 from pipelines import s3 as store
 from pipelines.results import ResultsError, ResultsTable
 from pipelines.s3 import StorageError
+from tests import s3_server
 
 
 def taken(archive: str, tmp_path: Path) -> dict[str, str]:
@@ -83,6 +86,37 @@ def test_a_store_without_conditional_put_is_refused(s3: str, monkeypatch: pytest
     monkeypatch.setattr(store, "put", lambda uri, data, only_new=False: True)
     with pytest.raises(StorageError, match="ignores conditional PUT"):
         store.require_conditional_put(s3)
+
+
+def test_a_run_outlasts_a_store_that_is_away_while_a_reader_says_so(s3: str, s3_process: s3_server.Server) -> None:
+    table = ResultsTable.ensure(f"{s3}/results")
+    s3_process.kill()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            committing = pool.submit(table.commit, "chunk", [])
+            with pytest.raises(ResultsError, match=r"cannot be read .*Connection refused"):
+                ResultsTable.open(f"{s3}/results")
+            time.sleep(3)
+            assert not committing.done()
+            s3_process.start()
+            assert committing.result() == 1
+    finally:
+        if s3_process.process is None:
+            s3_process.start()
+
+
+def test_a_run_is_told_in_one_line_that_the_store_stays_away(
+    s3: str, s3_process: s3_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "OUTAGE_SECONDS", 0.0)
+    table = ResultsTable.ensure(f"{s3}/results")
+    s3_process.kill()
+    try:
+        for look in (table.refresh, lambda: table.commit("chunk", [], writing="model")):
+            with pytest.raises(StorageError, match=r"results: the store cannot be reached or broke off \(.*Connection refused"):
+                look()
+    finally:
+        s3_process.start()
 
 
 def test_results_do_not_go_where_something_else_lies(s3_archive: str) -> None:
