@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import random
 import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -38,6 +39,15 @@ class Faults:
             return fault
 
 
+class Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that died or trusts nobody is what is tested here, and no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class Proxy:
     """Listens on a free port of loopback between `start` and `stop`; signatures hold, as the Host header goes on unchanged.
 
@@ -59,8 +69,7 @@ class Proxy:
             def log_message(self, *_: Any) -> None:
                 """Nothing: requests carry signatures."""
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Listener(("127.0.0.1", 0), Handler)
         self.scheme = "http"
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -104,6 +105,13 @@ def test_a_write_over_a_known_state_has_one_winner_and_knows_its_own_object(s3: 
     assert store.get(f"{s3}/x")[0] == b"second"
 
 
+@pytest.fixture
+def own_process(s3_process: s3_server.Server | s3_server.External) -> s3_server.Server:
+    if isinstance(s3_process, s3_server.External):
+        pytest.skip("a store that is not ours has a dialect and a certificate of its own")
+    return s3_process
+
+
 def speak(change: Callable[[dict[str, str]], object]) -> None:
     """Let the real server act as a store of another dialect: `change` is done to the arguments of each PUT before it is signed."""
     store.client().meta.events.register("before-parameter-build.s3.PutObject", lambda params, **_: change(params))
@@ -115,11 +123,8 @@ def quotes_taken_literally(params: dict[str, str]) -> None:
         params["IfMatch"] = '"0"' if tag.startswith('"') else f'"{tag}"'
 
 
-def test_a_store_that_takes_quotes_literally_replaces_what_nobody_changed(
-    s3: str, s3_process: s3_server.Server | s3_server.External
-) -> None:
-    if isinstance(s3_process, s3_server.External):
-        pytest.skip("a store that is not ours has a dialect of its own")
+@pytest.mark.usefixtures("own_process")
+def test_a_store_that_takes_quotes_literally_replaces_what_nobody_changed(s3: str) -> None:
     speak(quotes_taken_literally)
     test_a_write_over_a_known_state_has_one_winner_and_knows_its_own_object(s3)
     store.require_conditional_put(s3, replacing=True)
@@ -147,7 +152,8 @@ def test_other_stores_are_sent_no_newer_checksums_unless_asked_for(s3: str, monk
         sent: set[str] = set()
         store.client.cache_clear()
         store.client().meta.events.register("before-send.s3.PutObject", lambda request, **_: sent.update(request.headers))
-        store.put(f"{s3}/x", b"x")
+        with suppress(StorageError):  # Ceph's answer over TLS when it is sent some
+            store.put(f"{s3}/x", b"x")
         assert "X-Amz-Content-SHA256" in sent
         return {name for name in sent if "checksum" in name.lower() or "trailer" in name.lower()}
 
@@ -158,11 +164,11 @@ def test_other_stores_are_sent_no_newer_checksums_unless_asked_for(s3: str, monk
 
 
 def test_a_store_with_a_certificate_of_ones_own_needs_both_variables(
-    s3: str, s3_process: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, own_process: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """boto3 reads one, the Delta library and pyarrow the other."""
     authority, certificate = certificates(tmp_path)
-    proxy = Proxy(s3_process.environment["AWS_ENDPOINT_URL"], Faults(), certificate)
+    proxy = Proxy(own_process.environment["AWS_ENDPOINT_URL"], Faults(), certificate)
     proxy.start()
 
     def ensure() -> str:
