@@ -102,12 +102,8 @@ class ResultsTable:
                 raise ResultsError(f"{path}: no permission to write there")
         else:
             s3.require_conditional_put(uri)
-        try:
-            there = DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri))
-        except (DeltaError, OSError) as error:
-            raise ResultsError(f"{uri}: the Delta library cannot look for a table there ({_one_line(error)})") from error
-        if not there:
-            if storage.is_s3(uri) and next(s3.list_objects(uri), None):
+        if not _is_table(uri):
+            if storage.is_s3(uri) and not s3.is_free(uri) and not _is_table(uri):  # another run may just have made it
                 raise ResultsError(f"{uri}: holds something that is no results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
@@ -119,9 +115,12 @@ class ResultsTable:
                     configuration={FORMAT_KEY: FORMAT},
                     storage_options=storage.delta_options(uri),
                     raise_if_key_not_exists=False,
+                    # Tried again, it would put its first version after another run's.
+                    commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except (DeltaError, OSError) as error:
-                raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
+                if not _is_table(uri):
+                    raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
         return cls.open(uri, patient=True)
 
     def refresh(self) -> None:
@@ -234,6 +233,13 @@ class ResultsTable:
         """A checkpoint, and expired entries of the log out, when they are due: only to look takes as long as the commit."""
         due = (self.version + 2) % CHECKPOINT_EVERY == 0  # after version 99, 199, ..., where Delta's readers expect it
         return PostCommitHookProperties(create_checkpoint=due, cleanup_expired_logs=None if due else False)
+
+
+def _is_table(uri: str) -> bool:
+    try:
+        return DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri))
+    except (DeltaError, OSError) as error:
+        raise ResultsError(f"{uri}: the Delta library cannot look for a table there ({_one_line(error)})") from error
 
 
 def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:

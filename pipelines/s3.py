@@ -28,6 +28,7 @@ from deeplab.errors import UserError
 LIST_THREADS = 16
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
+PROBES = "_probe"
 
 
 class StorageError(UserError, OSError):
@@ -175,7 +176,7 @@ def require_conditional_put(prefix: str, replacing: bool = False) -> None:
     Without that, two runs that commit at once could overwrite each other's commit. `replacing`: also when an object is to
     be replaced that has changed meanwhile, as aliases are.
     """
-    uri = f"{prefix.rstrip('/')}/_probe/{uuid.uuid4().hex}"
+    uri = f"{prefix.rstrip('/')}/{PROBES}/{uuid.uuid4().hex}"
     lacking = None
     try:
         put(uri, b"first", only_new=True)
@@ -192,6 +193,12 @@ def require_conditional_put(prefix: str, replacing: bool = False) -> None:
             f"{prefix}: this store ignores conditional PUT ({lacking}), so that what others write meanwhile could be lost; "
             "AWS S3, Cloudflare R2, MinIO, SeaweedFS and Ceph from 16.2 on have it"
         )
+
+
+def is_free(prefix: str) -> bool:
+    """Whether nothing lies below a prefix but probes, of which another run may have one there just now."""
+    root = f"{prefix.rstrip('/')}/{PROBES}/"
+    return all(uri.startswith(root) for uri, _, _ in list_objects(prefix))
 
 
 def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:

@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from pipelines import inventory, storage
+from pipelines import inventory, results, storage
 from pipelines import s3 as store
 from pipelines.registry import Registry
 from pipelines.results import ResultsError, ResultsTable
@@ -243,6 +245,42 @@ def test_a_run_is_told_in_one_line_that_the_store_stays_away(
 def test_results_do_not_go_where_something_else_lies(s3_archive: str) -> None:
     with pytest.raises(ResultsError, match="holds something"):
         ResultsTable.ensure(s3_archive)
+
+
+def test_a_table_that_another_run_makes_at_the_same_moment_is_taken(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = store.list_objects
+
+    def after_the_other(prefix: str) -> Iterator[tuple[str, int, str]]:
+        monkeypatch.setattr(store, "list_objects", listing)
+        ResultsTable.ensure(f"{s3}/results")
+        return listing(prefix)
+
+    monkeypatch.setattr(store, "list_objects", after_the_other)
+    assert ResultsTable.ensure(f"{s3}/results").version == 0
+
+
+def test_of_many_who_make_a_table_at_once_all_get_the_same(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have seen that there is none before the first makes it."""
+    create, together = results.DeltaTable.create, Barrier(4)
+
+    def at_once(*arguments: Any, **options: Any) -> Any:
+        together.wait(timeout=60)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(results.DeltaTable, "create", at_once)
+    for place in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(ResultsTable.ensure, 4 * [f"{s3}/{place}"]))
+        assert [table.version for table in made] == [0] * 4
+
+
+def test_a_probe_that_may_not_be_deleted_is_in_nobodys_way(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def barred(uri: str) -> None:
+        raise PermissionError(13, "Access denied", uri)
+
+    monkeypatch.setattr(store, "delete", barred)
+    for _ in range(2):
+        assert ResultsTable.ensure(f"{s3}/results").version == 0
 
 
 def test_an_inventory_on_s3_is_read_and_looked_up(s3_archive: str, tmp_path: Path) -> None:
