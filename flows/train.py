@@ -41,7 +41,9 @@ def preflight(options: TrainOptions) -> str:
         remote.Jobs(str(options.address))
     if options.registry is None:
         return "no registry: the model stays in its folder"
-    holder = Registry(options.registry).alias(options.alias)
+    registry = Registry(options.registry)
+    registry.require_moves()
+    holder = registry.alias(options.alias)
     return f"{options.alias} is held by {holder.label}" if holder else f"{options.alias} is free"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from deeplab import checkpoint
 from deeplab.checkpoint import CARD, WEIGHTS, ModelError
 from deeplab.errors import UserError
-from pipelines import storage
+from pipelines import s3, storage
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -69,9 +69,15 @@ class Registry:
         except (ValueError, TypeError) as error:
             raise RegistryError(f"{self._path(name)}: not an alias of this version ({error})") from error
 
+    def require_moves(self) -> None:
+        """StorageError where the registry's storage cannot be written or would let two moves overwrite each other."""
+        if storage.is_s3(self.uri):
+            s3.require_conditional_put(self.uri, replacing=True)
+
     def move(self, name: str, entry: str, figures: dict[str, Any], was: Alias | None) -> Alias:
-        """Point an alias at an entry if it still is what `was` says (None: not there yet). Raises RegistryError."""
+        """Point an alias at an entry if it still is what `was` says (None: not there yet). Raises RegistryError, StorageError."""
         self.alias(name)
+        self.require_moves()
         label = checkpoint.parse(*self.read(entry)).label
         moved = Alias(name, entry, label, figures, datetime.now(UTC).isoformat(timespec="seconds"))
         data = {key: value for key, value in asdict(moved).items() if key != "etag"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -60,14 +62,15 @@ class ResultsTable:
         self.delta = delta
 
     @classmethod
-    def open(cls, uri: str, version: int | None = None) -> ResultsTable:
-        """The table at `uri`, as it is now or was at `version`.
+    def open(cls, uri: str, version: int | None = None, patient: bool = False) -> ResultsTable:
+        """The table at `uri`, as it is now or was at `version`. `patient`: outages of the store are outlasted, as a run should.
 
         ResultsError when there is none, it is another's, or its schema is of another version.
         """
         uri = storage.canonical(uri)
         try:
-            delta = DeltaTable(storage.delta_location(uri), version=version, storage_options=storage.delta_options(uri))
+            options = storage.delta_options(uri, patient)
+            delta = DeltaTable(storage.delta_location(uri), version=version, storage_options=options)
         except TableNotFoundError as error:
             raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
         except (DeltaError, OSError) as error:
@@ -85,7 +88,7 @@ class ResultsTable:
 
     @classmethod
     def ensure(cls, uri: str) -> ResultsTable:
-        """The table at `uri`, created empty where there is none. ResultsError for a place that holds something else."""
+        """The table at `uri` for a run, created empty where there is none. ResultsError for a place that holds something else."""
         uri = storage.canonical(uri)
         if not storage.is_s3(uri):
             path = storage.local_path(uri)
@@ -99,8 +102,8 @@ class ResultsTable:
                 raise ResultsError(f"{path}: no permission to write there")
         else:
             s3.require_conditional_put(uri)
-        if not DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri)):
-            if storage.is_s3(uri) and next(s3.list_objects(uri), None):
+        if not _is_table(uri):
+            if storage.is_s3(uri) and not s3.is_free(uri) and not _is_table(uri):  # another run may just have made it
                 raise ResultsError(f"{uri}: holds something that is no results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
@@ -112,14 +115,18 @@ class ResultsTable:
                     configuration={FORMAT_KEY: FORMAT},
                     storage_options=storage.delta_options(uri),
                     raise_if_key_not_exists=False,
+                    # Tried again, it would put its first version after another run's.
+                    commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except (DeltaError, OSError) as error:
-                raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
-        return cls.open(uri)
+                if not _is_table(uri):
+                    raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
+        return cls.open(uri, patient=True)
 
     def refresh(self) -> None:
-        """See commits made since the table was opened."""
-        self.delta.update_incremental()
+        """See commits made since the table was opened. Raises StorageError."""
+        with _stored(self.uri):
+            self.delta.update_incremental()
 
     @property
     def version(self) -> int:
@@ -155,7 +162,8 @@ class ResultsTable:
             if model in self.models():
                 return
             try:
-                self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
+                with _stored(self.uri):
+                    self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
             except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very card
                 if not left:
                     raise ResultsError(f"{self.uri}: the card of {model} was refused ({_one_line(error)}); try again") from error
@@ -173,7 +181,8 @@ class ResultsTable:
 
     def knows(self, chunk: str) -> bool:
         """Whether the log, as far as it was read (see `refresh`), holds this chunk's application transaction."""
-        return self.delta.transaction_version(chunk) is not None
+        with _stored(self.uri):
+            return self.delta.transaction_version(chunk) is not None
 
     def files(self, model: str) -> dict[str, str | None]:
         """The Parquet files of a model's rows, relative to the table, each with the run that wrote it (None: several)."""
@@ -197,24 +206,24 @@ class ResultsTable:
 
         `writing`: the model whose rows these are. Then the commit goes through only if no other commit of that model's
         rows came since the table was last refreshed: else CommitConflict, and the caller looks again.
-        Returns the table's version. A reader sees all of it or nothing.
+        Returns the table's version. A reader sees all of it or nothing. Raises StorageError.
         """
         if writing is None:
             self.refresh()
         if not self.knows(chunk):
             # Two commits at once that name the same application in the log exclude each other (Delta's rule).
             order = [Transaction(f"deeplab-rows/{writing}", self.version + 1)] if writing is not None else []
+            properties = CommitProperties(app_transactions=[Transaction(chunk, 1), *order], custom_metadata=metadata or {})
             try:
-                self.delta.create_write_transaction(
-                    [*removes, *adds],
-                    mode="append",
-                    schema=SCHEMA,
-                    partition_by=["model"],
-                    commit_properties=CommitProperties(
-                        app_transactions=[Transaction(chunk, 1), *order], custom_metadata=metadata or {}
-                    ),
-                    post_commithook_properties=self._after_commit(),
-                )
+                with _stored(self.uri):
+                    self.delta.create_write_transaction(
+                        [*removes, *adds],
+                        mode="append",
+                        schema=SCHEMA,
+                        partition_by=["model"],
+                        commit_properties=properties,
+                        post_commithook_properties=self._after_commit(),
+                    )
             except CommitFailedError as error:
                 raise CommitConflict(f"{self.uri}: another commit came first ({_one_line(error)})") from error
             self.refresh()
@@ -224,6 +233,13 @@ class ResultsTable:
         """A checkpoint, and expired entries of the log out, when they are due: only to look takes as long as the commit."""
         due = (self.version + 2) % CHECKPOINT_EVERY == 0  # after version 99, 199, ..., where Delta's readers expect it
         return PostCommitHookProperties(create_checkpoint=due, cleanup_expired_logs=None if due else False)
+
+
+def _is_table(uri: str) -> bool:
+    try:
+        return DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri))
+    except (DeltaError, OSError) as error:
+        raise ResultsError(f"{uri}: the Delta library cannot look for a table there ({_one_line(error)})") from error
 
 
 def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
@@ -243,5 +259,16 @@ def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
     return found == wanted
 
 
+@contextmanager
+def _stored(uri: str) -> Iterator[None]:
+    """Trouble that the Delta library has with the store, as a StorageError in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise s3.StorageError(f"{uri}: the store cannot be reached or broke off ({_one_line(error)})") from error
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """What the Delta library says, without its colours and line breaks; its reason is at the end."""
+    text = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split())
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"

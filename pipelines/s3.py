@@ -1,9 +1,9 @@
 """S3 and S3-compatible stores: list, read, write, and the conditional PUT that commits rest on.
 
 Everything is set by the standard variables: AWS_ACCESS_KEY_ID and kin (or a profile, or a role), AWS_REGION,
-AWS_ENDPOINT_URL for other stores (then buckets are named in the path), AWS_REQUEST_CHECKSUM_CALCULATION and
-AWS_RESPONSE_CHECKSUM_VALIDATION = when_required for stores that know only the older checksums. Without any
-credentials requests go out unsigned, as public buckets take them.
+AWS_ENDPOINT_URL for other stores (then buckets are named in the path, and requests carry no checksums of the newer
+kind unless AWS_REQUEST_CHECKSUM_CALCULATION asks for them). Without any credentials requests go out unsigned, as public
+buckets take them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, SSLError
 
 from deeplab.errors import UserError
 
 LIST_THREADS = 16
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
+PROBES = "_probe"
 
 
 class StorageError(UserError, OSError):
@@ -55,7 +56,11 @@ def signed() -> bool:
 @lru_cache(maxsize=1)
 def client() -> Any:
     """The one client of this process (boto3's are safe to share between threads)."""
+    # Ceph 16.2 answers 411 to the trailing checksums that boto3 sends by default over TLS; without them the signature covers
+    # the body.
+    checksums = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") or ("when_required" if endpoint() else None)
     config = Config(
+        request_checksum_calculation=checksums,
         retries={"mode": "standard", "max_attempts": TRIES},
         connect_timeout=5,
         read_timeout=30,
@@ -81,6 +86,11 @@ def _as_os_error(error: Exception, uri: str) -> OSError:
         if code == "AccessDenied" or (code == "403" and status == 403):
             return PermissionError(13, "Access denied", uri)
         return StorageError(f"{uri}: the store answered {code} ({status})")
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StorageError(
+            f"{uri}: the certificate of {endpoint() or 'S3'} is not trusted; for an authority of your own, AWS_CA_BUNDLE and "
+            "SSL_CERT_FILE must both name the file of its certificate"
+        )
     # Botocore's own messages may hold the whole request; its kind says enough.
     return StorageError(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
 
@@ -123,21 +133,32 @@ def put(uri: str, data: bytes, *, only_new: bool = False, unchanged: str | None 
 
     `only_new`: only where none is there yet (If-None-Match); `unchanged`: only over the object of this ETag (If-Match).
     Returns False when that does not hold. A repeated request whose first answer was lost meets its own object, which
-    counts as written.
+    counts as written. StorageError from a store that cannot replace under a condition.
     """
     bucket, key = split(uri)
-    condition = {"IfNoneMatch": "*"} if only_new else {"IfMatch": f'"{unchanged}"'} if unchanged is not None else {}
-    try:
-        client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
-    except (ClientError, BotoCoreError) as error:
-        if condition and isinstance(error, ClientError):
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (409, 412) or (status == 404 and unchanged is not None):
-                with suppress(FileNotFoundError):
-                    return get(uri)[0] == data
-                return False
-        raise _as_os_error(error, uri) from error
-    return True
+    conditions: list[dict[str, str]] = [{"IfNoneMatch": "*"}] if only_new else [{}]
+    if unchanged is not None:  # Ceph 16.2 compares a tag with its quotes, so that none matches, and takes it without them
+        conditions = [{"IfMatch": f'"{unchanged}"'}, {"IfMatch": unchanged}]
+    for condition in conditions:
+        try:
+            client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            return True
+        except (ClientError, BotoCoreError) as error:
+            if not (condition and _does_not_hold(error, unchanged is not None)):
+                raise _as_os_error(error, uri) from error
+        try:
+            there, tag = get(uri)
+        except FileNotFoundError:
+            return False
+        if there == data or tag != unchanged:
+            return there == data
+    raise StorageError(f"{uri}: this store refuses to replace an object that nobody changed; it has no If-Match for writes")
+
+
+def _does_not_hold(error: Exception, must_exist: bool) -> bool:
+    """Whether a store's answer says that the condition of a write does not hold."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(error, ClientError) else None
+    return status in (409, 412) or (status == 404 and must_exist)
 
 
 def delete(uri: str) -> None:
@@ -149,24 +170,35 @@ def delete(uri: str) -> None:
         raise _as_os_error(error, uri) from error
 
 
-def require_conditional_put(prefix: str) -> None:
+def require_conditional_put(prefix: str, replacing: bool = False) -> None:
     """Write a probe below `prefix` and take it away: StorageError unless the store refuses to overwrite it when asked to.
 
-    Without that, two runs that commit at once could overwrite each other's commit.
+    Without that, two runs that commit at once could overwrite each other's commit. `replacing`: also when an object is to
+    be replaced that has changed meanwhile, as aliases are.
     """
-    uri = f"{prefix.rstrip('/')}/_probe/{uuid.uuid4().hex}"
+    uri = f"{prefix.rstrip('/')}/{PROBES}/{uuid.uuid4().hex}"
+    lacking = None
     try:
         put(uri, b"first", only_new=True)
-        overwritten = put(uri, b"second", only_new=True)
+        if put(uri, b"second", only_new=True):
+            lacking = "If-None-Match"
+        elif replacing and (put(uri, b"third", unchanged="0" * 32) or not put(uri, b"fourth", unchanged=get(uri)[1])):
+            lacking = "If-Match"
     except OSError as error:
         raise StorageError(f"{prefix}: cannot be written ({error.strerror or error})") from error
     with suppress(PermissionError):  # without the right to delete the probe stays; nothing else here deletes
         delete(uri)
-    if overwritten:
+    if lacking:
         raise StorageError(
-            f"{prefix}: this store ignores conditional PUT (If-None-Match), so that commits could be lost; AWS S3, "
-            "Cloudflare R2, MinIO, SeaweedFS and Ceph from 16.2 on have it"
+            f"{prefix}: this store ignores conditional PUT ({lacking}), so that what others write meanwhile could be lost; "
+            "AWS S3, Cloudflare R2, MinIO, SeaweedFS and Ceph from 16.2 on have it"
         )
+
+
+def is_free(prefix: str) -> bool:
+    """Whether nothing lies below a prefix but probes, of which another run may have one there just now."""
+    root = f"{prefix.rstrip('/')}/{PROBES}/"
+    return all(uri.startswith(root) for uri, _, _ in list_objects(prefix))
 
 
 def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:

@@ -137,7 +137,7 @@ class Segmentation:
         from pipelines import cluster
 
         self.table.register(self.model.label, self.model.card)
-        before = ResultsTable.open(self.table.uri, self.planned)
+        before = ResultsTable.open(self.table.uri, self.planned, patient=True)
         self.watch(Progress("start", total=self.plan.images, chunks=self.plan.chunk_count))
 
         def pending() -> Iterator[Work]:
@@ -307,8 +307,11 @@ def _run_chunk(
 
 
 def _root_cause(error: BaseException) -> str:
-    """The innermost error in one line: Ray wraps what a worker raised several times."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+    """The innermost error, or our own about it, in one line: Ray wraps what a worker raised several times."""
+    while True:
+        inner = getattr(error, "cause", None) or (None if isinstance(error, UserError) else error.__cause__)
+        if inner is None or inner is error:
+            break
         error = inner
     # Ray Data adds its own view and advice on its settings below what was raised.
     own = ("To change retry attempts", "Failed to apply UDF transform")

@@ -120,7 +120,7 @@ class ResultsSink(Datasink[list[PartFile]]):
 
     def _commit(self, parts: list[PartFile]) -> None:
         """Commit without a row that another run brought since the plan was made; again after each commit that came first."""
-        table = ResultsTable.open(self.table_uri)
+        table = ResultsTable.open(self.table_uri, patient=True)
         seen = set(_files_at(self.table_uri, self.model, self.planned))
         for attempt in range(COMMIT_TRIES):
             table.refresh()
@@ -145,7 +145,7 @@ class ResultsSink(Datasink[list[PartFile]]):
 
 @lru_cache(maxsize=1)  # a run asks for the same at each of its chunks
 def _files_at(table_uri: str, model: str, version: int) -> frozenset[str]:
-    return frozenset(ResultsTable.open(table_uri, version).files(model))
+    return frozenset(ResultsTable.open(table_uri, version, patient=True).files(model))
 
 
 def without_doubles(

@@ -77,11 +77,17 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(local_path(uri))
 
 
-def delta_options(uri: str) -> dict[str, str]:
-    """Options of the Delta library for a table at `uri`: commits on S3 by conditional PUT; credentials from AWS_*."""
+def delta_options(uri: str, patient: bool = False) -> dict[str, str]:
+    """Options of the Delta library for a table at `uri`: commits on S3 by conditional PUT; credentials from AWS_*.
+
+    By itself the library tries ten times, which a store that refuses connections uses up in 2 to 5 seconds. `patient`: it
+    outlasts an outage as `outlast` does.
+    """
     if not is_s3(uri):
         return {}
     options = {"aws_conditional_put": "etag"}
+    if patient:
+        options |= {"max_retries": "1000", "retry_timeout": f"{OUTAGE_SECONDS:.0f}s"}
     if endpoint := s3.endpoint():
         options |= {"aws_endpoint": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):

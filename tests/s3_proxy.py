@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import random
+import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,10 +39,22 @@ class Faults:
             return fault
 
 
-class Proxy:
-    """Listens on a free port of loopback between `start` and `stop`; signatures hold, as the Host header goes on unchanged."""
+class Listener(ThreadingHTTPServer):
+    daemon_threads = True
 
-    def __init__(self, server: str, faults: Faults) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that died or trusts nobody is what is tested here, and no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class Proxy:
+    """Listens on a free port of loopback between `start` and `stop`; signatures hold, as the Host header goes on unchanged.
+
+    With `certificate` (a PEM file of certificate and key) it speaks TLS.
+    """
+
+    def __init__(self, server: str, faults: Faults, certificate: Path | None = None) -> None:
         self.upstream, self.faults = urlsplit(server), faults
         proxy = self
 
@@ -54,12 +69,18 @@ class Proxy:
             def log_message(self, *_: Any) -> None:
                 """Nothing: requests carry signatures."""
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Listener(("127.0.0.1", 0), Handler)
+        self.scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # Without a handshake on accepting, which a client that trusts nobody would break off there.
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True, do_handshake_on_connect=False)
+            self.scheme = "https"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.http.server_address[1]}"
 
     def start(self) -> None:
         threading.Thread(target=self.http.serve_forever, daemon=True).start()

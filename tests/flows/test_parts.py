@@ -17,12 +17,15 @@ from flows.hooks import end_processes
 from flows.progress import duration, slug
 from flows.report import markdown, picture_url
 from flows.segment import transient
+from flows.train import preflight
 from pipelines import jobs
 from pipelines import options as plain
+from pipelines import s3 as store
 from pipelines.inventory import ArchiveError
 from pipelines.jobs import EvaluateOptions, TrainOptions
 from pipelines.registry import Registry
 from pipelines.remote import JobFailed
+from pipelines.s3 import StorageError
 from pipelines.segment import SegmentError, Summary, TooManyErrors
 from tests.pipelines.conftest import EXAMPLES, make_model
 
@@ -84,6 +87,14 @@ def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_pa
     assert Registry(place).alias("production").entry.startswith("tiny-")  # type: ignore[union-attr]
     assert jobs.register(options, figures)["moved"]
     assert Registry(place).alias("production").entry == worse["entry"]  # type: ignore[union-attr]
+
+
+def test_a_training_whose_registry_could_lose_a_move_does_not_start(s3: str) -> None:
+    options = TrainOptions(dataset=str(EXAMPLES), out="out", registry=f"{s3}/models")
+    assert preflight.fn(options) == "production is free"
+    store.client().meta.events.register("before-parameter-build.s3.PutObject", lambda params, **_: params.pop("IfMatch", None))
+    with pytest.raises(StorageError, match=r"/models: this store ignores conditional PUT \(If-Match\)"):
+        preflight.fn(options)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
-from pipelines import inventory, storage
+from pipelines import inventory, results, storage
 from pipelines import s3 as store
+from pipelines.registry import Registry
 from pipelines.results import ResultsError, ResultsTable
 from pipelines.s3 import StorageError
+from tests import s3_server
+from tests.s3_proxy import Faults, Proxy
 
 
 def taken(archive: str, tmp_path: Path) -> dict[str, str]:
@@ -79,15 +97,190 @@ def test_a_conditional_put_has_one_winner_and_knows_its_own_object(s3: str) -> N
     assert store.get(f"{s3}/x")[0] == b"first"
 
 
-def test_a_store_without_conditional_put_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "put", lambda uri, data, only_new=False: True)
-    with pytest.raises(StorageError, match="ignores conditional PUT"):
-        store.require_conditional_put(s3)
+def test_a_write_over_a_known_state_has_one_winner_and_knows_its_own_object(s3: str) -> None:
+    store.put(f"{s3}/x", b"first")
+    tag = store.get(f"{s3}/x")[1]
+    assert store.put(f"{s3}/x", b"second", unchanged=tag)
+    assert not store.put(f"{s3}/x", b"third", unchanged=tag)
+    assert store.put(f"{s3}/x", b"second", unchanged=tag)
+    assert not store.put(f"{s3}/nothing", b"third", unchanged=tag)
+    assert store.get(f"{s3}/x")[0] == b"second"
+
+
+@pytest.fixture
+def own_process(s3_process: s3_server.Server | s3_server.External) -> s3_server.Server:
+    if isinstance(s3_process, s3_server.External):
+        pytest.skip("a store that is not ours has a dialect and a certificate of its own")
+    return s3_process
+
+
+def speak(change: Callable[[dict[str, str]], object]) -> None:
+    """Let the real server act as a store of another dialect: `change` is done to the arguments of each PUT before it is signed."""
+    store.client().meta.events.register("before-parameter-build.s3.PutObject", lambda params, **_: change(params))
+
+
+def quotes_taken_literally(params: dict[str, str]) -> None:
+    """As Ceph 16.2: a tag in quotes, as HTTP has it, matches no object, and one without does."""
+    if tag := params.get("IfMatch"):
+        params["IfMatch"] = '"0"' if tag.startswith('"') else f'"{tag}"'
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_store_that_takes_quotes_literally_replaces_what_nobody_changed(s3: str) -> None:
+    speak(quotes_taken_literally)
+    test_a_write_over_a_known_state_has_one_winner_and_knows_its_own_object(s3)
+    store.require_conditional_put(s3, replacing=True)
+
+
+@pytest.mark.parametrize("name", ["If-None-Match", "If-Match"])
+def test_a_store_that_ignores_a_condition_is_refused(name: str, s3: str) -> None:
+    speak(lambda params: params.pop(name.replace("-", ""), None))
+    with pytest.raises(StorageError, match=rf"ignores conditional PUT \({name}\)"):
+        store.require_conditional_put(s3, replacing=True)
+    assert list(store.list_objects(s3)) == []
+
+
+def test_a_store_without_conditional_replacing_keeps_tables_but_moves_no_alias(s3: str, model: Path) -> None:
+    speak(lambda params: params.update(IfMatch='"0"') if "IfMatch" in params else None)
+    store.require_conditional_put(s3)
+    registry = Registry(s3)
+    with pytest.raises(StorageError, match="no If-Match for writes"):
+        registry.move("production", registry.publish(str(model)), {}, None)
+    assert registry.alias("production") is None
+
+
+def test_other_stores_are_sent_no_newer_checksums_unless_asked_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checksums() -> set[str]:
+        sent: set[str] = set()
+        store.client.cache_clear()
+        store.client().meta.events.register("before-send.s3.PutObject", lambda request, **_: sent.update(request.headers))
+        with suppress(StorageError):  # Ceph's answer over TLS when it is sent some
+            store.put(f"{s3}/x", b"x")
+        assert "X-Amz-Content-SHA256" in sent
+        return {name for name in sent if "checksum" in name.lower() or "trailer" in name.lower()}
+
+    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION", raising=False)
+    assert checksums() == set()
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    assert checksums()
+
+
+def test_a_store_with_a_certificate_of_ones_own_needs_both_variables(
+    s3: str, own_process: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """boto3 reads one, the Delta library and pyarrow the other."""
+    authority, certificate = certificates(tmp_path)
+    proxy = Proxy(own_process.environment["AWS_ENDPOINT_URL"], Faults(), certificate)
+    proxy.start()
+
+    def ensure() -> str:
+        """In a process of its own: while the Delta library looks for a table no other thread of Python runs."""
+        code = "import sys; from pipelines.results import ResultsTable; print(ResultsTable.ensure(sys.argv[1]).version)"
+        made = subprocess.run([sys.executable, "-c", code, f"{s3}/results"], capture_output=True, text=True, check=False)
+        return made.stdout or made.stderr
+
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr(store, "TRIES", 1)
+        store.client.cache_clear()
+        with pytest.raises(StorageError, match="is not trusted; for an authority of your own, AWS_CA_BUNDLE and SSL_CERT_FILE"):
+            store.put(f"{s3}/x", b"x")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
+        assert "ResultsError" in (said := ensure()) and "invalid peer certificate" in said.splitlines()[-1]
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        assert ensure() == "0\n"
+    finally:
+        proxy.stop()
+
+
+def certificates(folder: Path) -> tuple[Path, Path]:
+    """An authority's certificate, and a certificate of its for 127.0.0.1 with its key, as PEM files."""
+    now, keys = datetime.now(UTC), [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("An authority", "A store")]
+    made = []
+    for name, key, is_authority in zip(names, keys, (True, False), strict=True):
+        builder = x509.CertificateBuilder(names[0], name, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        address = x509.IPAddress(ip_address("127.0.0.1"))
+        builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(Encoding.PEM))
+    secret = keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "authority.pem").write_bytes(made[0])
+    (folder / "store.pem").write_bytes(made[1] + secret)
+    return folder / "authority.pem", folder / "store.pem"
+
+
+def test_a_run_outlasts_a_store_that_is_away_while_a_reader_says_so(s3: str, s3_process: s3_server.Server) -> None:
+    table = ResultsTable.ensure(f"{s3}/results")
+    s3_process.kill()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            committing = pool.submit(table.commit, "chunk", [])
+            with pytest.raises(ResultsError, match=r"cannot be read .*Connection refused"):
+                ResultsTable.open(f"{s3}/results")
+            time.sleep(3)
+            assert not committing.done()
+            s3_process.start()
+            assert committing.result() == 1
+    finally:
+        if s3_process.process is None:
+            s3_process.start()
+
+
+def test_a_run_is_told_in_one_line_that_the_store_stays_away(
+    s3: str, s3_process: s3_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "OUTAGE_SECONDS", 0.0)
+    table = ResultsTable.ensure(f"{s3}/results")
+    s3_process.kill()
+    try:
+        for look in (table.refresh, lambda: table.commit("chunk", [], writing="model")):
+            with pytest.raises(StorageError, match=r"results: the store cannot be reached or broke off \(.*Connection refused"):
+                look()
+    finally:
+        s3_process.start()
 
 
 def test_results_do_not_go_where_something_else_lies(s3_archive: str) -> None:
     with pytest.raises(ResultsError, match="holds something"):
         ResultsTable.ensure(s3_archive)
+
+
+def test_a_table_that_another_run_makes_at_the_same_moment_is_taken(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = store.list_objects
+
+    def after_the_other(prefix: str) -> Iterator[tuple[str, int, str]]:
+        monkeypatch.setattr(store, "list_objects", listing)
+        ResultsTable.ensure(f"{s3}/results")
+        return listing(prefix)
+
+    monkeypatch.setattr(store, "list_objects", after_the_other)
+    assert ResultsTable.ensure(f"{s3}/results").version == 0
+
+
+def test_of_many_who_make_a_table_at_once_all_get_the_same(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have seen that there is none before the first makes it."""
+    create, together = results.DeltaTable.create, Barrier(4)
+
+    def at_once(*arguments: Any, **options: Any) -> Any:
+        together.wait(timeout=60)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(results.DeltaTable, "create", at_once)
+    for place in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(ResultsTable.ensure, 4 * [f"{s3}/{place}"]))
+        assert [table.version for table in made] == [0] * 4
+
+
+def test_a_probe_that_may_not_be_deleted_is_in_nobodys_way(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def barred(uri: str) -> None:
+        raise PermissionError(13, "Access denied", uri)
+
+    monkeypatch.setattr(store, "delete", barred)
+    for _ in range(2):
+        assert ResultsTable.ensure(f"{s3}/results").version == 0
 
 
 def test_an_inventory_on_s3_is_read_and_looked_up(s3_archive: str, tmp_path: Path) -> None:
