@@ -17,6 +17,7 @@ EXTENSIONS = (
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .tif .tiff .webp .bmp .dib .gif .jp2 .j2k .jpx .avif .ppm .pgm .pbm .pnm".split()
 )
 MAX_PIXELS = 60_000_000
+BAND = 256  # rows that are laid on white at a time
 
 # Pillow's limit is one for the whole process. Ours are kept below, after the header and before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -136,9 +137,12 @@ def rgb(image: Image.Image) -> Image.Image:
     if mode.startswith("I;16") or mode in ("I", "F"):
         return Image.fromarray(_scaled_to_bytes(np.asarray(image))).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        flat = Image.new("RGB", image.size)
+        for top in range(0, image.height, BAND):  # whole, three more copies of the image would be in memory
+            part = image.crop((0, top, image.width, min(image.height, top + BAND))).convert("RGBA")
+            white = Image.new("RGBA", part.size, (255, 255, 255, 255))
+            flat.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+        return flat
     return image.convert("RGB")
 
 

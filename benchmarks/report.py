@@ -1,0 +1,96 @@
+"""The report of a large table: seconds, peak memory and megabytes of `deeplab report` on 1,000,000 rows.
+
+    python benchmarks/report.py [--rows 1000000] [--sample 200]
+
+Synthetic rows, real code: masks of the example photos' sizes, photos that are links to the examples, a hundredth of the rows
+errors. The page is made in a process of its own; the table's making is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from measure import apart
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
+MODEL = "pets@0123456789ab"
+FOLDER = 1000  # links a folder
+
+
+def make(root: Path, rows: int) -> Path:
+    from deeplab.classes import PETS
+    from deeplab.masks import class_pixels, encode_png
+    from pipelines.results import FILE_SCHEMA, ResultsTable
+    from pipelines.sink import ROWS_PER_FILE, write_part
+
+    photos = sorted(EXAMPLES.glob("*.jpg"))
+    kinds = []
+    for index, path in enumerate(photos):
+        with Image.open(path) as image:
+            labels = np.zeros((image.height, image.width), np.uint8)
+        labels[40:200, 30 : 60 + 8 * index] = 1 + index % 2
+        kinds.append((path, labels.shape, encode_png(labels, PETS), list(class_pixels(labels, PETS).items())))
+    table = ResultsTable.ensure(str(root / "results"))
+    classes = [{"name": name, "colour": list(colour)} for name, colour in zip(PETS.names, PETS.colours, strict=True)]
+    table.register(MODEL, {"name": "pets", "classes": classes})
+    random = np.random.default_rng(0)
+    start = datetime(2026, 1, 2, tzinfo=UTC)
+    parts = []
+    for first in range(0, rows, ROWS_PER_FILE):
+        made = []
+        for number in range(first, min(rows, first + ROWS_PER_FILE)):
+            folder = root / "photos" / f"{number // FOLDER:05d}"
+            if number % FOLDER == 0:
+                folder.mkdir(parents=True)
+            path, shape, mask, counts = kinds[number % len(kinds)]
+            link = folder / f"image-{number:07d}.jpg"
+            os.symlink(path, link)
+            row = {
+                "uri": link.as_uri(),
+                "version": "1",
+                "run": f"run-{number * 4 // rows}",
+                "segmented_at": start + timedelta(seconds=number / 40),
+            }
+            if number % 100:
+                good = {"status": "ok", "height": shape[0], "width": shape[1], "mask": mask, "class_pixels": counts}
+                made.append({**row, **good, "confidence": float(random.beta(20, 2))})
+            else:
+                made.append({**row, "status": "error", "error": f"decode: damaged or truncated: at byte {number}"})
+        parts.append(write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(MODEL))
+    for index in range(0, len(parts), 5):
+        table.commit(f"chunk-{index}", parts[index : index + 5], metadata={"run": f"run-{index * 4 // len(parts)}"})
+    return root / "results"
+
+
+def page(results: Path, folder: Path, sample: int) -> tuple[int, int]:
+    """Rows of the table, and photos that could not be shown."""
+    from pipelines.report.build import build
+    from pipelines.results import ResultsTable
+
+    made = build(ResultsTable.open(str(results)), folder, MODEL, sample)
+    return made.facts.images, len(made.gone)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--sample", type=int, default=200)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="deeplab-report-") as name:
+        results = apart(make, Path(name), arguments.rows).result
+        cost = apart(page, results, Path(name) / "report", arguments.sample)
+        rows, gone = cost.result
+        written = sum(path.stat().st_size for path in (Path(name) / "report").rglob("*") if path.is_file())
+        assert rows == arguments.rows and not gone
+        print(f"{rows} rows, {arguments.sample} in the gallery: {cost}, {written / 1e6:.1f} MB on disk")
+
+
+if __name__ == "__main__":
+    main()
