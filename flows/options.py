@@ -14,3 +14,7 @@ class ReportOptions(BaseModel):
         default=None, ge=0, description="Price of the machines per hour, for the cost line; else the variable deeplab_hourly_price"
     )
     photos: int = Field(default=6, ge=0, le=60, description="Photos on the contact sheet; 0 for none")
+    page: str | None = Field(
+        default=None,
+        description="Folder for the report page (deeplab report), on the disk of whoever runs the flow; none writes none",
+    )

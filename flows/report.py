@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.logging import get_run_logger
 
 from flows.progress import duration, slug
 from pipelines import account, export
+from pipelines.report.build import ReportError, build
 from pipelines.results import ResultsError, ResultsTable
 from pipelines.segment import Summary
 
@@ -56,8 +58,11 @@ def markdown(summary: Summary, previous: dict[str, float], previous_name: str, h
     return "\n".join(lines) + "\n"
 
 
-def publish(summary: Summary, hourly_price: float | None, photos: int) -> str:
-    """Make the report and the contact sheet artifacts of the current run; returns the report's text."""
+def publish(summary: Summary, hourly_price: float | None, photos: int, page: str | None = None) -> str:
+    """Make the report and the contact sheet artifacts of the current run; returns the report's text.
+
+    `page`: folder for the report page, to which an artifact links. A folder that cannot be written is said in the log.
+    """
     table = ResultsTable.open(summary.results)
     before = account.previous_run(table, summary.run)
     shares = account.class_shares(table, before[1], before[0]) if before else {}
@@ -67,6 +72,12 @@ def publish(summary: Summary, hourly_price: float | None, photos: int) -> str:
     if picture:
         text += f"\n## Contact sheet\n\n![photos and masks]({picture})\n"
         create_image_artifact(image_url=picture, key=f"sheet-{key}", description=f"Photos and masks of {summary.model}")
+    if page:
+        try:
+            place = build(table, Path(page).absolute(), summary.model).page.as_uri()
+            create_link_artifact(link=place, key=f"page-{key}", description="The report page, on the disk of whoever ran the flow")
+        except ReportError as error:
+            get_run_logger().warning(f"no report page: {error}")
     create_markdown_artifact(text, key=f"report-{key}", description=f"{summary.images:,} images, {summary.errors:,} errors")
     return text
 

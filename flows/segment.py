@@ -94,7 +94,7 @@ def verify(run: Segmentation) -> Summary:
 
 @task(name="report", cache_policy=NO_CACHE)
 def make_report(summary: Summary, options: ReportOptions) -> None:
-    publish(summary, options.hourly_price or hourly_price(), options.photos)
+    publish(summary, options.hourly_price or hourly_price(), options.photos, options.page)
 
 
 @flow(

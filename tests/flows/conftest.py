@@ -195,11 +195,13 @@ class Served:
         with self.server.client() as client:
             return client.read_deployment_by_name(f"segment-archive/{self.name}")
 
-    def start(self, **options: object) -> Any:
-        """A new run on this archive and table; `options` are set in its parameters over the deployment's."""
+    def start(self, page: Path | None = None, **options: object) -> Any:
+        """A new run on this archive and table; `options` are set in its parameters over the deployment's. `page`: of its report."""
         made = self.deployment
         places = {"archive": str(self.archive), "results": str(self.results)}
         parameters = {**made.parameters, "options": {**made.parameters["options"], **places, **options}}
+        if page is not None:
+            parameters["report"] = {"page": str(page)}
         with self.server.client() as client:
             return client.create_flow_run_from_deployment(made.id, parameters=parameters).id
 

@@ -66,10 +66,10 @@ def test_setup_makes_what_is_missing_and_can_be_repeated(
         assert client.read_variable_by_name("deeplab_hourly_price").value == 0
 
 
-def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(served: Served) -> None:
+def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(served: Served, tmp_path: Path) -> None:
     first = served.start()
     wait_for(lambda: served.state(first).type.value == "RUNNING", "the first run to begin")
-    second = served.start()
+    second = served.start(page=tmp_path / "page")
     served.reaches(second, "AwaitingConcurrencySlot")
     wait_for(lambda: served.commits() >= 1, "a first commit")
 
@@ -86,7 +86,8 @@ def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(serv
     assert len(uris(served.results)) == 12
     already = int(served.state(second).message.split(" had their row")[0].split()[-1])
     assert already >= 4
-    (report,) = served.artifacts(second, "markdown")
+    link, report = sorted(served.artifacts(second, "markdown"), key=lambda artifact: str(artifact.key))
+    assert (tmp_path / "page" / "index.html").as_uri() in link.data and "12" in (tmp_path / "page" / "index.html").read_text()
     for text in ("images/s", "Seconds by stage", "Share of the pixels", "Compared with", "data:image/jpeg;base64", "version"):
         assert text in report.data
     assert len(served.artifacts(second, "image")) == 1
