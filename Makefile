@@ -29,7 +29,7 @@ demo: $(READY)
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/test_layers.py
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/infra tests/test_layers.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

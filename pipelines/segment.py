@@ -239,6 +239,7 @@ def _run_chunk(
 
     from pipelines import cluster
     from pipelines.custody import Register
+    from pipelines.metrics import Metrics
     from pipelines.progress import Counter, Reporter
     from pipelines.sink import ResultsSink, row_key
     from pipelines.stages import Score, refine, whole
@@ -280,10 +281,14 @@ def _run_chunk(
     sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, planned, replaced, counter)
     finished = threading.Event()
 
+    metrics = Metrics(summary.results, summary.model)
+    metrics.progress(base.total - base.done, 0)
+
     def poll() -> None:
         while not finished.wait(0.5):
             with suppress(Exception):  # the counter serves the display only; its node may be gone
                 done, errors, _ = ray.get(counter.totals.remote(), timeout=5)
+                metrics.progress(base.total - base.done, done)
                 watch(Progress("segment", base.total, base.done + done, base.errors + errors, base.chunk, base.chunks))
 
     poller = threading.Thread(target=poll, daemon=True)
@@ -295,14 +300,17 @@ def _run_chunk(
     finally:
         finished.set()
         poller.join()
+    seconds: dict[str, float] = {}
     with suppress(Exception):
-        _, _, seconds = ray.get(counter.totals.remote(), timeout=10)
+        seconds = ray.get(counter.totals.remote(), timeout=10)[2]
         for stage, value in seconds.items():
             summary.seconds_by_stage[stage] = summary.seconds_by_stage.get(stage, 0.0) + value
     ray.kill(counter)
     ray.kill(register)
     summary.images += images.num_rows
     summary.errors += sink.errors
+    metrics.committed(images.num_rows, sink.errors, seconds)
+    metrics.progress(base.total - summary.images, 0)
     watch(Progress("commit", base.total, summary.images, summary.errors, base.chunk, base.chunks))
 
 

@@ -1,0 +1,41 @@
+"""What a run tells Prometheus, through the endpoint of the Ray node that its driver is on. Names arrive with `ray_` before them.
+
+The driver alone reports, twice a second at most, so that an image costs nothing more. Labels are the table's place and the model;
+no other text of a run leaves this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray.util.metrics import Counter, Gauge
+
+LABELS = ("results", "model")
+
+
+class Metrics:
+    """One run's counters. A counter goes on where an earlier run of the same driver left it; rates do not mind."""
+
+    def __init__(self, results: str, model: str) -> None:
+        self.images = Counter("deeplab_images", "Images that have their row, errors among them.", LABELS)
+        self.errors = Counter("deeplab_errors", "Images whose row is an error.", LABELS)
+        self.commits = Counter("deeplab_commits", "Commits to the results table.", LABELS)
+        self.pending = Gauge("deeplab_pending_images", "Planned images of the run that have no row yet.", LABELS)
+        self.working = Gauge("deeplab_working_images", "Images of the chunk in work that are done and not yet committed.", LABELS)
+        self.seconds = Counter("deeplab_stage_seconds", "Seconds by stage, summed over processes.", (*LABELS, "stage"))
+        self.labels = {"results": results, "model": model}
+
+    def progress(self, pending: int, working: int) -> None:
+        """Images still to do, and those done in the chunk at work."""
+        self.pending.set(float(pending), self.labels)
+        self.working.set(float(working), self.labels)
+
+    def committed(self, images: int, errors: int, seconds: Mapping[str, float]) -> None:
+        """A chunk is in the table: its images, errors among them, and its seconds by stage."""
+        for counter, value in ((self.images, images), (self.errors, errors)):
+            if value:
+                counter.inc(float(value), self.labels)
+        self.commits.inc(1.0, self.labels)
+        for stage, spent in seconds.items():
+            if spent > 0:
+                self.seconds.inc(spent, {**self.labels, "stage": stage})

@@ -1,0 +1,82 @@
+"""What a run exports, scraped from a real Ray node: all that the dashboard and the alerts ask for."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines import cluster
+from pipelines.options import SegmentOptions
+from pipelines.segment import segment
+from tests.flows.conftest import free_port
+from tests.infra.test_files import expressions
+from tests.pipelines.conftest import make_archive, make_model
+
+# Only nodes with GPUs have them.
+WITH_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A Ray of one node, whose metrics are on this port."""
+    found = free_port()
+    with cluster._loopback():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            _metrics_export_port=found,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=200_000_000,
+        )
+    yield found
+    ray.shutdown()
+
+
+def sample(text: str, name: str) -> dict[str, float]:
+    """Label `stage` (or nothing) -> value of a metric's samples."""
+    found = {}
+    for labels, value in re.findall(rf"^{name}\{{(.*)\}} (\S+)$", text, re.M):
+        stage = re.search(r'stage="(\w+)"', labels)
+        found[stage[1] if stage else ""] = float(value)
+    return found
+
+
+def test_a_run_exports_what_dashboard_and_alerts_ask_for(port: int, tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "photos", 5)
+    (archive / "broken.jpg").write_bytes(b"not an image")
+    model = make_model(tmp_path / "tiny")
+    options = SegmentOptions(
+        archive=str(archive), results=str(tmp_path / "results"), model=str(model), chunk_size=3, max_error_rate=1, crf_mode="exact"
+    )
+    summary = segment(options)
+    assert (summary.images, summary.errors) == (6, 1)
+    text = ""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        if sample(text, "ray_deeplab_images_total") == {"": 6.0} and sample(text, "ray_deeplab_pending_images") == {"": 0.0}:
+            break
+        time.sleep(1)
+    assert sample(text, "ray_deeplab_images_total") == {"": 6.0}
+    assert sample(text, "ray_deeplab_errors_total") == {"": 1.0}
+    assert sample(text, "ray_deeplab_commits_total") == {"": 2.0}
+    assert sample(text, "ray_deeplab_pending_images") == {"": 0.0}
+    stages = sample(text, "ray_deeplab_stage_seconds_total")
+    assert {"score", "refine", "decode"} <= set(stages)
+    assert all(value == pytest.approx(summary.seconds_by_stage[stage], rel=0.05) for stage, value in stages.items())
+    assert f'results="{summary.results}"' in text and f'model="{summary.model}"' in text
+
+    exported = set(re.findall(r"^(\w+)(?:\{| )", text, re.M))
+    for where, expression in expressions().items():
+        asked = set(re.findall(r"\b(ray_\w+)\b", expression))
+        assert asked and asked - WITH_GPUS <= exported, where
