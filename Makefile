@@ -1,15 +1,17 @@
 # Everything installs into .venv; the only needs are Python 3.11+, make and a C++17 compiler.
+SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint bench pets clean
+.PHONY: help setup demo test lint system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
 	@echo "make clean   remove .venv, build/ and demo/"
@@ -35,6 +37,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Nightly: the log is build/system.log as well.
+system: $(READY)
+	@mkdir -p build
+	@set -o pipefail; $(BIN)/python -m tests.nightly.whole_system 2>&1 | tee build/system.log
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pipeline.py

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this host, started apart with `ray start`, that asks for a token."""
+"""A Ray cluster of several nodes on this host, started apart with `ray start`, that asks for a token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from flows.hooks import end_processes, marked
 from tests.flows.conftest import SECRET, free_port, wait_for
 
-MARKER = "DEEPLAB_TEST_CLUSTER"
+MARKER, NODE = "DEEPLAB_TEST_CLUSTER", "DEEPLAB_TEST_NODE"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class RayCluster:
     # A job asks its node's folder for the cluster to join and would find the newest of all that share the folder, as those
     # that other tests start meanwhile. Sockets lie in it, whose paths must be short.
     folder: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    workers: int = 1
 
     @property
     def url(self) -> str:
@@ -55,14 +56,23 @@ class RayCluster:
         own["RAY_worker_niceness"] = "0"  # at Ray's 15 any other load brings its workers to a halt
         head = ["--head", f"--port={self.gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
         head += ["--include-dashboard=true", f"--ray-client-server-port={free_port()}"]
-        for role in (head, [f"--address=127.0.0.1:{self.gcs}"]):
+        for number, role in enumerate([head, *[[f"--address=127.0.0.1:{self.gcs}"]] * self.workers]):
             command = [str(Path(sys.executable).with_name("ray")), "start", *role, "--node-ip-address=127.0.0.1", "--num-cpus=1"]
             command.append(f"--temp-dir={self.folder}")
             command += [f"--dashboard-agent-listen-port={free_port()}", f"--object-store-memory={200 << 20}"]
             done = subprocess.run(
-                [*command, "--disable-usage-stats"], env={**kept, **own}, capture_output=True, text=True, check=False, timeout=300
+                [*command, "--disable-usage-stats"],
+                env={**kept, **own, NODE: f"{self.mark}-{number}"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
             )
             assert done.returncode == 0, done.stdout + done.stderr
+
+    def kill_node(self, number: int) -> int:
+        """SIGKILL for all of a node (0 is the head, then the workers); how many processes it had."""
+        return end_processes(f"{NODE}={self.mark}-{number}", grace=0)
 
     def stop(self) -> None:
         end_processes(self.mark, grace=0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,13 @@ def program(name: str) -> str | None:
     return shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)), None)
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """The URL of an empty database on loopback, for as long as the tests last."""
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """The URL of an empty database on loopback, for the body. `folder`: an empty one that its account can reach."""
     initdb, postgres = program("initdb"), program("postgres")
-    if initdb is None or postgres is None:
-        pytest.skip("no PostgreSQL here: initdb and postgres are looked for (apt-get install postgresql)")
-    # It refuses to run as root; below pytest's own folder another user could not get at its files.
+    assert initdb is not None and postgres is not None
+    # It refuses to run as root.
     account = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-    folder = Path(tempfile.mkdtemp(prefix="deeplab-postgres-"))
     if account:
         shutil.chown(folder, "postgres", "postgres")
     data, port = folder / "data", free_port()
@@ -51,6 +50,15 @@ def database() -> Iterator[str]:
         process.send_signal(signal.SIGQUIT)
         process.wait()
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    if program("initdb") is None or program("postgres") is None:
+        pytest.skip("no PostgreSQL here: initdb and postgres are looked for (apt-get install postgresql)")
+    # Below pytest's own folder another user could not get at its files.
+    with postgresql(Path(tempfile.mkdtemp(prefix="deeplab-postgres-"))) as url:
+        yield url
 
 
 def test_a_server_on_postgresql_takes_the_setup_and_a_run(database: str, tmp_path: Path) -> None:
