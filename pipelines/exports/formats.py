@@ -33,4 +33,6 @@ FORMATS = {
     "geotiff": Format("a TIFF an image, with the image's coordinate system", "files.geotiff", rasterio=True),
     "coco-rle": Format("coco.json, annotations with compressed RLE", "coco.rle"),
     "coco-panoptic": Format("panoptic.json and RGB PNGs, a segment per class", "coco.panoptic"),
+    "geojson": Format("polygons in WGS 84, a file per georeferenced image", "polygons.geojson", rasterio=True),
+    "geoparquet": Format("masks.parquet, the same polygons in one file", "polygons.geoparquet", rasterio=True),
 }
