@@ -12,17 +12,18 @@ import numpy as np
 from PIL import Image
 
 from deeplab import masks
+from deeplab.classes import ClassTable
 from pipelines.exports.source import Masks
 
 
 def rle(source: Masks) -> None:
     """coco.json: an annotation per image and class with the compressed RLE of its whole region, `iscrowd` 1."""
-    names, background = source.classes.names, source.classes.background
-    categories = [{"id": index, "name": name} for index, name in enumerate(names) if index != background]
-    with _document(source.folder / "coco.json", categories) as (images, annotations):
+    first = _first(source.classes)
+    with _document(source.folder / "coco.json", _categories(source.classes)) as (images, annotations):
         for number, mask in enumerate(source, 1):
             images.add({"id": number, "file_name": mask.name, "height": mask.height, "width": mask.width})
-            for annotation in masks.coco_annotations(mask.labels(), number, background):
+            for annotation in masks.coco_annotations(mask.labels(), number, source.classes.background):
+                annotation["category_id"] += first
                 annotations.add({"id": annotations.count + 1, **annotation})
             source.wrote()
     source.done.files = 1
@@ -31,38 +32,52 @@ def rle(source: Masks) -> None:
 def panoptic(source: Masks) -> None:
     """panoptic.json, and panoptic/NAME.png of segment ids (R + 256 G + 65536 B): a segment per image and class.
 
-    A category's id is the class id and a segment's one more, as id 0 means no segment. Background is a category too: a
-    pixel of it was decided on. No category is a thing: a segment is all of a class, however many objects it holds.
+    A segment has its category's id; background is COCO's void, 0. No category is a thing: a segment is all of a class,
+    however many objects it holds.
     """
-    classes = source.classes
+    first = _first(source.classes)
     categories = [
-        {"id": index, "name": name, "supercategory": name, "isthing": 0, "color": list(colour)}
-        for index, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True))
+        {**category, "isthing": 0, "color": list(source.classes.colours[category["id"] - first])}
+        for category in _categories(source.classes)
     ]
     with _document(source.folder / "panoptic.json", categories) as (images, annotations):
         for number, mask in enumerate(source, 1):
-            labels, target = mask.labels(), source.target(mask, ".png", "panoptic")
-            ids = labels.astype(np.uint32) + 1
+            ids, target = mask.labels().astype(np.uint32) + first, source.target(mask, ".png", "panoptic")
             Image.fromarray(np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)).save(target)
             images.add({"id": number, "file_name": mask.name, "height": mask.height, "width": mask.width})
             name = target.relative_to(source.folder / "panoptic").as_posix()
-            annotations.add({"image_id": number, "file_name": name, "segments_info": list(_segments(labels))})
+            annotations.add({"image_id": number, "file_name": name, "segments_info": list(_segments(ids))})
             source.wrote(1)
     source.done.files += 1
 
 
-def _segments(labels: np.ndarray) -> Iterator[dict[str, Any]]:
-    for index in np.unique(labels):
-        region = labels == index
-        top, bottom = _span(region.any(1))
-        left, right = _span(region.any(0))
-        yield {
-            "id": int(index) + 1,
-            "category_id": int(index),
-            "area": int(region.sum()),
-            "bbox": [left, top, right - left, bottom - top],
-            "iscrowd": 0,
-        }
+def _first(classes: ClassTable) -> int:
+    """The category of class 0: COCO's begin at 1, and a background is none."""
+    return 1 if classes.background is None else 0
+
+
+def _categories(classes: ClassTable) -> list[dict[str, Any]]:
+    first = _first(classes)
+    return [
+        {"id": index + first, "name": name, "supercategory": name}
+        for index, name in enumerate(classes.names)
+        if index != classes.background
+    ]
+
+
+def _segments(ids: np.ndarray) -> Iterator[dict[str, Any]]:
+    for index in np.unique(ids):
+        if index:
+            region = ids == index
+            top, bottom = _span(region.any(1))
+            left, right = _span(region.any(0))
+            yield {
+                "id": int(index),
+                "category_id": int(index),
+                "area": int(region.sum()),
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+            }
 
 
 def _span(marked: np.ndarray) -> tuple[int, int]:

@@ -23,7 +23,7 @@ def test_panoptic_segments_decode_to_the_same_masks(tmp_path: Path) -> None:
     assert (done.files, done.images, done.left_out) == (4, 3, 0)
     document = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [(c["id"], c["name"], c["isthing"], tuple(c["color"])) for c in document["categories"]] == [
-        (index, LAND.names[index], 0, LAND.colours[index]) for index in range(3)
+        (index, LAND.names[index], 0, LAND.colours[index]) for index in (1, 2)
     ]
     named = {image["id"]: image for image in document["images"]}
     assert len(document["annotations"]) == len({a["file_name"] for a in document["annotations"]}) == 3
@@ -35,7 +35,7 @@ def test_panoptic_segments_decode_to_the_same_masks(tmp_path: Path) -> None:
             assert file.mode == "RGB"
             pixels = np.array(file, np.uint32)
         ids = pixels[..., 0] + 256 * pixels[..., 1] + 256**2 * pixels[..., 2]
-        seen = np.full(labels.shape, 255)
+        seen = np.zeros(labels.shape, int)
         for segment in annotation["segments_info"]:
             left, top, width, height = segment["bbox"]
             box = ids[top : top + height, left : left + width] == segment["id"]
@@ -50,7 +50,7 @@ def test_panoptic_ids_go_beyond_a_byte(tmp_path: Path) -> None:
     classes = ClassTable.from_names([f"class {index}" for index in range(301)])
     written(make_table(tmp_path / "results", {tmp_path / "photos/a.png": labels}, classes), tmp_path / "out", "coco-panoptic")
     pixels = np.array(Image.open(tmp_path / "out" / "panoptic" / "a.png"), int)
-    np.testing.assert_array_equal(pixels @ [1, 256, 65536] - 1, labels)
+    np.testing.assert_array_equal(pixels @ [1, 256, 65536] - 1, labels)  # no class 0 that is a background, so ids begin at 1
 
 
 def test_rle_holds_class_0_where_it_is_no_background(tmp_path: Path) -> None:
@@ -60,6 +60,6 @@ def test_rle_holds_class_0_where_it_is_no_background(tmp_path: Path) -> None:
     read = COCO(str(tmp_path / "out" / "coco.json"))
     seen = np.full(labels.shape, 255)
     for annotation in read.loadAnns(read.getAnnIds(imgIds=[1])):
-        seen[read.annToMask(annotation) == 1] = annotation["category_id"]
+        seen[read.annToMask(annotation) == 1] = annotation["category_id"] - 1
     np.testing.assert_array_equal(seen, labels)
-    assert read.loadCats([0])[0]["name"] == "road"
+    assert [read.loadCats([index])[0]["name"] for index in (1, 19)] == ["road", "bicycle"]

@@ -103,7 +103,7 @@ def test_polygons_at_the_date_line_are_cut(scenes: dict, tmp_path: Path) -> None
 
 
 def test_geoparquet_holds_all_images_in_row_groups(scenes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polygons, "GROUP_BYTES", 20_000)
+    monkeypatch.setattr(polygons, "GROUP_BYTES", 10_000)
     table = make_table(tmp_path / "results", {path: labels for path, (labels, _, _) in scenes.items()})
     done = written(table, tmp_path / "out", "geoparquet")
     assert (done.files, done.images) == (1, 3)
