@@ -35,4 +35,6 @@ FORMATS = {
     "coco-panoptic": Format("panoptic.json and RGB PNGs, a segment per class", "coco.panoptic"),
     "geojson": Format("polygons in WGS 84, a file per georeferenced image", "polygons.geojson", rasterio=True),
     "geoparquet": Format("masks.parquet, the same polygons in one file", "polygons.geoparquet", rasterio=True),
+    "label-studio": Format("tasks with predicted brush masks, to be corrected", "label_studio.write"),
+    "cvat": Format("annotations.xml (for images 1.1), to be corrected", "cvat.write"),
 }

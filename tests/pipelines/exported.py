@@ -32,20 +32,25 @@ def regions(height: int, width: int, classes: int, seed: int = 0) -> np.ndarray:
 
 def make_table(folder: Path, of: Mapping[Path, np.ndarray], classes: ClassTable = LAND, stale: bool = True) -> ResultsTable:
     """A table with the masks of these images. `stale`: also an older version of the first image, all of class 0."""
+    return table_of(folder, {path.as_uri(): labels for path, labels in of.items()}, classes, stale)
+
+
+def table_of(folder: Path, of: Mapping[str, np.ndarray], classes: ClassTable = LAND, stale: bool = False) -> ResultsTable:
+    """The same for images by their URIs."""
     table = ResultsTable.ensure(str(folder))
     card = {"name": "m", "classes": [{"name": n, "colour": list(c)} for n, c in zip(classes.names, classes.colours, strict=True)]}
     table.register("m@000000000000", card)
     now = datetime(2026, 1, 2, tzinfo=UTC)
     rows = []
-    for path, labels in of.items():
-        stat = storage.stat_all([path.as_uri()])[0]
+    for uri, labels in of.items():
+        stat = None if storage.is_s3(uri) else storage.stat_all([uri])[0]
         versions = [(stat.version if stat else "gone", labels, now)]
         if stale and not rows:
             versions.append(("1-1", labels * 0, now - timedelta(days=1)))
         for version, mask, when in versions:
             rows.append(
                 {
-                    "uri": path.as_uri(),
+                    "uri": uri,
                     "version": version,
                     "status": "ok",
                     "height": mask.shape[0],
