@@ -37,4 +37,5 @@ FORMATS = {
     "geoparquet": Format("masks.parquet, the same polygons in one file", "polygons.geoparquet", rasterio=True),
     "label-studio": Format("tasks with predicted brush masks, to be corrected", "label_studio.write"),
     "cvat": Format("annotations.xml (for images 1.1), to be corrected", "cvat.write"),
+    "huggingface": Format("photos and masks for datasets.load_dataset", "huggingface.write"),
 }
