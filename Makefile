@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint bench pets clean
+.PHONY: help setup demo test lint docs bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
 	@echo "make clean   remove .venv, build/ and demo/"
@@ -20,7 +21,7 @@ $(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
-	$(BIN)/python -m pip install --quiet --build-constraint build-constraints.txt -c constraints.txt -e '.[dev,pydensecrf]'
+	$(BIN)/python -m pip install --quiet --build-constraint build-constraints.txt -c constraints.txt -e '.[dev,docs,pydensecrf]'
 	touch $@
 
 demo: $(READY)
@@ -29,12 +30,16 @@ demo: $(READY)
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/test_layers.py
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/test_layers.py tests/test_docs.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pipeline.py
