@@ -113,8 +113,9 @@ class _Shards:
             self.out.close()
             self.out = None
         if self.out is None:
-            # Photos and masks are compressed already.
-            self.out = pq.ParquetWriter(self.folder / f"train-{self.files:05d}.parquet", SCHEMA, compression="none")
+            # Photos and masks are compressed already, and hardly one is there twice.
+            name = f"train-{self.files:05d}.parquet"
+            self.out = pq.ParquetWriter(self.folder / name, SCHEMA, compression="none", use_dictionary=False)
             self.files, self.written = self.files + 1, 0
         self.out.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
         self.written += self.held

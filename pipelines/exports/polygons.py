@@ -78,7 +78,8 @@ def geoparquet(source: Masks) -> None:
     )
     held: list[dict[str, Any]] = []
     size, kinds, whole = 0, set(), (math.inf, math.inf, -math.inf, -math.inf)
-    with pq.ParquetWriter(source.folder / "masks.parquet", schema, compression="zstd") as out:
+    repeated = ["uri", "class", "class_id", "confidence"]
+    with pq.ParquetWriter(source.folder / "masks.parquet", schema, compression="zstd", use_dictionary=repeated) as out:
         for mask in source:
             regions = _regions(source, mask)
             if regions is None:

@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
 from deeplab.classes import CITYSCAPES, ClassTable
 from tests.pipelines.exported import LAND, make_table, regions, written
+
+# pycocotools' own arrays still speak numpy 1's protocol.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
 
 def images(folder: Path, classes: int) -> dict[Path, np.ndarray]:
