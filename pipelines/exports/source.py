@@ -10,13 +10,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import pyarrow.dataset as pads
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deeplab import masks
 from deeplab.images import ImageError
 from pipelines import shards, storage
 from pipelines.results import ResultsError, ResultsTable
 
+BATCH = 64  # rows that are read at a time; masks of the largest images have megabytes
 NAMED = 1000  # skipped images that are named one by one; all are counted
 
 
@@ -72,13 +74,18 @@ def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[s
         model=model,
     ).fetchall()
     outdated = set(older)
-    scanner = table.dataset(model).scanner(
-        columns=list(dict.fromkeys([*columns, "uri", "version"])), filter=pads.field("status") == "ok", batch_size=256
-    )
-    for batch in scanner.to_batches():
-        for row in batch.to_pylist():
-            if (row["uri"], row["version"]) not in outdated:
-                yield row
+    system, root = storage.filesystem(table.uri)
+    # Not through the data set: its scanner reads ahead of a writer that is slower than it, in the end the whole table.
+    for path in table.files(model):
+        try:
+            with pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False) as file:
+                for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, "uri", "version", "status"]))):
+                    for row in batch.to_pylist():
+                        if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
+                            yield row
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ResultsError(f"{table.uri}/{path}: cannot be read ({reason}); `deeplab verify` says what is wrong") from error
 
 
 class Masks:
