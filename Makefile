@@ -5,12 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint system bench pets clean
+.PHONY: help setup demo test lint docs system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
@@ -22,7 +23,7 @@ $(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
-	$(BIN)/python -m pip install --quiet --build-constraint build-constraints.txt -c constraints.txt -e '.[dev,pydensecrf]'
+	$(BIN)/python -m pip install --quiet --build-constraint build-constraints.txt -c constraints.txt -e '.[dev,docs,pydensecrf]'
 	touch $@
 
 demo: $(READY)
@@ -31,12 +32,16 @@ demo: $(READY)
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/infra tests/test_layers.py
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 # Nightly: the log is build/system.log as well.
 system: $(READY)

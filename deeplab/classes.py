@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+BACKGROUND = ("background", "void", "none", "unlabeled", "unlabelled")
+
 
 @dataclass(frozen=True)
 class ClassTable:
@@ -25,6 +27,11 @@ class ClassTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def background(self) -> int | None:
+        """0 where class 0 is named as what is no object (BACKGROUND); None where it is a class like any other, as a road."""
+        return 0 if self.names and self.names[0].strip("_ ").lower() in BACKGROUND else None
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> ClassTable:

@@ -95,13 +95,13 @@ def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity:
     return result
 
 
-def coco_annotations(labels: np.ndarray, image_id: int) -> list[dict[str, Any]]:
-    """One COCO annotation (compressed RLE of the whole class region) per class but 0 in an H x W label map."""
+def coco_annotations(labels: np.ndarray, image_id: int, background: int | None = 0) -> list[dict[str, Any]]:
+    """One COCO annotation (compressed RLE of the whole class region) per class in an H x W label map, `background` left out."""
     from pycocotools import mask as coco
 
     annotations = []
     for index in np.unique(labels):
-        if index == 0:
+        if index == background:
             continue
         region = np.asfortranarray(labels == index, np.uint8)
         rle = coco.encode(region)

@@ -23,7 +23,7 @@ app = typer.Typer(
     [bold]deeplab segment[/] photos/ results/     masks for a folder, exactly one row per image
     [bold]deeplab show[/] results/ -o sheet.png   look at some of them
     [bold]deeplab status[/] results/              what is in the table; [bold]report[/] and [bold]view[/] show it in a browser
-    [bold]deeplab export[/] results/ masks/       PNG files, overlays or COCO RLE
+    [bold]deeplab export[/] results/ masks/       PNG files, or one of nine other formats
     [bold]deeplab benchmark[/] my-model           what it costs on this machine, and what an archive will take
     [bold]deeplab dataset check[/] dataset/        is every labelled pair sound
     [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model

@@ -1,4 +1,4 @@
-"""Masks as GeoTIFF files that lie where their images lie."""
+"""Masks as GeoTIFF files that lie where their images lie, and where that is."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipelines.windows import GDAL, opened
 
 
 class GeoTIFFError(UserError):
-    """GeoTIFF files cannot be written here; the message says what is missing."""
+    """Georeferences cannot be read or written here; the message says what is missing."""
 
 
-def require() -> None:
-    """GeoTIFFError where rasterio is not installed."""
+def require(what: str) -> None:
+    """GeoTIFFError, which says that `what` needs it, where rasterio is not installed."""
     try:
         import rasterio  # noqa: F401
     except ImportError as error:
-        raise GeoTIFFError("GeoTIFF masks need rasterio: pip install 'deeplab-pipelines[large]'") from error
+        raise GeoTIFFError(f"{what} needs rasterio: pip install 'deeplab-pipelines[large]'") from error
 
 
 def write(path: Path, labels: np.ndarray, classes: ClassTable, source: bytes) -> None:
@@ -36,20 +36,23 @@ def write(path: Path, labels: np.ndarray, classes: ClassTable, source: bytes) ->
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    place = _place(source, labels.shape)
+    placed = place(source, labels.shape)
     options = {"compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "IF_SAFER"}
     shape = {"height": labels.shape[0], "width": labels.shape[1], "count": 1, "dtype": labels.dtype.name}
     with rasterio.Env(**GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", driver="GTiff", **shape, **options, **place) as file:
+        with rasterio.open(path, "w", driver="GTiff", **shape, **options, **placed) as file:
             if labels.dtype == np.uint8:  # before the pixels: the palette stands in the file's head
                 file.write_colormap(1, dict(enumerate(zip(*[iter(classes.palette())] * 3, strict=True))))
             file.update_tags(classes=json.dumps(dict(enumerate(classes.names))))
             file.write(labels, 1)
 
 
-def _place(source: bytes, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Coordinate system and transform of an encoded image; nothing for one that has none."""
+def place(source: bytes, shape: tuple[int, ...]) -> dict[str, Any]:
+    """`crs` (may be None) and `transform` of an encoded GeoTIFF of this height and width; nothing for an image without.
+
+    ImageError for an image of another size, a damaged one, and one whose pixels are turned by an EXIF orientation.
+    """
     from rasterio.errors import RasterioError
 
     told = header(source)

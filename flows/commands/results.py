@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.terminal import bar, stderr, stdout
+from pipelines.exports.formats import FORMATS
 
 Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the results table.", show_default=False)]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name or name@digest; default the one that wrote last.")]
-
-
-class Format(StrEnum):
-    png = "png"
-    overlay = "overlay"
-    geotiff = "geotiff"
-    coco_rle = "coco-rle"
 
 
 def status(
@@ -74,25 +68,47 @@ def show(
     stdout.print(f"{shown.files} photos on {out}")
 
 
+def _format(name: str) -> str:
+    if name not in FORMATS:
+        raise typer.BadParameter(f"{name!r}: {', '.join(FORMATS)} are accepted")
+    return name
+
+
 def export(
     results: Results,
     folder: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
     form: Annotated[
-        Format, typer.Option("--format", "-f", help="png or geotiff masks, overlay pictures, or one coco.json with RLE.")
-    ] = Format.png,
+        str, typer.Option("--format", "-f", parser=_format, metavar="FORMAT", help="What to write; the formats are listed above.")
+    ] = "png",
     model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
 ) -> None:
-    """Write masks as files that keep the images' names and folders."""
     from pipelines import export as exporting
     from pipelines.results import ResultsTable
 
     table = ResultsTable.open(results)
     label = table.pick_model(model)
-    total = table.query("SELECT count(*) FROM results WHERE status = 'ok'", model=label).fetchone()
+    total = table.query("SELECT count(DISTINCT uri) FROM results WHERE status = 'ok'", model=label).fetchone()
     with bar("masks") as display:
         done = exporting.export(
-            table, label, folder, form.value, lambda count: display.update("exporting", count, total[0] if total else None)
+            table, label, folder, form, lambda count: display.update("exporting", count, total[0] if total else None)
         )
-    for uri, reason in done.skipped.items():
-        stderr.print(f"left out {escape(uri)}: {escape(reason)}")
-    stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {folder}")
+    if as_json:
+        print(json.dumps({"format": form, "folder": str(folder), "model": label, **asdict(done)}, indent=2))
+    else:
+        for uri, reason in done.skipped.items():
+            stderr.print(f"left out {escape(uri)}: {escape(reason)}")
+        if done.left_out > len(done.skipped):
+            stderr.print(f"left out {done.left_out - len(done.skipped)} more")
+        stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {folder}")
+    if done.left_out and not done.images:
+        stderr.print("[red]error[/]: no image could be exported")
+        raise typer.Exit(1)
+
+
+export.__doc__ = f"""Write masks as files, for people and for other programs. Of each image the newest counts.
+
+{chr(10).join(f"[bold]{name:14}[/] {form.line}" for name, form in FORMATS.items())}
+
+Images that are gone, or that the format cannot hold, are left out and named with the reason; exit code 1 when that is all of them.
+"""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines.account import class_shares
-from pipelines.export import name_of
+from pipelines.exports.source import name_of
 from pipelines.report.rows import Rows
 
 BARS = 60  # of the throughput over time

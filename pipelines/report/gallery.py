@@ -14,7 +14,8 @@ from deeplab.classes import ClassTable
 from deeplab.images import ImageError
 from deeplab.sheet import bright
 from pipelines import shards
-from pipelines.export import name_of, picture
+from pipelines.exports.pictures import picture
+from pipelines.exports.source import name_of
 from pipelines.report.rows import Rows
 
 SIDE = 320  # of a thumbnail, pixels

@@ -15,6 +15,7 @@ from PIL import Image
 from deeplab import masks
 from deeplab.images import decode
 from pipelines import export, segment, stages
+from pipelines.exports import pictures
 from pipelines.options import SegmentOptions
 from pipelines.results import FILE_SCHEMA, ResultsTable
 from pipelines.upkeep import verify
@@ -162,8 +163,8 @@ def test_a_table_with_masks_above_pillows_limit_is_in_order(results: Path, monke
 
 
 def test_pictures_of_large_images_are_reduced(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "MAX_PIXELS", LARGE)
-    monkeypatch.setattr(export, "SHOWN_PIXELS", HEIGHT * WIDTH // 4)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", LARGE)
+    monkeypatch.setattr(pictures, "SHOWN_PIXELS", HEIGHT * WIDTH // 4)
     table = ResultsTable.open(str(results))
     done = export.export(table, table.pick_model(None), tmp_path / "overlays", "overlay")
     assert done.skipped == {}

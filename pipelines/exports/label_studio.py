@@ -1,0 +1,129 @@
+"""Label Studio: tasks that show each photo with its mask as a prediction, which people correct."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from deeplab.classes import ClassTable
+from pipelines import shards, storage
+from pipelines.exports.source import Mask, Masks
+
+FILE_BYTES = 100_000_000  # of a file of tasks: Label Studio takes up to 250 MB in one import
+SIZES = (3, 4, 8, 16)  # bits of a run's length: each run takes the first that holds it
+LONGEST = 1 << SIZES[-1]
+MAX_PIXELS = (1 << 32) // 4 - 1  # the format counts four values a pixel in 32 bits
+
+
+def write(source: Masks) -> None:
+    """tasks-0001.json and so on, to be imported, and label-config.xml, the labelling interface that they need.
+
+    Photos on S3 are named by their URI. Others are served by Label Studio itself from its local storage, and named
+    below the folder that holds the archive's (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).
+    """
+    source.refuse_earlier("tasks-*.json")
+    (source.folder / "label-config.xml").write_text(interface(source.classes), encoding="utf-8")
+    tasks = _Tasks(source.folder)
+    for mask in source:
+        if shards.split(mask.uri):
+            source.done.skip(mask.uri, "Label Studio opens no images inside shards; unpack them, or export as huggingface")
+        elif mask.height * mask.width > MAX_PIXELS:
+            source.done.skip(mask.uri, f"Label Studio's RLE holds up to {MAX_PIXELS:,} pixels; geotiff and png hold more")
+        else:
+            tasks.add({"data": {"image": _address(source, mask), "uri": mask.uri}, "predictions": [_prediction(source, mask)]})
+            source.wrote()
+    tasks.close()
+    source.done.files = tasks.files + 1
+
+
+def interface(classes: ClassTable) -> str:
+    """The labelling configuration: the image, and a brush for each class but the background."""
+    lines = ["<View>", '  <Image name="image" value="$image" zoom="true"/>', '  <BrushLabels name="mask" toName="image">']
+    for index, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
+        if index != classes.background:
+            lines.append(f'    <Label value={quoteattr(name)} background="#{bytes(colour).hex()}"/>')
+    return "\n".join([*lines, "  </BrushLabels>", "</View>", ""])
+
+
+def rle(region: np.ndarray) -> list[int]:
+    """An H x W bool region as the bytes of Label Studio's brush: thi.ng's rle-pack over RGBA values, 0 or 255, by rows.
+
+    A head of 32 bits (values), 5 (bits of a value, less 1) and 4 x 4 (SIZES, less 1); then per run a 1, two bits that
+    choose a size, the run's length less 1 in so many bits, and the value in 8.
+    """
+    flat = region.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths, values = np.diff(np.append(starts, flat.size)) * 4, flat[starts] * np.uint64(255)
+    pieces = -(-lengths // LONGEST)  # a run that is too long for the largest size is several
+    last = np.cumsum(pieces) - 1
+    values, rest = np.repeat(values, pieces), lengths - (pieces - 1) * LONGEST
+    lengths = np.full(len(values), LONGEST)
+    lengths[last] = rest
+    choice = np.searchsorted(1 << np.array(SIZES), lengths)
+    bits = np.array(SIZES)[choice].astype(np.uint64)
+    word = ((np.uint64(4) + choice.astype(np.uint64)) << bits | (lengths - 1).astype(np.uint64)) << np.uint64(8) | values
+    head = np.uint64(flat.size * 4 << 21 | 7 << 16 | sum(size - 1 << 12 - 4 * place for place, size in enumerate(SIZES)))
+    packed = np.concatenate([_bits(np.array([head]), np.array([53])), _bits(word, bits + np.uint64(11)), np.zeros(1, np.uint8)])
+    return list(np.packbits(packed).tolist())
+
+
+def _bits(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The lowest `counts` bits of each of `words`, one after the other, highest first: uint8 0 or 1."""
+    spread = np.unpackbits(words.astype(">u8").view(np.uint8).reshape(-1, 8), axis=1)
+    kept: np.ndarray = spread[np.arange(64) >= 64 - counts.astype(np.int64)[:, None]]
+    return kept
+
+
+def _address(source: Masks, mask: Mask) -> str:
+    if storage.is_s3(mask.uri):
+        return mask.uri
+    return f"/data/local-files/?d={quote(f'{Path(source.root).name}/{mask.name}'.lstrip('/'))}"
+
+
+def _prediction(source: Masks, mask: Mask) -> dict[str, Any]:
+    return {"model_version": source.model, "score": mask.confidence, "result": list(_brushes(source, mask))}
+
+
+def _brushes(source: Masks, mask: Mask) -> Iterator[dict[str, Any]]:
+    labels = mask.labels()
+    for index in np.unique(labels):
+        if index != source.classes.background:
+            yield {
+                "id": f"class-{index}",
+                "type": "brushlabels",
+                "from_name": "mask",
+                "to_name": "image",
+                "original_width": mask.width,
+                "original_height": mask.height,
+                "image_rotation": 0,
+                "value": {"format": "rle", "rle": rle(labels == index), "brushlabels": [source.classes.names[index]]},
+            }
+
+
+class _Tasks:
+    """JSON arrays of tasks in files of about FILE_BYTES each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files, self.size = folder, 0, 0
+
+    def add(self, task: dict[str, Any]) -> None:
+        text = json.dumps(task)
+        if self.files and self.size + len(text) > FILE_BYTES:
+            self.close()
+        if not self.size:
+            self.files += 1
+            self.out = (self.folder / f"tasks-{self.files:04d}.json").open("w", encoding="utf-8")
+        self.out.write(("[\n" if not self.size else ",\n") + text)
+        self.size += len(text)
+
+    def close(self) -> None:
+        if self.size:
+            self.out.write("\n]\n")
+            self.out.close()
+            self.size = 0

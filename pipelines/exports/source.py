@@ -1,0 +1,158 @@
+"""What is exported: the masks of one model, each with the name and the photo that belong to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deeplab import masks
+from deeplab.images import ImageError
+from pipelines import shards, storage
+from pipelines.results import ResultsError, ResultsTable
+
+BATCH = 64  # rows that are read at a time; masks of the largest images have megabytes
+NAMED = 1000  # skipped images that are named one by one; all are counted
+
+
+@dataclass
+class Exported:
+    """What an export did: `files` written, `images` in them, and the images that were left out.
+
+    `skipped`: URI -> reason, of the first NAMED of `left_out` images.
+    """
+
+    files: int = 0
+    images: int = 0
+    left_out: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, uri: str, reason: str) -> None:
+        self.left_out += 1
+        if len(self.skipped) < NAMED:
+            self.skipped[uri] = reason
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A row of the table. `name`: the image's path below the folder that all images share, with / between its parts."""
+
+    uri: str
+    version: str
+    name: str
+    height: int
+    width: int
+    confidence: float
+    png: bytes
+
+    def labels(self) -> np.ndarray:
+        """height x width uint8 or uint16 class ids."""
+        return masks.decode_png(self.png)
+
+
+def name_of(uri: str) -> str:
+    """The path inside the bucket or on the disk, for people."""
+    path, mark, member = uri.partition("#") if shards.split(uri) else (uri, "", "")
+    whole = f"{path}/{member}" if mark else path
+    return unquote(urlsplit(whole).path) if uri.startswith("file://") else whole
+
+
+def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The ok rows of a model, one by one; of an image with several versions only the one segmented last."""
+    older = table.query(
+        """
+        SELECT uri, version FROM results WHERE status = 'ok'
+        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY segmented_at DESC, version) > 1
+        """,
+        model=model,
+    ).fetchall()
+    outdated = set(older)
+    system, root = storage.filesystem(table.uri)
+    # Not through the data set: its scanner reads ahead of a writer that is slower than it, in the end the whole table.
+    for path in table.files(model):
+        try:
+            with pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False) as file:
+                for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, "uri", "version", "status"]))):
+                    for row in batch.to_pylist():
+                        if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
+                            yield row
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ResultsError(f"{table.uri}/{path}: cannot be read ({reason}); `deeplab verify` says what is wrong") from error
+
+
+class Masks:
+    """The newest mask of each image, in the table's order, and where its files go: `folder`, which is made here.
+
+    `done` counts; writers call `wrote` for each image that is in their output. Memory holds a batch of rows.
+    Raises ResultsError where the model has no mask.
+    """
+
+    def __init__(self, table: ResultsTable, model: str, folder: Path, report: Callable[[int], None] = lambda done: None) -> None:
+        span = table.query("SELECT min(uri), max(uri) FROM results WHERE status = 'ok'", model=model).fetchone()
+        if span is None or span[0] is None:
+            raise ResultsError(f"{table.uri}: no ok rows of model {model} to export")
+        # Every uri lies between the smallest and the largest, so what these two share all share.
+        self.root = os.path.commonpath([os.path.dirname(name_of(uri)) for uri in span])
+        self.table, self.model, self.folder, self.report = table, model, folder, report
+        self.classes = table.classes(model)
+        self.done = Exported()
+        self.taken: set[Path] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __iter__(self) -> Iterator[Mask]:
+        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence"]):
+            name = os.path.relpath(name_of(row["uri"]), self.root)
+            yield Mask(row["uri"], row["version"], name, row["height"], row["width"], row["confidence"], row["mask"])
+
+    def target(self, mask: Mask, suffix: str, below: str = "") -> Path:
+        """The file of a mask below `folder`, named as the image; its folder is made.
+
+        Two images that differ only in their extension keep it (a.jpg.png). ResultsError where it is the image itself.
+        """
+        relative = Path(below, mask.name)
+        target = self.folder / relative.with_suffix(suffix)
+        if target in self.taken:
+            target = self.folder / f"{relative}{suffix}"
+        self.taken.add(target)
+        if storage.canonical(str(target)) == mask.uri:
+            raise ResultsError(f"{self.folder}: {target.name} is the image itself there; choose another folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def refuse_earlier(self, pattern: str) -> None:
+        """ResultsError where `folder` holds numbered files, which those of this export might not all replace."""
+        if found := next(self.folder.glob(pattern), None):
+            raise ResultsError(f"{self.folder}: holds an earlier export ({found.name}); choose another folder")
+
+    def photo(self, mask: Mask, unchanged: bool = False) -> bytes | None:
+        """The encoded photo behind a mask; None, and a reason in `done`, when it is gone.
+
+        `unchanged`: also when it is not the very file that was segmented.
+        """
+        try:
+            data, version = shards.fetch(mask.uri, mask.version)
+        except OSError as error:
+            self.done.skip(mask.uri, f"the photo cannot be read: {error}")
+            return None
+        if unchanged and version != mask.version:
+            self.done.skip(mask.uri, "the photo changed since it was segmented; segment the archive again")
+            return None
+        return data
+
+    def unusable(self, mask: Mask, error: ImageError) -> None:
+        """Leave an image out whose photo is there, but is no longer what the mask belongs to."""
+        self.done.skip(mask.uri, f"the photo cannot be used: {error}")
+
+    def wrote(self, files: int = 0) -> None:
+        """One more image is in the output, and `files` more files are."""
+        self.done.images += 1
+        self.done.files += files
+        self.report(self.done.images)

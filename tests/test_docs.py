@@ -1,0 +1,78 @@
+"""The documentation: the site builds without a warning and loads nothing from elsewhere, and the README's links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Attributes by which a browser loads something while it shows a page; links (a href) are followed by people.
+LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr  # links and anchors between pages, names in the reference
+    return folder
+
+
+class Loads(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag in LOADED and (value := dict(attributes).get(LOADED[tag])):
+            self.found.append(value)
+
+
+def test_every_page_is_built_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= {path.stem for path in site.glob("*.html")}
+    for page in site.rglob("*.html"):
+        reader = Loads()
+        reader.feed(page.read_text(encoding="utf-8"))
+        assert len(reader.found) > 3  # the theme's own style sheets and scripts
+        assert [value for value in reader.found if "//" in value] == []
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_all_pages_are_in_the_navigation_and_the_reference_has_what_it_names(site: Path) -> None:
+    start = (site / "index.html").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f'href="{path.stem}.html"' in start or path.stem == "index"
+    reference = (site / "reference.html").read_text(encoding="utf-8")
+    named = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert len(named) > 5
+    for name in named:
+        assert f'id="{name}"' in reference
+    assert "Images per commit" in reference  # what the options' schema says of them
+
+
+def test_links_of_the_readme_and_the_pages_lead_to_files_and_headings() -> None:
+    for name in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+        page = ROOT / name
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if target.startswith(("http://", "https://")):
+                continue
+            path, _, heading = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), f"{name}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, (
+                    f"{name}: {target}"
+                )
