@@ -14,6 +14,7 @@ from pipelines import geotiff, shards
 from pipelines.exports.formats import FORMATS
 from pipelines.exports.pictures import picture
 from pipelines.exports.source import Exported, Masks, name_of
+from pipelines.report.rows import Rows
 from pipelines.results import ResultsError, ResultsTable
 
 
@@ -40,14 +41,15 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
     Photos that are gone are passed over. Raises ResultsError when none can be shown.
     """
     order = "confidence, uri" if worst else "hash(uri)"
-    found = table.query(
-        f"SELECT uri, version, mask, confidence FROM results WHERE status = 'ok' ORDER BY {order} LIMIT ?", [2 * count], model
-    ).fetchall()
+    with Rows(table, model) as rows:  # sorting the table itself would read every mask in it
+        chosen = rows.ask(f"SELECT id, confidence FROM rows WHERE status = 'ok' ORDER BY {order} LIMIT ?", [2 * count])
+        found = rows.masks([number for number, _ in chosen])
     result = Exported()
     entries: list[tuple[str, np.ndarray, np.ndarray]] = []
-    for uri, version, mask, confidence in found:
+    for number, confidence in chosen:
         if len(entries) == count:
             break
+        uri, version, mask = found[number]
         try:
             pair = picture(shards.fetch(uri, version)[0], masks.decode_png(mask))
         except OSError as error:
