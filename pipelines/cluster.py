@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -120,8 +121,8 @@ def resources() -> tuple[float, float]:
 
 
 def memory() -> float:
-    """Bytes that the cluster's processes may take, the object store's not among them."""
-    return float(ray.cluster_resources().get("memory", 0))
+    """Bytes that the cluster's processes may take, the object store's not among them; without end where nodes do not say."""
+    return float(ray.cluster_resources().get("memory", math.inf))
 
 
 def dashboard() -> str | None:

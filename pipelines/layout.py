@@ -33,7 +33,7 @@ def layout(cpus: float, gpus: float, memory: float, images: int) -> Layout:
     What is read ahead is the same everywhere (`pipelines.loading`), as two windows of images hide a store's delay.
     """
     on_gpu = gpus >= 1
-    slots = int(gpus) if on_gpu else max(1, min(int(cpus), int(memory // PROCESS_BYTES)))
+    slots = int(gpus) if on_gpu else max(1, int(min(cpus, memory / PROCESS_BYTES)))
     # Ray Data costs about 10 ms a block, so a block should hold a second of work or more. Above that, small blocks keep
     # all slots busy to the end of a chunk and lose little when one dies.
     least, most = (16, 256) if on_gpu else (8, 64)

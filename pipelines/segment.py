@@ -160,8 +160,9 @@ class Segmentation:
             finally:
                 self.summary.seconds = time.perf_counter() - started
                 self.summary.images_per_second = self.summary.images / self.summary.seconds if self.summary.seconds else 0.0
-                layout = layout_of(*cluster.resources(), cluster.memory(), self.plan.images)
-                self.summary.bound = bound(self.summary.seconds_by_stage, self.summary.seconds, layout)
+                with suppress(Exception):  # a cluster that died is what ended the body, and is told of by that
+                    layout = layout_of(*cluster.resources(), cluster.memory(), self.plan.images)
+                    self.summary.bound = bound(self.summary.seconds_by_stage, self.summary.seconds, layout)
 
     def run_chunk(self, work: Work) -> None:
         """Segment and commit one chunk. Raises SegmentError; a repetition finds what was committed and does nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ def test_small_chunks_reach_every_core_and_large_ones_are_cut_finely() -> None:
     assert layout(4, 0, PLENTY, 18).images_per_block == 5
     assert layout(4, 0, PLENTY, 20_000).images_per_block == 64
     assert layout(4, 0, 2 * PROCESS_BYTES, 20_000).tasks == 2
+    assert layout(4, 0, math.inf, 20_000).tasks == 4
 
 
 @pytest.mark.parametrize(
