@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a process that scores comes to (`benchmarks/memory.py`: 1.8 GB with the bundled model and photos of up to 1000 x 1000; a larger
-# network or image takes more). Where memory is short, fewer work at a time and none is killed.
+# What a process that scores comes to (`benchmarks/memory.py`: 1.8 GB with the bundled model and photos of up to 1000 x 1000; larger
+# networks and images take more). Where memory is short, fewer work at a time and none is killed.
 PROCESS_BYTES = 2 << 30
 
 
