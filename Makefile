@@ -5,11 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint docs system bench pets clean
+.PHONY: help setup demo test nightly lint docs system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests"
+	@echo "make nightly the drills that take too long for make test, then make system"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
@@ -32,7 +33,11 @@ demo: $(READY)
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/system tests/flows tests/pipelines tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m 'not nightly' tests/system tests/flows tests/pipelines tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
+
+nightly: $(READY)
+	$(BIN)/python -m pytest -m nightly tests/system tests/flows
+	$(MAKE) system
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -43,7 +48,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
 
-# Nightly: the log is build/system.log as well.
+# The log is build/system.log as well.
 system: $(READY)
 	@mkdir -p build
 	@set -o pipefail; $(BIN)/python -m tests.nightly.whole_system 2>&1 | tee build/system.log

@@ -111,6 +111,7 @@ def test_an_error_of_ours_in_a_job_arrives_with_its_sentence(served: Served, nod
     assert not [line for line in lines if "Traceback" in line]
 
 
+@pytest.mark.nightly
 def test_a_training_is_a_job_too(nodes: RayCluster, jobs: remote.Jobs, tmp_path: Path) -> None:
     given = TrainOptions(
         dataset=str(make_dataset(tmp_path / "data")), out=str(tmp_path / "model"), steps=2, batch_size=2, crop=33,

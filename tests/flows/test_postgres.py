@@ -61,6 +61,7 @@ def database() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.nightly
 def test_a_server_on_postgresql_takes_the_setup_and_a_run(database: str, tmp_path: Path) -> None:
     home = tmp_path / "prefect"
     home.mkdir()

@@ -78,7 +78,7 @@ def test_a_killed_node_costs_nothing_but_time(start: Start, tmp_path: Path, arch
 
 
 @pytest.mark.parametrize("gpus", [1])
-@pytest.mark.parametrize("victim", ["ray::MapWorker", "ray::MapBatches(refine)"])
+@pytest.mark.parametrize("victim", ["ray::MapWorker", pytest.param("ray::MapBatches(refine)", marks=pytest.mark.nightly)])
 def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_nothing_but_time(
     start: Start, tmp_path: Path, archive: Path, model: Path, cluster: object, victim: str
 ) -> None:
@@ -98,6 +98,7 @@ def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_
     assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("gpus", [1])
 @pytest.mark.parametrize("memory", [80 << 20])  # about the least that Ray takes
 def test_a_slow_crf_holds_the_scorer_back_when_the_object_store_is_full(

@@ -87,8 +87,11 @@ def test_two_runs_on_one_table_at_once_leave_one_row_per_image(start: Start, s3:
 
 @pytest.mark.parametrize(
     "faults",
-    [Faults(refused=0.1), Faults(lost=0.1), Faults(delay=0.15)],
-    ids=["a tenth of the answers is 503", "a tenth of the answers is lost", "slow"],
+    [
+        pytest.param(Faults(refused=0.1), id="a tenth of the answers is 503", marks=pytest.mark.nightly),
+        pytest.param(Faults(lost=0.1), id="a tenth of the answers is lost"),
+        pytest.param(Faults(delay=0.15), id="slow", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_store_that_misbehaves_costs_nothing_but_time(
     start: Start, s3: str, s3_process: s3_server.Server, model: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch

@@ -203,6 +203,7 @@ def kill_a_node(cluster: Any) -> None:
     cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cluster", [0], indirect=True, ids=["three nodes"])
 def test_a_killed_node_is_replaced_and_the_training_ends_as_if_undisturbed(
     start: Start, tmp_path: Path, dataset: Path, undisturbed: Path, cluster: Any
@@ -223,6 +224,7 @@ def test_a_killed_node_is_replaced_and_the_training_ends_as_if_undisturbed(
     assert_same_weights(out, undisturbed)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cluster", [1], indirect=True, ids=["two nodes"])
 def test_elastic_workers_go_on_without_a_lost_node_and_take_it_back(
     start: Start, tmp_path: Path, dataset: Path, cluster: Any
