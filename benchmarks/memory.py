@@ -36,7 +36,7 @@ def make(folder: Path, images: int, largest: int) -> None:
 
 
 def workers(session: int) -> list[int]:
-    """Anonymous memory, in MB, of each Ray worker of this session of processes."""
+    """Anonymous memory, in MB, of each Ray worker whose process has that session id."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
