@@ -1,8 +1,8 @@
 """The Predictor against the loop that most ports are: float32, one image at a time, one pass per scale, batch norm apart.
 
-    python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3] [--threads 1]
+    python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--photos FOLDER] [--images 6] [--rounds 3] [--threads 1]
 
-Both score the same photos (examples/, 375 x 500 and the like) with the same weights at the same scales; seconds are CPU
+Both score the same photos (without --photos the examples, 320 x 240 and the like) with the same weights at the same scales; seconds are CPU
 seconds of this process with one thread, else seconds. They take turns, and the ratio is the median of the rounds. Labels
 are compared at full size; those of random weights (`--architecture`) lie close to each other and say little.
 """
@@ -79,6 +79,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="pets")
     parser.add_argument("--architecture", help="random weights of this architecture, 21 classes, instead of a model")
     parser.add_argument("--scales", type=lambda text: tuple(map(float, text.split(","))), default=(0.5, 0.75, 1.0))
+    parser.add_argument("--photos", type=Path, default=EXAMPLES, help="a folder of JPEGs instead of the examples of 320 pixels")
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     return parser
@@ -101,7 +102,7 @@ def main() -> None:
     clock: Callable[[], float] = time.process_time if arguments.threads == 1 else time.perf_counter
     network, _ = network_of(arguments)
     scales = arguments.scales
-    images = [decode(path.read_bytes()) for path in sorted(EXAMPLES.glob("*.jpg"))[: arguments.images]]
+    images = [decode(path.read_bytes()) for path in sorted(arguments.photos.glob("*.jpg"))[: arguments.images]]
     port = as_a_port(network)
     predictor = Predictor(network, scales=scales, device="cpu", precision=arguments.precision)
     exact = Predictor(network, scales=scales, device="cpu", precision="float32")

@@ -1,6 +1,6 @@
 """From an image file to a PNG mask: Predictor and our CRF against the loop that most ports are, with pydensecrf.
 
-    python benchmarks/whole.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3]
+    python benchmarks/whole.py [--model pets | --architecture resnet101-aspp] [--photos FOLDER] [--images 6] [--rounds 3]
 
 One core, CPU seconds of this process: read, decode, score at every scale, dense CRF, PNG. The loop is that of scoring.py;
 its scores go to pydensecrf through our own face, which brings them to full size. The two take turns, and
@@ -14,7 +14,7 @@ import statistics
 import time
 
 import torch
-from scoring import EXAMPLES, arguments_of, as_a_port, loop, network_of
+from scoring import arguments_of, as_a_port, loop, network_of
 
 from deeplab import masks
 from deeplab.crf import DenseCRF
@@ -29,7 +29,7 @@ def main() -> None:
     torch.set_num_threads(1)
     network, classes = network_of(arguments)
     scales = arguments.scales
-    paths = sorted(EXAMPLES.glob("*.jpg"))[: arguments.images]
+    paths = sorted(arguments.photos.glob("*.jpg"))[: arguments.images]
     port, predictor = as_a_port(network), Predictor(network, scales=scales, device="cpu")
     theirs = DenseCRF.named(arguments.crf_params, backend="pydensecrf")
     ours = DenseCRF.named(arguments.crf_params, mode="fast")
