@@ -1,8 +1,9 @@
 """The Predictor against the loop that most ports are: float32, one image at a time, one pass per scale, batch norm apart.
 
-    python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--photos FOLDER] [--images 6] [--rounds 3] [--threads 1]
+    python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3] [--threads 1]
+        [--photos FOLDER]
 
-Both score the same photos (without --photos the examples, 320 x 240 and the like) with the same weights at the same scales; seconds are CPU
+Both score the same photos (without --photos the examples, 320 x 240 and the like) with the same weights; seconds are CPU
 seconds of this process with one thread, else seconds. They take turns, and the ratio is the median of the rounds. Labels
 are compared at full size; those of random weights (`--architecture`) lie close to each other and say little.
 """

@@ -21,7 +21,7 @@ def bound(seconds: Mapping[str, float], wall: float, layout: Layout) -> str:
 
     Reading and decoding go on beside the network in threads of their own, so they count as waiting where they are late.
     """
-    work = {stage: seconds.get(stage, 0.0) for stage in HELP}
+    work = {stage: seconds.get(stage, 0.0) for stage in (*HELP, "refine_gpu")}
     if wall <= 0 or not any(work.values()):
         return ""
     slots = layout.tasks
@@ -37,12 +37,13 @@ def bound(seconds: Mapping[str, float], wall: float, layout: Layout) -> str:
 
 def _with_gpus(work: Mapping[str, float], wall: float, layout: Layout) -> str:
     scorers = layout.scorers or 1
-    gpu, cpu = work["score"] + work["large"], work["refine"] + work["encode"]
+    gpu, cpu = work["score"] + work["large"] + work["refine_gpu"], work["refine"] + work["encode"]
     of_gpus, of_cores = gpu / (scorers * wall), cpu / (layout.tasks * wall)
     if max(of_gpus, of_cores) < BUSY:
         return f"waiting: GPUs were at work {of_gpus:.0%} and cores {of_cores:.0%} of the time; more images a run would help"
     if of_gpus >= of_cores:
         both = f"{scorers} GPUs were at work {of_gpus:.0%} of the time, {layout.tasks} cores {of_cores:.0%}"
-        return f"score: {both}; more GPUs would help"
+        refined = " (they refined, too)" if work["refine_gpu"] else ""
+        return f"score: {both}{refined}; more GPUs would help"
     cores = max(layout.tasks + 1, round(cpu / (gpu / scorers))) if gpu else layout.tasks + 1
     return f"refine: cores were at work {of_cores:.0%} of the time, GPUs {of_gpus:.0%}; about {cores} cores would keep up with them"

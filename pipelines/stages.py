@@ -1,7 +1,8 @@
 """What happens to a block of images inside Ray.
 
 On CPUs one task does all of it (`whole`): read, decode, score, refine, encode. With GPUs the actors that hold them stop at
-the scores (`Score`), and tasks on any CPU go on from there (`refine`). A large image has all of its way where it is scored.
+the scores (`Score`), and tasks on any CPU go on from there (`refine`), unless the GPUs are faster at that, too
+(`pipelines.refining`). A large image has all of its way where it is scored.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from deeplab import checkpoint, masks
 from deeplab.classes import ClassTable
@@ -24,6 +26,7 @@ from deeplab.multiscale import confidence, winning_classes
 from pipelines.custody import Custody, given_up
 from pipelines.large import segment_large
 from pipelines.loading import Loaded, Loader
+from pipelines.refining import on_device
 from pipelines.results import FILE_SCHEMA
 
 # What the CRF sees around each window of a large image. With it, the labels of a mosaic of photos differ from those of the
@@ -79,6 +82,7 @@ class Task:
     run: str
     threads: int
     large_pixels: int = MAX_PIXELS  # images above it are never decoded whole
+    crf_on_scorer: bool = False  # the CRF has its turn on the GPU that scores
 
 
 class Scorer:
@@ -87,7 +91,6 @@ class Scorer:
     def __init__(self, model: Any, task: Task) -> None:
         """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder."""
         import ray
-        import torch
 
         from deeplab.predictor import Predictor
 
@@ -134,8 +137,20 @@ class Scorer:
                 images.append(Scored(image.uri, image.version, None, size, image.pixels, image.encoded, found, confidence(found)))
         seconds = {"read": sum(image.read_seconds for image in window), "decode": sum(image.decode_seconds for image in window)}
         stage = "large" if any(image.finished for image in images) else "score"
-        report("score", window[0].uri, 0, 0, {**seconds, stage: time.perf_counter() - start})
+        scored = time.perf_counter()
+        seconds[stage] = scored - start
+        if self.task.crf_on_scorer:
+            images = [self._finish(image) for image in images]
+            seconds["refine_gpu"] = time.perf_counter() - scored
+        report("score", window[0].uri, 0, 0, seconds)
         return images
+
+    def _finish(self, image: Scored) -> Scored:
+        """The rest of an image's way, here on the GPU; what is finished, or an error, stays as it is."""
+        if image.size is None or image.scores is None:
+            return image
+        labels = labelled(self.task, image.size, image.pixels, image.scores)
+        return Scored(image.uri, image.version, finished={**_columns(labels, self.task.classes), "confidence": image.confidence})
 
     def _large(self, image: Loaded) -> Scored:
         """All of the image's way, here and now: neither its pixels nor its scores are ever held whole."""
@@ -233,14 +248,30 @@ def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, score
     """Scores to full size, dense CRF (which alone needs the pixels), the winning class: labels, height x width."""
     if task.crf is None:
         return winning_classes(scores, *size, task.stride, task.align_corners)
-    crf = _engine(tuple(task.crf.items()))
-    return crf.labels(pixels, scores=scores, stride=task.stride, align_corners=task.align_corners)
+    geometry = {"stride": task.stride, "align_corners": task.align_corners}
+    try:
+        return _crf(task).labels(pixels, scores=scores, **geometry)
+    except torch.OutOfMemoryError:  # a large image on a small GPU
+        exact = _engine(tuple({**task.crf, "mode": "exact", "backend": "native"}.items()))
+        return exact.labels(pixels, scores=scores, **geometry)
+
+
+def _crf(task: Task) -> Any:
+    """The task's CRF, one object with its buffers in each process."""
+    assert task.crf is not None
+    return _engine(tuple((on_device(task.crf) if task.crf_on_scorer else task.crf).items()))
+
+
+def _columns(labels: np.ndarray, classes: ClassTable) -> dict[str, Any]:
+    """What the results table has of a label map."""
+    counts = list(masks.class_pixels(labels, classes).items())
+    return {"height": labels.shape[0], "width": labels.shape[1], "mask": masks.encode_png(labels, classes), "class_pixels": counts}
 
 
 def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:
     """Labels and their PNG: rows of the results table, one per image."""
     classes = task.classes
-    short = _engine(tuple(task.crf.items())).short() if task.crf is not None else None
+    short = _crf(task).short() if task.crf is not None else None
     seconds = {"refine": 0.0, "encode": 0.0}
     rows = []
     start = time.perf_counter()
@@ -254,9 +285,7 @@ def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:
             continue
         labels = labelled(task, image.size, image.pixels, image.scores)
         middle = time.perf_counter()
-        row |= {"status": "ok", "height": image.size[0], "width": image.size[1], "mask": masks.encode_png(labels, classes)}
-        row |= {"class_pixels": list(masks.class_pixels(labels, classes).items()), "confidence": image.confidence}
-        rows.append({**row, "refined": short})
+        rows.append({**row, "status": "ok", **_columns(labels, classes), "confidence": image.confidence, "refined": short})
         seconds["refine"] += middle - start
         start = time.perf_counter()
         seconds["encode"] += start - middle

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from deeplab.crf.inputs import Grid, check_grid, check_image, upsampled
 from deeplab.crf.native import engine_module
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters, Normalization
+
+if TYPE_CHECKING:  # the native engine is used without torch
+    import torch
 
 Mode = Literal["fast", "exact"]
 Backend = Literal["native", "torch", "pydensecrf"]
@@ -101,7 +104,9 @@ class DenseCRF:
         dtype = np.uint8 if len(grid.values) <= 256 else np.uint16
         if self.backend == "native":
             return self._native(image, grid, np.empty(image.shape[:2], dtype))
-        return self._other(image, grid).argmax(0).astype(dtype)
+        if self.backend == "torch":  # a GPU gives back labels, a hundredth of its marginals
+            return self._on_device(image, grid).argmax(0).cpu().numpy().astype(dtype)
+        return self._bridge(image, grid).argmax(0).astype(dtype)
 
     def marginals(
         self,
@@ -115,7 +120,7 @@ class DenseCRF:
         image, grid = self._checked(image, scores, probabilities, stride, align_corners)
         if self.backend == "native":
             return self._native(image, grid, np.empty((len(grid.values), *image.shape[:2]), np.float32))
-        return self._other(image, grid)
+        return self._on_device(image, grid).cpu().numpy() if self.backend == "torch" else self._bridge(image, grid)
 
     def short(self) -> str:
         """Mode and parameters in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
@@ -169,19 +174,22 @@ class DenseCRF:
         )
         return out
 
-    def _other(self, image: np.ndarray, grid: Grid) -> np.ndarray:
-        logits = upsampled(grid, *image.shape[:2])
-        if self.backend == "pydensecrf":
-            from deeplab.crf.bridge import pydensecrf_marginals
+    def _bridge(self, image: np.ndarray, grid: Grid) -> np.ndarray:
+        from deeplab.crf.bridge import pydensecrf_marginals
 
-            self.stats = {"classes_kept": len(logits), "active_fraction": 1.0}
-            return pydensecrf_marginals(image, logits, self.parameters)
+        logits = upsampled(grid, *image.shape[:2])
+        self.stats = {"classes_kept": len(logits), "active_fraction": 1.0}
+        return pydensecrf_marginals(image, logits, self.parameters)
+
+    def _on_device(self, image: np.ndarray, grid: Grid) -> torch.Tensor:
+        """Marginals C x H x W, on the device."""
         import torch
 
-        from deeplab.crf.torch_lattice import mean_field
+        from deeplab.crf.torch_lattice import mean_field, upsampled_on
 
+        height, width = image.shape[:2]
+        unary = upsampled_on(grid, height, width, self.device)
         images = torch.from_numpy(image)[None].to(self.device)
-        unary = torch.from_numpy(logits)[None].to(self.device)
-        result, vertices = mean_field(images, unary, self.parameters, deterministic=self.deterministic)
-        self.stats = {"classes_kept": len(logits), "active_fraction": 1.0, **vertices}
-        return result[0].cpu().numpy()
+        result, vertices = mean_field(images, unary[None], self.parameters, deterministic=self.deterministic)
+        self.stats = {"classes_kept": len(unary), "active_fraction": 1.0, **vertices}
+        return result[0]

@@ -76,6 +76,14 @@ def upsampled(grid: Grid, height: int, width: int) -> np.ndarray:
     For the backends that need full-size planes; the native engine interpolates as it goes. ValueError for values that
     are not finite and for probabilities that do not sum to one.
     """
+    values = check_values(grid)
+    if not grid.full_size:
+        values = _along(_along(values, 1, height, grid), 2, width, grid)
+    return np.log(np.maximum(values, 1e-5)) if grid.probabilities else values
+
+
+def check_values(grid: Grid) -> np.ndarray:
+    """The grid's values. ValueError for values that are not finite and for probabilities that do not sum to one."""
     values = grid.values
     if not (np.abs(values) <= 1e30).all():
         raise ValueError("scores or probabilities contain NaN, infinity or a magnitude above 1e30: finite values are accepted")
@@ -84,16 +92,19 @@ def upsampled(grid: Grid, height: int, width: int) -> np.ndarray:
             "probabilities are negative or do not sum to one over the classes (within 0.02): "
             "give a softmax, or pass logits as scores"
         )
-    if not grid.full_size:
-        values = _along(_along(values, 1, height, grid), 2, width, grid)
-    return np.log(np.maximum(values, 1e-5)) if grid.probabilities else values
+    return values
+
+
+def places(count: int, length: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `length` pixels the one of `count` values before it (int64), and how far it lies beyond that (float32, 0..1)."""
+    at = np.clip(np.arange(length) * grid.step + grid.shift, 0, count - 1)
+    low = np.minimum(at.astype(np.int64), max(count - 2, 0))
+    return low, (at - low).astype(np.float32)
 
 
 def _along(values: np.ndarray, axis: int, length: int, grid: Grid) -> np.ndarray:
     count = values.shape[axis]
-    at = np.clip(np.arange(length) * grid.step + grid.shift, 0, count - 1)
-    low = np.minimum(at.astype(np.int64), max(count - 2, 0))
-    weight = (at - low).astype(np.float32)
+    low, weight = places(count, length, grid)
     shape = [1, 1, 1]
     shape[axis] = length
     a = values.take(low, axis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from deeplab.crf.inputs import Grid, check_values, places
 from deeplab.crf.parameters import CRFParameters
 
 
@@ -105,6 +106,18 @@ def _find(table: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Places of keys in a sorted table; len(table) where absent."""
     at = torch.searchsorted(table, keys).clamp(max=len(table) - 1)
     return torch.where(table[at] == keys, at, len(table))
+
+
+def upsampled_on(grid: Grid, height: int, width: int, device: str) -> torch.Tensor:
+    """`deeplab.crf.inputs.upsampled` on `device`, to which only the grid's few values are copied."""
+    values = torch.from_numpy(check_values(grid)).to(device)
+    if not grid.full_size:
+        for axis, length in ((1, height), (2, width)):
+            count = values.shape[axis]
+            low, weight = (torch.from_numpy(array).to(device) for array in places(count, length, grid))
+            before, after = values.index_select(axis, low), values.index_select(axis, (low + 1).clamp(max=count - 1))
+            values = torch.lerp(before, after, weight[:, None] if axis == 1 else weight)
+    return values.clamp(min=1e-5).log() if grid.probabilities else values
 
 
 class _Kernel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +18,9 @@ import pytest
 from PIL import Image
 
 from flows.hooks import marked
+from pipelines import refining
 from pipelines.results import ResultsTable
-from tests.pipelines.conftest import make_dataset
+from tests.pipelines.conftest import EXAMPLES, make_dataset
 from tests.system.conftest import NODES, PATIENCE, processes, wait_for
 
 pytestmark = pytest.mark.timeout(900)
@@ -96,6 +99,63 @@ def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_
     assert process.returncode == 0, err
     assert json.loads(out)["images"] == 48
     assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("gpus", [1])
+def test_scorers_refine_where_they_are_told_to(start: Start, tmp_path: Path, cluster: object) -> None:
+    """The GPU is one in name, and refines with torch on the CPU: the exact CRF's masks, as the cores have them."""
+    archive = tmp_path / "photos"
+    archive.mkdir()
+    for path in sorted((EXAMPLES / "images").glob("*.jpg"))[:4]:
+        shutil.copy(path, archive)
+    (archive / "broken.jpg").write_bytes(b"no photo")
+    found = {}
+    common = (str(archive), "--crf-mode", "exact", "--max-error-rate", "0.5", "--json")
+    there = ("--crf-backend", "torch", "--address", cluster.address)  # type: ignore[attr-defined]
+    for place, more in {"gpu": there, "cores": ()}.items():
+        results = tmp_path / place
+        process = start("segment", common[0], str(results), *common[1:], *more)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, err
+        summary = json.loads(out)
+        assert summary["images"] == 5 and summary["errors"] == 1
+        assert summary["crf_on_gpus"] == ("refine_gpu" in summary["seconds_by_stage"]) == (place == "gpu")
+        rows = ResultsTable.open(str(results)).dataset().to_table().to_pylist()
+        found[place] = {row["uri"]: row for row in rows}
+    same = total = 0
+    for uri, row in found["cores"].items():
+        other = found["gpu"][uri]
+        assert (row["status"], row["error"], row["height"], row["refined"]) == tuple(
+            other[name] for name in ("status", "error", "height", "refined")
+        )
+        if row["status"] == "ok":
+            assert row["confidence"] == pytest.approx(other["confidence"])
+            a, b = (np.asarray(Image.open(io.BytesIO(each["mask"]))) for each in (row, other))
+            same, total = same + int((a == b).sum()), total + a.size
+    assert same >= 0.999 * total > 0
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("gpus", [1])
+def test_where_to_refine_is_measured_on_the_cluster(cluster: object, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in name computes the torch lattice on a CPU, which the native engine beats; a short run measures nothing."""
+    import ray
+
+    from deeplab import checkpoint
+
+    predictor = {"scales": (1.0,), "flip": False, "precision": "auto"}
+    crf = {"mode": "fast", "backend": "native"}
+    asked: list[object] = []
+    real = refining.on_gpus
+    monkeypatch.setattr(refining, "on_gpus", lambda *given: asked.append(given) or real(*given))
+    ray.init(address=cluster.address, log_to_driver=False)  # type: ignore[attr-defined]
+    try:
+        source = ray.put(checkpoint.read(str(model)))
+        assert not refining.chosen("auto", source, predictor, crf, 100) and not asked
+        assert not refining.chosen("auto", source, predictor, crf, refining.WORTH_MEASURING) and len(asked) == 1
+        assert refining.chosen("torch", source, predictor, crf, 1)
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.nightly
