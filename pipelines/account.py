@@ -9,12 +9,16 @@ import duckdb
 from pipelines.results import ResultsTable
 
 
+def reason_of(error: str) -> str:
+    """SQL for the reason in the column `error`: numbers become N, but for those that end a name, as JPEG2000's does."""
+    return f"regexp_replace({error}, '(^|[^A-Z0-9.,])[0-9][0-9.,]*', '\\1N', 'g')"
+
+
 def errors_by_reason(table: ResultsTable, model: str, run: str) -> dict[str, int]:
     """Error rows of a run by reason, numbers in the reasons left out; the most frequent first."""
-    reason = "regexp_replace(error, '[0-9][0-9.,]*', 'N', 'g')"
     return dict(
         table.query(
-            f"SELECT {reason} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' GROUP BY 1 ORDER BY 2 DESC, 1",
+            f"SELECT {reason_of('error')} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' GROUP BY 1 ORDER BY 2 DESC, 1",
             [run],
             model,
         ).fetchall()

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from deeplab.images import MAX_PIXELS, Header, ImageError, decode, header
-from pipelines import shards, storage
+from pipelines import s3, shards, storage
 
 READ_THREADS = 8
 # A window is what the network is given at a time: enough images to fill its batches, and no more pixels than this
@@ -72,6 +72,8 @@ class Loader:
 
         `decoding` hears of the images that are being decoded or worked on (two windows at most) before they are.
         """
+        if images and images[0][0].startswith("s3://"):
+            s3.client()  # takes a second in a new process, in which all threads would seem to read
         waiting = deque(images)
         reads: deque[tuple[str, int, Future[Read]]] = deque()
         held: dict[str, int] = {}  # bytes of the window that the caller is about to work on

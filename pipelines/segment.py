@@ -270,7 +270,7 @@ def _run_chunk(
     dataset = ray.data.from_arrow(blocks)
     blockwise: dict[str, Any] = {"batch_size": layout.images_per_block, "batch_format": "pyarrow"}
     if layout.scorers is None:
-        blockwise |= {"num_cpus": layout.cpus, "concurrency": layout.tasks}
+        blockwise |= {"num_cpus": layout.cpus, "concurrency": min(layout.tasks, len(blocks))}
         dataset = dataset.map_batches(whole, fn_args=(model, task, report, register), **blockwise)
     else:
         dataset = dataset.map_batches(

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines import inventory, plan
+from pipelines import account, inventory, plan
 from pipelines.results import ResultsTable
 
 
@@ -21,8 +21,8 @@ def status(table: ResultsTable, archive: str | None = None, model: str | None = 
         """
     ).fetchall():
         reasons = table.query(
-            """
-            SELECT regexp_replace(error, '[0-9][0-9.,]*', 'N', 'g'), count(*) FROM results WHERE status <> 'ok'
+            f"""
+            SELECT {account.reason_of("error")}, count(*) FROM results WHERE status <> 'ok'
             GROUP BY 1 ORDER BY 2 DESC, 1
             """,
             model=label,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipelines.account import class_shares
+from pipelines.account import class_shares, reason_of
 from pipelines.exports.source import name_of
 from pipelines.report.rows import Rows
 
@@ -98,7 +98,7 @@ def gather(rows: Rows) -> Facts:
         )
     )
     facts.histogram = [counted.get(index, 0) for index in range(BINS)]
-    reason = "regexp_replace(error, '[0-9][0-9.,]*', 'N', 'g')"
+    reason = reason_of("error")
     facts.reasons = [
         (text or "no reason given", count, [name_of(uri) for uri in uris])
         for text, count, uris in rows.ask(

@@ -13,7 +13,7 @@ from deeplab import masks
 from deeplab.classes import ClassTable
 from deeplab.images import ImageError
 from deeplab.sheet import bright
-from pipelines import shards
+from pipelines import account, shards
 from pipelines.exports.pictures import picture
 from pipelines.exports.source import name_of
 from pipelines.report.rows import Rows
@@ -51,7 +51,7 @@ def chosen(rows: Rows, count: int) -> list[dict[str, Any]]:
     """Cards of a sample: six of ten an even sample by hash, two those of lowest confidence, two errors of each reason in turn."""
     low, bad = max(1, count // 5), max(1, count // 5)
     numbers = [n for (n,) in rows.ask("SELECT id FROM rows WHERE status = 'ok' ORDER BY confidence, uri LIMIT ?", [low])]
-    reason = "regexp_replace(coalesce(error, ''), '[0-9][0-9.,]*', 'N', 'g')"
+    reason = account.reason_of("coalesce(error, '')")
     numbers += [
         n
         for (n,) in rows.ask(

@@ -14,7 +14,7 @@ import pyarrow.orc as paorc
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import inventory, parquet_shards, s3, segment, shards, storage
+from pipelines import account, inventory, parquet_shards, s3, segment, shards, storage
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from tests.pipelines.conftest import photo
@@ -170,3 +170,13 @@ def test_a_store_that_was_away_for_a_moment_is_not_taken_for_damage(tmp_path: Pa
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", once_away)
     assert shards.fetch(rows[0]["uri"], rows[0]["version"])[0] == PHOTOS[0]
     assert len(calls) == 2
+
+
+def test_numbers_leave_reasons_but_not_names() -> None:
+    import duckdb
+
+    errors = ["over 12,000 x 9.5 pixels", "320x240 is cut", "JPEG2000, AVIF", "7 of 8"]
+    found = [
+        duckdb.sql(f"SELECT {account.reason_of('e')} FROM (SELECT $error AS e)", params={"error": e}).fetchone() for e in errors
+    ]
+    assert [row[0] for row in found if row] == ["over N x N pixels", "NxN is cut", "JPEG2000, AVIF", "N of N"]
