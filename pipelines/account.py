@@ -18,7 +18,8 @@ def errors_by_reason(table: ResultsTable, model: str, run: str) -> dict[str, int
     """Error rows of a run by reason, numbers in the reasons left out; the most frequent first."""
     return dict(
         table.query(
-            f"SELECT {reason_of('error')} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' GROUP BY 1 ORDER BY 2 DESC, 1",
+            f"SELECT {reason_of('error')} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' "
+            "GROUP BY 1 ORDER BY 2 DESC, 1",
             [run],
             model,
         ).fetchall()
