@@ -91,6 +91,7 @@ def serve(table: ResultsTable, model: str, port: int, started: Callable[[str], N
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # before the address is told: who comes before the server is up waits for it and is not refused
     except OSError as error:
         raise UserError(f"port {port}: cannot be listened on ({error.strerror}); choose another with --port") from error
     with listener, Rows(table, model) as rows:
