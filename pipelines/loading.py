@@ -72,7 +72,7 @@ class Loader:
 
         `decoding` hears of the images that are being decoded or worked on (two windows at most) before they are.
         """
-        if images and images[0][0].startswith("s3://"):
+        if images and storage.is_s3(images[0][0]):
             s3.client()  # takes a second in a new process, in which all threads would seem to read
         waiting = deque(images)
         reads: deque[tuple[str, int, Future[Read]]] = deque()

@@ -57,6 +57,7 @@ def measure(
 def chosen(backend: str, model: Any, predictor: Mapping[str, Any], crf: Mapping[str, Any], images: int) -> bool:
     """Whether the scorers of this run refine; `backend` as in SegmentOptions, `model` an object reference. Asks the cluster."""
     import ray
+    import torch
 
     from pipelines import cluster
     from pipelines.layout import layout
@@ -69,5 +70,8 @@ def chosen(backend: str, model: Any, predictor: Mapping[str, Any], crf: Mapping[
         return True
     if images < WORTH_MEASURING:
         return False
-    seconds, device = ray.get(ray.remote(num_gpus=1, num_cpus=0)(measure).remote(model, predictor, crf))
+    try:
+        seconds, device = ray.get(ray.remote(num_gpus=1, num_cpus=0)(measure).remote(model, predictor, crf))
+    except torch.OutOfMemoryError:  # too small a GPU for the CRF of a photo; what it scores the cores can refine
+        return False
     return on_gpus(seconds, device, max(0.1, cpus - spread.scorers * spread.scorer_cpus), spread.scorers)

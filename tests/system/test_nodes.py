@@ -151,6 +151,14 @@ def test_where_to_refine_is_measured_on_the_cluster(cluster: object, model: Path
         assert not refining.chosen("auto", source, predictor, crf, 100) and not asked
         assert not refining.chosen("auto", source, predictor, crf, refining.WORTH_MEASURING) and len(asked) == 1
         assert refining.chosen("torch", source, predictor, crf, 1)
+
+        def too_large(*given: object) -> None:
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(refining, "measure", too_large)
+        assert not refining.chosen("auto", source, predictor, crf, refining.WORTH_MEASURING)
     finally:
         ray.shutdown()
 
