@@ -1,8 +1,27 @@
-"""In which arithmetic a device scores."""
+"""On which device, and in which arithmetic, tensors are computed."""
 
 from __future__ import annotations
 
 import torch
+
+from deeplab.errors import UserError
+
+
+class DeviceError(UserError):
+    """A device was asked for that this machine does not have, or that nobody knows."""
+
+
+def device_named(name: str) -> torch.device:
+    """ "auto" is a GPU where there is one, else the CPU; other names are torch's. Raises DeviceError without that GPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device {name!r}: 'auto', 'cpu' and 'cuda' are accepted") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name}: torch finds no GPU here; 'cpu' and 'auto' are accepted")
+    return device
 
 
 def best_precision(device: torch.device) -> str:

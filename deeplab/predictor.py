@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from deeplab import fused
-from deeplab.arithmetic import best_precision
+from deeplab.arithmetic import best_precision, device_named
 from deeplab.folding import folded
 from deeplab.multiscale import Fusion, multiscale_scores, winning_classes
 from deeplab.network import SegmentationNetwork
@@ -56,7 +56,7 @@ class Predictor:
             raise ValueError(f"precision {precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
         if not 64 <= overlap + 64 <= tile:
             raise ValueError(f"tile {tile}, overlap {overlap}: the tile must exceed the overlap by at least 64 pixels")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = device_named(device)
         self.precision = best_precision(self.device) if precision == "auto" else precision
         self.dtype = DTYPES[self.precision]
         # Depthwise and pointwise convolutions run fastest with channels innermost.

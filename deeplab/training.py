@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from deeplab import checkpoint, states
+from deeplab.arithmetic import device_named
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
@@ -127,7 +128,7 @@ def train(
     model stay), an unfit `out` or one that cannot be written.
     """
     out = as_files(out)
-    where = _device(execution.device)
+    where = device_named(execution.device)
     ranks = ranks or Ranks(where)
     if ranks.size * execution.accumulate > config.batch_size:
         raise TrainingError(
@@ -279,12 +280,6 @@ def train(
     if ranks.first:
         states.finish(out, record, best)
     return best
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device cuda: torch finds no GPU here; 'cpu' and 'auto' are accepted")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def _autocast(where: torch.device, config: TrainingConfig) -> Any:

@@ -36,8 +36,8 @@ class SegmentOptions(BaseModel):
     crf_mode: Literal["fast", "exact"] = Field(
         default="fast", description="fast prunes absent classes; exact is pydensecrf's model"
     )
-    crf_backend: Literal["auto", "native", "torch", "pydensecrf"] = Field(
-        default="auto", description="What computes the CRF; auto is native, and torch where GPUs measure faster with it"
+    crf_backend: Literal["native", "torch", "pydensecrf"] = Field(
+        default="native", description="What computes the CRF: native on the cores; torch, always exact, on the GPUs; pydensecrf"
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above tile x tile pixels are scored in tiles")

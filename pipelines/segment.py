@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from deeplab import checkpoint
 from deeplab.errors import UserError
-from pipelines import account, inventory, plan, refining, registry, storage
+from pipelines import account, inventory, plan, registry, storage
 from pipelines.bound import bound
 from pipelines.layout import layout as layout_of
 from pipelines.options import SegmentOptions
@@ -51,8 +51,7 @@ class Progress:
 
 @dataclass
 class Summary:
-    """What a run did; `images` were planned and done by it, `already` had their row before; `bound`: the stage that held it up.
-    `crf_on_gpus`: whether the processes that score refined, too (`pipelines.refining`)."""
+    """What a run did; `images` were planned and done by it, `already` had their row before; `bound`: the stage that held it up."""
 
     run: str
     model: str
@@ -69,7 +68,6 @@ class Summary:
     seconds_by_stage: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
     bound: str = ""
-    crf_on_gpus: bool = False
 
 
 Watch = Callable[[Progress], None]
@@ -96,8 +94,9 @@ class Segmentation:
         self.source = registry.read_model(options.model)
         self.model = checkpoint.parse(*self.source)
         arguments = self.model.crf(options.crf_params) if options.crf else {}
-        backend = "native" if options.crf_backend == "auto" else options.crf_backend
-        self.crf = {"mode": options.crf_mode, "backend": backend, **arguments} if options.crf else None
+        # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
+        crf = {"mode": options.crf_mode, "backend": options.crf_backend, "device": "auto", "deterministic": True, **arguments}
+        self.crf = crf if options.crf else None
         self.predictor = options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"})
         self.summary = Summary(f"run-{uuid.uuid4().hex[:12]}", self.model.label, storage.canonical(options.results))
 
@@ -158,9 +157,6 @@ class Segmentation:
 
         with cluster.session(self.options.address):
             self.shipped = ray.put(self.source)
-            if self.crf is not None:
-                backend, images = self.options.crf_backend, self.plan.images
-                self.summary.crf_on_gpus = refining.chosen(backend, self.shipped, self.predictor, self.crf, images)
             started = time.perf_counter()
             try:
                 yield pending()
@@ -180,7 +176,6 @@ class Segmentation:
             align_corners=self.model.network.align_corners,
             predictor=self.predictor,
             crf=self.crf,
-            crf_on_scorer=self.summary.crf_on_gpus,
             max_pixels=options.max_pixels,
             run=self.summary.run,
             threads=1,

@@ -1,8 +1,8 @@
 """What happens to a block of images inside Ray.
 
 On CPUs one task does all of it (`whole`): read, decode, score, refine, encode. With GPUs the actors that hold them stop at
-the scores (`Score`), and tasks on any CPU go on from there (`refine`), unless the GPUs are faster at that, too
-(`pipelines.refining`). A large image has all of its way where it is scored.
+the scores (`Score`), and tasks on any CPU go on from there (`refine`), unless the CRF's backend is torch: then they refine,
+too. A large image has all of its way where it is scored.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from deeplab.multiscale import confidence, winning_classes
 from pipelines.custody import Custody, given_up
 from pipelines.large import segment_large
 from pipelines.loading import Loaded, Loader
-from pipelines.refining import on_device
 from pipelines.results import FILE_SCHEMA
 
 # What the CRF sees around each window of a large image. With it, the labels of a mosaic of photos differ from those of the
 # CRF over the whole as much as these do when the image is cropped by 8 pixels: 0.04 % of pixels (the CRF changes 1.7 %).
 MARGIN = 64
 # What is known of an image that had its whole way already.
-FINISHED = pa.struct([FILE_SCHEMA.field(name) for name in ("height", "width", "mask", "class_pixels", "confidence")])
+FINISHED = pa.struct([FILE_SCHEMA.field(name) for name in ("height", "width", "mask", "class_pixels", "confidence", "refined")])
 SCORED = pa.schema(
     [
         ("uri", pa.string()),
@@ -82,14 +81,14 @@ class Task:
     run: str
     threads: int
     large_pixels: int = MAX_PIXELS  # images above it are never decoded whole
-    crf_on_scorer: bool = False  # the CRF has its turn on the GPU that scores
 
 
 class Scorer:
     """The network and what feeds it."""
 
-    def __init__(self, model: Any, task: Task) -> None:
-        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder."""
+    def __init__(self, model: Any, task: Task, refines: bool = False) -> None:
+        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder.
+        `refines`: the CRF has its turn here, on the device that scores."""
         import ray
 
         from deeplab.predictor import Predictor
@@ -97,7 +96,7 @@ class Scorer:
         if not torch.cuda.is_available():
             torch.set_num_threads(task.threads)
         self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, **task.predictor)
-        self.task = task
+        self.task, self.refines = task, refines
         self.loader = Loader(task.max_pixels, task.large_pixels)
 
     def windows(self, block: pa.Table, report: Report, register: Any) -> Iterator[list[Scored]]:
@@ -139,7 +138,7 @@ class Scorer:
         stage = "large" if any(image.finished for image in images) else "score"
         scored = time.perf_counter()
         seconds[stage] = scored - start
-        if self.task.crf_on_scorer:
+        if self.refines:
             images = [self._finish(image) for image in images]
             seconds["refine_gpu"] = time.perf_counter() - scored
         report("score", window[0].uri, 0, 0, seconds)
@@ -149,19 +148,25 @@ class Scorer:
         """The rest of an image's way, here on the GPU; what is finished, or an error, stays as it is."""
         if image.size is None or image.scores is None:
             return image
-        labels = labelled(self.task, image.size, image.pixels, image.scores)
-        return Scored(image.uri, image.version, finished={**_columns(labels, self.task.classes), "confidence": image.confidence})
+        labels, by = labelled(self.task, image.size, image.pixels, image.scores)
+        columns = _columns(labels, by, self.task.classes)
+        return Scored(image.uri, image.version, finished={**columns, "confidence": image.confidence})
 
     def _large(self, image: Loaded) -> Scored:
         """All of the image's way, here and now: neither its pixels nor its scores are ever held whole."""
         assert image.header is not None
 
+        refined: set[str] = set()
+
         def label(pixels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-            return labelled(self.task, pixels.shape[:2], pixels, scores)
+            labels, by = labelled(self.task, pixels.shape[:2], pixels, scores)
+            refined.update([by] if by else [])
+            return labels
 
         try:
             margin = MARGIN if self.task.crf is not None else self.task.stride
             finished = segment_large(image.encoded, image.header, self.predictor, label, margin, self.task.classes)
+            finished["refined"] = " and ".join(sorted(refined)) or None
             return Scored(image.uri, image.version, finished=finished)
         except ImageError as reason:
             return Scored(image.uri, image.version, f"decode: {reason}")
@@ -189,7 +194,8 @@ class Score:
 
     def __init__(self, model: Any, task: Task, report: Report, register: Any) -> None:
         """`model`, `task`: as Scorer's. `register`: the actor of custody.Register."""
-        self.scorer, self.report, self.register = Scorer(model, task), report, register
+        refines = task.crf is not None and task.crf["backend"] == "torch"
+        self.scorer, self.report, self.register = Scorer(model, task, refines), report, register
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for images in self.scorer.windows(block, self.report, self.register):
@@ -244,48 +250,45 @@ def refine(block: pa.Table, task: Task, report: Report, register: Any) -> pa.Tab
         custody.end(name)
 
 
-def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, scores: np.ndarray) -> np.ndarray:
-    """Scores to full size, dense CRF (which alone needs the pixels), the winning class: labels, height x width."""
+def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, scores: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Scores to full size, dense CRF (which alone needs the pixels), the winning class.
+
+    Labels, height x width, and the row's `refined`: what computed them, None without CRF.
+    """
     if task.crf is None:
-        return winning_classes(scores, *size, task.stride, task.align_corners)
+        return winning_classes(scores, *size, task.stride, task.align_corners), None
     geometry = {"stride": task.stride, "align_corners": task.align_corners}
+    crf = _engine(tuple(task.crf.items()))
     try:
-        return _crf(task).labels(pixels, scores=scores, **geometry)
+        return crf.labels(pixels, scores=scores, **geometry), crf.short()
     except torch.OutOfMemoryError:  # a large image on a small GPU
         exact = _engine(tuple({**task.crf, "mode": "exact", "backend": "native"}.items()))
-        return exact.labels(pixels, scores=scores, **geometry)
+        return exact.labels(pixels, scores=scores, **geometry), exact.short()
 
 
-def _crf(task: Task) -> Any:
-    """The task's CRF, one object with its buffers in each process."""
-    assert task.crf is not None
-    return _engine(tuple((on_device(task.crf) if task.crf_on_scorer else task.crf).items()))
-
-
-def _columns(labels: np.ndarray, classes: ClassTable) -> dict[str, Any]:
-    """What the results table has of a label map."""
+def _columns(labels: np.ndarray, by: str | None, classes: ClassTable) -> dict[str, Any]:
+    """What the results table has of what `labelled` gave."""
     counts = list(masks.class_pixels(labels, classes).items())
-    return {"height": labels.shape[0], "width": labels.shape[1], "mask": masks.encode_png(labels, classes), "class_pixels": counts}
+    png = masks.encode_png(labels, classes)
+    return {"height": labels.shape[0], "width": labels.shape[1], "mask": png, "class_pixels": counts, "refined": by}
 
 
 def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:
     """Labels and their PNG: rows of the results table, one per image."""
-    classes = task.classes
-    short = _crf(task).short() if task.crf is not None else None
     seconds = {"refine": 0.0, "encode": 0.0}
     rows = []
     start = time.perf_counter()
     for image in images:
         row: dict[str, Any] = {"uri": image.uri, "version": image.version, "run": task.run, "segmented_at": datetime.now(UTC)}
         if image.finished is not None:
-            rows.append({**row, "status": "ok", **image.finished, "refined": short})
+            rows.append({**row, "status": "ok", **image.finished})
             continue
         if image.size is None or image.scores is None:
             rows.append({**row, "status": "error", "error": image.error})
             continue
-        labels = labelled(task, image.size, image.pixels, image.scores)
+        labels, by = labelled(task, image.size, image.pixels, image.scores)
         middle = time.perf_counter()
-        rows.append({**row, "status": "ok", **_columns(labels, classes), "confidence": image.confidence, "refined": short})
+        rows.append({**row, "status": "ok", **_columns(labels, by, task.classes), "confidence": image.confidence})
         seconds["refine"] += middle - start
         start = time.perf_counter()
         seconds["encode"] += start - middle

@@ -29,8 +29,8 @@ class DenseCRF:
     The kernels are described at `CRFParameters`; the defaults here are its "kazuto" set.
 
     backend: "native" is the engine of this package (CPU), "torch" the same lattice in torch operations on `device`
-    (always exact), "pydensecrf" the package of that name, for comparison (always exact). threads: of the native
-    backend; the result does not depend on it. deterministic: the torch backend adds in a fixed order on a GPU too.
+    (auto, cpu or cuda), "pydensecrf" the package of that name, for comparison; both are exact whatever `mode` says. threads:
+    of the native backend; the result does not depend on it. deterministic: the torch backend adds in a fixed order on a GPU too.
 
     Buffers are kept between calls, so one object per worker is the intended use; calls from several threads take
     turns. Pickles and copies as its parameters. ValueError for parameters out of range.
@@ -68,7 +68,7 @@ class DenseCRF:
             raise ValueError(f"freeze {freeze!r}: a change of probability from 0 (never freeze) to below 1 is accepted")
         if block_lanes not in (4, 8, 12, 16, 20, 24):
             raise ValueError(f"block_lanes {block_lanes!r}: channels filtered together, 4, 8, 12, 16, 20 or 24")
-        self.mode, self.backend, self.threads = mode, backend, threads
+        self.mode, self.backend, self.threads = (mode if backend == "native" else "exact"), backend, threads
         self.prune, self.freeze = float(prune), float(freeze)
         self.device, self.deterministic, self.build, self.block_lanes = device, deterministic, build, block_lanes
         self.parameters = CRFParameters(iterations, pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, normalization)
@@ -123,11 +123,11 @@ class DenseCRF:
         return self._on_device(image, grid).cpu().numpy() if self.backend == "torch" else self._bridge(image, grid)
 
     def short(self) -> str:
-        """Mode and parameters in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
-        return f"{self.mode} {self.parameters.short()}"
+        """Mode, parameters and a backend that is not native in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
+        return f"{self.mode} {self.parameters.short()}{'' if self.backend == 'native' else ' ' + self.backend}"
 
     def __repr__(self) -> str:
-        return f"DenseCRF({self.short()!r}, backend={self.backend!r})"
+        return f"DenseCRF({self.short()!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_engine": None, "stats": {}}
@@ -185,11 +185,13 @@ class DenseCRF:
         """Marginals C x H x W, on the device."""
         import torch
 
+        from deeplab.arithmetic import device_named
         from deeplab.crf.torch_lattice import mean_field, upsampled_on
 
         height, width = image.shape[:2]
-        unary = upsampled_on(grid, height, width, self.device)
-        images = torch.from_numpy(image)[None].to(self.device)
+        device = device_named(self.device)
+        unary = upsampled_on(grid, height, width, device)
+        images = torch.from_numpy(image)[None].to(device)
         result, vertices = mean_field(images, unary[None], self.parameters, deterministic=self.deterministic)
         self.stats = {"classes_kept": len(unary), "active_fraction": 1.0, **vertices}
         return result[0]

@@ -108,7 +108,7 @@ def _find(table: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return torch.where(table[at] == keys, at, len(table))
 
 
-def upsampled_on(grid: Grid, height: int, width: int, device: str) -> torch.Tensor:
+def upsampled_on(grid: Grid, height: int, width: int, device: torch.device) -> torch.Tensor:
     """`deeplab.crf.inputs.upsampled` on `device`, to which only the grid's few values are copied."""
     values = torch.from_numpy(check_values(grid)).to(device)
     if not grid.full_size:

@@ -32,7 +32,7 @@ def segment(
     crf: Annotated[bool, typer.Option(help="Refine masks with the dense CRF.")] = True,
     crf_params: Annotated[str, typer.Option(help="CRF parameters: deeplab-v1, deeplab-v2, kazuto, isht7, deconvnet.")] = "kazuto",
     crf_mode: Annotated[str, typer.Option(help="fast (prunes absent classes) or exact.")] = "fast",
-    crf_backend: Annotated[str, typer.Option(help="native, torch (on the GPUs) or pydensecrf; auto measures.")] = "auto",
+    crf_backend: Annotated[str, typer.Option(help="native (on the cores), torch (on the GPUs, exact) or pydensecrf.")] = "native",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     tile: Annotated[int, typer.Option(help="Images above TILE x TILE pixels are scored in overlapping tiles.")] = 1025,
     overlap: Annotated[int, typer.Option(help="Pixels that tiles share.")] = 128,
@@ -134,8 +134,6 @@ def print_summary(summary: Any) -> None:
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
     table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s, workers starting included")
     table.add_row("seconds by stage", f"{stages} (summed over processes)")
-    if summary.crf_on_gpus:
-        table.add_row("refined", "on the GPUs")
     if summary.bound:
         table.add_row("bound by", escape(summary.bound))
     table.add_row(

@@ -1,59 +1,61 @@
-"""Where a run with GPUs refines: what is measured, what follows from it, and what a GPU that is too small does."""
+"""What computes the CRF: the person says it, the row records it, and no measurement chooses."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from deeplab import checkpoint
 from deeplab.classes import PETS
 from deeplab.crf import DenseCRF, torch_lattice
-from pipelines import refining
+from pipelines.options import SegmentOptions
 from pipelines.stages import Task, labelled
-from tests.pipelines.conftest import make_model
 
-SECONDS = {"decode": 0.002, "score": 0.01, "refine": 0.1, "encode": 0.001}  # of an image; the GPU scores 100 a second
 CRF = {"mode": "fast", "backend": "native"}
 
 
+def task(**crf: Any) -> Task:
+    return Task(classes=PETS, stride=8, align_corners=True, predictor={}, crf={**CRF, **crf}, max_pixels=1, run="run", threads=1)
+
+
+@pytest.fixture
+def image() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and their scores at stride 8."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (33, 41, 3), np.uint8), random.normal(size=(3, 5, 6)).astype(np.float16)
+
+
+def test_the_cores_refine_unless_a_person_says_otherwise() -> None:
+    assert SegmentOptions(archive="a", results="r").crf_backend == "native"
+    with pytest.raises(ValueError, match="'native', 'torch' or 'pydensecrf'"):
+        SegmentOptions(archive="a", results="r", crf_backend="auto")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("refine_device", "cores", "gpus", "there"),
+    ("crf", "refined"),
     [
-        (0.01, 4, 1, True),  # 48 images/s on the GPU, 39 on the cores
-        (0.02, 4, 1, False),  # 32
-        (0.01, 16, 1, False),  # the cores keep up with 100
-        (0.01, 16, 4, True),  # 190 on four GPUs, 155 on the cores
-        (10.0, 0.1, 1, False),
+        ({}, "fast i10 pos3/1 bi4/67/3 sym"),
+        ({"mode": "exact"}, "exact i10 pos3/1 bi4/67/3 sym"),
+        ({"backend": "torch", "device": "auto", "deterministic": True}, "exact i10 pos3/1 bi4/67/3 sym torch"),
     ],
 )
-def test_gpus_refine_where_images_become_rows_faster(refine_device: float, cores: float, gpus: float, there: bool) -> None:
-    assert refining.on_gpus(SECONDS, refine_device, cores, gpus) is there
+def test_a_row_records_what_refined_it(image: tuple[np.ndarray, np.ndarray], crf: dict[str, Any], refined: str) -> None:
+    """Torch is exact whatever mode was asked for, and the row says that."""
+    labels, by = labelled(task(**crf), (33, 41), *image)
+    assert by == refined
+    mode = "exact" if "exact" in refined else "fast"
+    assert (labels == DenseCRF(mode).labels(*image, stride=8)).mean() > 0.999
 
 
-def test_what_is_measured_is_of_this_model_and_both_engines(tmp_path: Path) -> None:
-    source = checkpoint.read(str(make_model(tmp_path / "model")))
-    predictor = {"scales": (1.0,), "flip": False, "precision": "float32", "tile": 1025}
-    seconds, device = refining.measure(source, predictor, CRF, count=2, size=(48, 64))
-    assert set(seconds) == {"decode", "score", "refine", "encode"} and min(seconds.values()) > 0
-    assert device > 0
-
-
-def test_a_gpu_without_the_memory_for_an_image_leaves_it_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (33, 41, 3), np.uint8)
-    scores = random.normal(size=(3, 5, 6)).astype(np.float16)
-    given: dict[str, Any] = {"classes": PETS, "stride": 8, "align_corners": True, "predictor": {}, "crf": CRF, "max_pixels": 1}
-    task = Task(**given, run="run", threads=1, crf_on_scorer=True)
-    there = labelled(task, (33, 41), pixels, scores)
-
+def test_a_gpu_without_the_memory_for_an_image_leaves_it_to_the_cores_and_the_row_says_so(
+    image: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch_lattice, "mean_field", full)
-    exact = DenseCRF("exact").labels(pixels, scores, stride=8)
-    assert np.array_equal(labelled(task, (33, 41), pixels, scores), exact)
-    assert (there == exact).mean() > 0.999
+    labels, by = labelled(task(backend="torch"), (33, 41), *image)
+    exact = DenseCRF("exact")
+    assert np.array_equal(labels, exact.labels(*image, stride=8)) and by == exact.short()
