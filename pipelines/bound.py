@@ -24,9 +24,9 @@ def bound(seconds: Mapping[str, float], wall: float, layout: Layout) -> str:
     work = {stage: seconds.get(stage, 0.0) for stage in (*HELP, "refine_gpu")}
     if wall <= 0 or not any(work.values()):
         return ""
-    slots = layout.tasks
     if layout.scorers is not None:
-        return _with_gpus(work, wall, layout)
+        return _with_gpus(work, wall, layout.scorers, layout.cores)
+    slots = layout.slots
     busy = sum(work.values())
     if busy < BUSY * slots * wall:
         late = "reading was slow: a nearer store" if seconds.get("read", 0.0) > busy else "workers were starting: more images a run"
@@ -35,15 +35,14 @@ def bound(seconds: Mapping[str, float], wall: float, layout: Layout) -> str:
     return f"{stage}: {work[stage] / busy:.0%} of the work; {HELP[stage]} would help"
 
 
-def _with_gpus(work: Mapping[str, float], wall: float, layout: Layout) -> str:
-    scorers = layout.scorers or 1
+def _with_gpus(work: Mapping[str, float], wall: float, scorers: int, tasks: int) -> str:
     gpu, cpu = work["score"] + work["large"] + work["refine_gpu"], work["refine"] + work["encode"]
-    of_gpus, of_cores = gpu / (scorers * wall), cpu / (layout.tasks * wall)
+    of_gpus, of_cores = gpu / (scorers * wall), cpu / (tasks * wall)
     if max(of_gpus, of_cores) < BUSY:
         return f"waiting: GPUs were at work {of_gpus:.0%} and cores {of_cores:.0%} of the time; more images a run would help"
     if of_gpus >= of_cores:
-        both = f"{scorers} GPUs were at work {of_gpus:.0%} of the time, {layout.tasks} cores {of_cores:.0%}"
+        both = f"{scorers} GPUs were at work {of_gpus:.0%} of the time, {tasks} cores {of_cores:.0%}"
         refined = " (they refined, too)" if work["refine_gpu"] else ""
         return f"score: {both}{refined}; more GPUs would help"
-    cores = max(layout.tasks + 1, round(cpu / (gpu / scorers))) if gpu else layout.tasks + 1
+    cores = max(tasks + 1, round(cpu / (gpu / scorers))) if gpu else tasks + 1
     return f"refine: cores were at work {of_cores:.0%} of the time, GPUs {of_gpus:.0%}; about {cores} cores would keep up with them"

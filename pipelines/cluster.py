@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 
@@ -50,7 +50,7 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         if address is None:
             memory = min(OBJECT_STORE_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 5)
             # Ray keeps as many idle processes as there are CPUs; those of other stages must not crowd out the ones that hold
-            # the network, which serve the next chunk.
+            # the network, which serve the next block.
             os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (cpus or os.cpu_count() or 1) + 2))
             with _loopback():
                 ray.init(address="local", num_cpus=cpus, object_store_memory=memory, **quiet)
@@ -114,15 +114,25 @@ def _check(address: str) -> None:
         raise ClusterError(f"cannot join {address}: {lines[-1] if lines else f'exit code {done.returncode}'}")
 
 
-def resources() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster."""
-    found = ray.cluster_resources()
-    return float(found.get("CPU", 0)), float(found.get("GPU", 0))
+@dataclass(frozen=True)
+class Resources:
+    """What the nodes of a cluster have for tasks: CPUs, GPUs, and bytes of memory, the object store's not among them.
+
+    `node_memory`: of the node that has the most; 0 where a node does not say.
+    """
+
+    cpus: float
+    gpus: float
+    memory: float
+    node_memory: float
 
 
-def memory() -> float:
-    """Bytes that the cluster's processes may take, the object store's not among them; without end where nodes do not say."""
-    return float(ray.cluster_resources().get("memory", math.inf))
+def resources() -> Resources:
+    """Of the nodes that live now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    memory = [float(node.get("memory", 0)) for node in nodes if node.get("CPU")] or [0.0]
+    cpus, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
+    return Resources(cpus, gpus, sum(memory), max(memory) if all(memory) else 0.0)
 
 
 def dashboard() -> str | None:

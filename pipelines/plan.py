@@ -1,77 +1,67 @@
-"""What is still to do: the inventory minus what the table holds, cut into chunks."""
+"""What is still to do: the inventory minus what the table holds, in blocks of images that one task works on."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.results import ResultsTable
 
-CHUNK_SIZE = 20_000
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The unit of one Ray Data execution and one commit. `images`: uri, version, bytes, sorted by bytes.
-
-    `id` is a digest of what is in it and of the model, so the same work has the same name in any run.
-    """
-
-    id: str
-    images: pa.Table
+SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())])
+# Images that are sorted by size together, so that those of a block are alike and batches fill up.
+SORTED = 20_000
+# The end of a plan is cut finer, so that no task is still at a long block when all others are done. Ray Data costs 3 ms of the
+# driver's CPU a block, which even a few images outweigh.
+SMALLEST = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The images to do, as a Parquet file in the order of their uris, `chunk_size` of them a chunk."""
+    """The images to do, as a Parquet file in the order of their uris.
+
+    `version`: the table's, when the plan was made; `done`: images of the archive that have their row.
+    """
 
     path: Path
     model: str
-    chunk_size: int
+    version: int | None
     images: int
     done: int
     archive: int
 
-    def chunks(self) -> Iterator[Chunk]:
-        """One chunk after the other; only one is in memory, and nothing is read ahead."""
-        held = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())]).empty_table()
+    def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
+        """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
+
+        Only SORTED rows are in memory at a time. Blocks become smaller towards the end of the plan.
+        """
+        left = self.images
         with pq.ParquetFile(self.path, pre_buffer=False) as source:
-            for batch in source.iter_batches(batch_size=min(self.chunk_size, 50_000)):
-                held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(held.schema)])
-                while held.num_rows >= self.chunk_size:
-                    yield self._chunk(held.slice(0, self.chunk_size))
-                    held = held.slice(self.chunk_size)
-        if held.num_rows:
-            yield self._chunk(held)
-
-    def _chunk(self, images: pa.Table) -> Chunk:
-        digest = hashlib.sha256(self.model.encode())
-        for uri, version in zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True):
-            digest.update(f"\0{uri}\0{version}".encode(errors="surrogateescape"))
-        # Like sizes next to each other: batches fill up and blocks take equal time.
-        return Chunk(f"chunk-{digest.hexdigest()[:32]}", images.sort_by([("bytes", "ascending"), ("uri", "ascending")]))
-
-    @property
-    def chunk_count(self) -> int:
-        return -(-self.images // self.chunk_size)
+            for batch in source.iter_batches(batch_size=SORTED):
+                rows = pa.Table.from_batches([batch]).cast(SCHEMA)
+                rows = rows.sort_by([("bytes", "ascending"), ("uri", "ascending")])
+                ends = pc.cumulative_sum(pc.fill_null(rows["bytes"], 0)).to_numpy()
+                start = 0
+                while start < rows.num_rows:
+                    most = max(SMALLEST, min(images, left // (4 * slots)))
+                    before = ends[start - 1] if start else 0
+                    by_size = int(ends.searchsorted(before + size, side="right"))
+                    stop = min(start + most, max(by_size, start + 1), rows.num_rows)
+                    yield rows.slice(start, stop - start).combine_chunks()
+                    left, start = left - (stop - start), stop
 
 
-def make(
-    inventory: Path, table: ResultsTable | None, model: str, path: Path, *, chunk_size: int = CHUNK_SIZE, retry_errors: bool = False
-) -> Plan:
+def make(inventory: Path, table: ResultsTable | None, model: str, path: Path, *, retry_errors: bool = False) -> Plan:
     """Anti-join `inventory` with the rows of `model` in `table` (None: an empty one) into the Parquet file `path`.
 
     An image is done when its uri and version have a row; with `retry_errors` only when that row is ok. An image that
-    the inventory names twice is planned once. Images go to chunks in the order of their uris.
+    the inventory names twice is planned once.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk size {chunk_size}: at least 1 is accepted")
     with duckdb.connect() as connection:
         connection.execute(
             f"SET memory_limit = '700MB'; SET preserve_insertion_order = false; SET temp_directory = '{path.parent}'"
@@ -94,4 +84,4 @@ def make(
         )
         archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
     images = pq.read_metadata(path).num_rows
-    return Plan(path, model, chunk_size, images, archive - images, archive)
+    return Plan(path, model, table.version if table is not None else None, images, archive - images, archive)

@@ -179,10 +179,10 @@ class ResultsTable:
         connection.register("results", self.dataset(model))
         return connection.execute(sql, list(parameters))
 
-    def knows(self, chunk: str) -> bool:
-        """Whether the log, as far as it was read (see `refresh`), holds this chunk's application transaction."""
+    def last_commit(self, run: str) -> int:
+        """The number of a run's newest commit in the log, as far as that was read (see `refresh`); 0 for none."""
         with _stored(self.uri):
-            return self.delta.transaction_version(chunk) is not None
+            return self.delta.transaction_version(run) or 0
 
     def files(self, model: str) -> dict[str, str | None]:
         """The Parquet files of a model's rows, relative to the table, each with the run that wrote it (None: several)."""
@@ -195,39 +195,34 @@ class ResultsTable:
 
     def commit(
         self,
-        chunk: str,
+        run: str,
+        number: int,
         adds: Sequence[AddAction],
         removes: Sequence[RemoveAction] = (),
-        metadata: dict[str, str] | None = None,
+        notes: dict[str, str] | None = None,
         *,
-        writing: str | None = None,
-    ) -> int:
-        """Make a chunk's files part of the table in one step; a chunk that is in the log already is left as it is.
+        model: str,
+    ) -> None:
+        """Make files with rows of `model` part of the table in one step, as commit `number` (1, 2, ...) of a run.
 
-        `writing`: the model whose rows these are. Then the commit goes through only if no other commit of that model's
-        rows came since the table was last refreshed: else CommitConflict, and the caller looks again.
-        Returns the table's version. A reader sees all of it or nothing. Raises StorageError.
+        It goes through only if no other commit of that model's rows came since the table was last refreshed: else
+        CommitConflict, and the caller looks again. A reader sees all of it or nothing. Raises StorageError.
         """
-        if writing is None:
-            self.refresh()
-        if not self.knows(chunk):
-            # Two commits at once that name the same application in the log exclude each other (Delta's rule).
-            order = [Transaction(f"deeplab-rows/{writing}", self.version + 1)] if writing is not None else []
-            properties = CommitProperties(app_transactions=[Transaction(chunk, 1), *order], custom_metadata=metadata or {})
-            try:
-                with _stored(self.uri):
-                    self.delta.create_write_transaction(
-                        [*removes, *adds],
-                        mode="append",
-                        schema=SCHEMA,
-                        partition_by=["model"],
-                        commit_properties=properties,
-                        post_commithook_properties=self._after_commit(),
-                    )
-            except CommitFailedError as error:
-                raise CommitConflict(f"{self.uri}: another commit came first ({_one_line(error)})") from error
-            self.refresh()
-        return self.version
+        # Two commits at once that name the same application in the log exclude each other (Delta's rule).
+        transactions = [Transaction(run, number), Transaction(f"deeplab-rows/{model}", self.version + 1)]
+        try:
+            with _stored(self.uri):
+                self.delta.create_write_transaction(
+                    [*removes, *adds],
+                    mode="append",
+                    schema=SCHEMA,
+                    partition_by=["model"],
+                    commit_properties=CommitProperties(app_transactions=transactions, custom_metadata=notes or {}),
+                    post_commithook_properties=self._after_commit(),
+                )
+        except CommitFailedError as error:
+            raise CommitConflict(f"{self.uri}: another commit came first ({_one_line(error)})") from error
+        self.refresh()
 
     def _after_commit(self) -> PostCommitHookProperties:
         """A checkpoint, and expired entries of the log out, when they are due: only to look takes as long as the commit."""

@@ -1,195 +1,159 @@
-"""The way of finished rows into the table: write tasks put files, the driver commits them in one step."""
+"""Where a stream's finished blocks go: bundled into part files by Ray tasks, and committed every few seconds beside the stream."""
 
 from __future__ import annotations
 
-import json
-import random
+import threading
 import time
-import uuid
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
-from deltalake.transaction import AddAction, RemoveAction
-from ray.data import Datasink
 
-from pipelines import storage
-from pipelines.results import FILE_SCHEMA, CommitConflict, ResultsTable
+from pipelines.commit import ROWS_PER_FILE, Committed, Committer, PartFile, write_part
+from pipelines.results import FILE_SCHEMA
 
-ROWS_PER_FILE = 4000
-COMMIT_TRIES = 50
-STATISTICS = ("uri", "status", "run")  # columns whose range goes into the log, for readers that skip files
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """One Parquet file that was written for the table and is not yet named by the log."""
-
-    path: str
-    size: int
-    rows: int
-    errors: int
-    stats: str
-
-    def add_action(self, model: str) -> AddAction:
-        return AddAction(self.path, self.size, {"model": model}, int(time.time() * 1000), True, self.stats)
+# Of part files that are being written at a time. With more to write the stream waits, and with it, by Ray Data's own
+# limits, all that works: so a store that is away fills no memory.
+WRITES = 8
+PART_BYTES = 128 << 20  # of large masks fewer rows go into a file
+TICK_SECONDS = 0.2
 
 
-def row_key(uri: str, version: str) -> str:
-    """One string for (image, version)."""
-    return f"{uri}\n{version}"
+class Block(Protocol):
+    """A finished block in Ray's object store: a table of stages.ROWS, and what Ray Data knows of it."""
+
+    ref: Any
+    metadata: Any
 
 
-def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
-    """Write rows (of FILE_SCHEMA) as one file of the table's `model` partition, in one atomic step."""
-    rows = rows.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
-    # A random name: files of failed attempts are never named by the log, and none is ever overwritten.
-    relative = f"model={model}/part-{uuid.uuid4().hex}.parquet"
-    sink = pa.BufferOutputStream()
-    # Masks are compressed already; what else there is repeats a lot.
-    compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
-    compression |= {"class_pixels.key_value.key": "zstd", "class_pixels.key_value.value": "zstd"}
-    pq.write_table(
-        rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"]
-    )
-    data = sink.getvalue().to_pybytes()  # copied once, not at each try
-    size = storage.outlast(lambda: storage.write_whole(f"{table_uri}/{relative}", data))
-    statistics: dict[str, Any] = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
-    for name in STATISTICS:
-        values = rows[name].to_pylist()
-        statistics["minValues"][name], statistics["maxValues"][name] = min(values), max(values)
-        statistics["nullCount"][name] = 0
-    errors = sum(status != "ok" for status in rows["status"].to_pylist())
-    return PartFile(relative, size, rows.num_rows, errors, json.dumps(statistics))
+def write_blocks(table_uri: str, model: str, *blocks: pa.Table) -> PartFile:
+    """The task that makes one part file of finished blocks (stages.ROWS)."""
+    rows = pa.concat_tables(blocks)
+    taken = pa.concat_arrays([chunk.cast(pa.map_(pa.string(), pa.float32())) for chunk in rows["seconds"].chunks])
+    spent = pa.table({"stage": taken.keys, "seconds": taken.items}).group_by("stage").aggregate([("seconds", "sum")])
+    seconds = dict(zip(spent["stage"].to_pylist(), spent["seconds_sum"].to_pylist(), strict=True))
+    nodes = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["node"]).to_pylist()}
+    return write_part(table_uri, model, rows.select(FILE_SCHEMA.names), seconds, nodes)
 
 
-class ResultsSink(Datasink[list[PartFile]]):
-    """Rows of one chunk -> part files -> one Delta commit under the chunk's application transaction.
+class Sink:
+    """Takes the blocks of one stream and commits them. Use as a context: at its end everything that was taken is committed.
 
-    A killed writer leaves at most files that nobody names; a repeated commit finds the transaction in the log.
-    `planned`: the table's version that the chunk was planned from. `replaced`: keys (`row_key`) whose older error rows
-    the same commit takes out (`--retry-errors`). `counter`: the actor whose seconds by stage go into the log with the commit.
+    A thread of its own commits what has arrived every `every` seconds; the stream does not wait for it. Trouble with
+    writing or committing is raised by the next `take` or `check`, and at the end after one more try.
     """
 
-    def __init__(
-        self,
-        table_uri: str,
-        model: str,
-        run: str,
-        chunk: str,
-        expected: int,
-        planned: int,
-        replaced: Sequence[str] = (),
-        counter: Any = None,
-    ) -> None:
-        self.table_uri, self.model, self.run = table_uri, model, run
-        self.chunk, self.expected, self.replaced = chunk, expected, list(replaced)
-        self.planned, self.counter = planned, counter
-        self.errors = 0
+    def __init__(self, committer: Committer, every: float) -> None:
+        self.committer, self.every = committer, every
+        self.finished = 0  # rows that were taken
+        self.committed = committer.done
+        self.trouble: Exception | None = None
+        self._write = ray.remote(num_cpus=0, max_retries=5)(write_blocks)
+        self._blocks: list[Block] = []  # taken, in no part file yet
+        self._writing: dict[Any, list[Block]] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="commits", daemon=True)
 
-    @property
-    def min_rows_per_write(self) -> int | None:
-        return ROWS_PER_FILE
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> list[PartFile]:
-        tables = [block if isinstance(block, pa.Table) else pa.Table.from_pandas(block, preserve_index=False) for block in blocks]
-        tables = [table.select(FILE_SCHEMA.names).cast(FILE_SCHEMA) for table in tables if table.num_rows]
-        return [write_part(self.table_uri, self.model, pa.concat_tables(tables))] if tables else []
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        while self._thread.is_alive():
+            self._thread.join(TICK_SECONDS)  # in short steps, so that a second Ctrl-C ends it
+        if error is None:
+            self.check()
 
-    def on_write_complete(self, write_result: Any) -> None:
-        parts = [part for returned in write_result.write_returns for part in returned]
-        rows = sum(part.rows for part in parts)
-        if rows != self.expected:
-            raise RuntimeError(f"{self.chunk}: {rows} rows were written for {self.expected} images; nothing was committed")
-        self._commit([part for part in parts if part.rows])
+    def take(self, blocks: Iterable[Block]) -> None:
+        """Finished blocks; waits while WRITES part files are being written. Raises what went wrong with those."""
+        with self._changed:
+            while len(self._writing) >= WRITES and self.trouble is None and not self._closing:
+                self._changed.wait(1)
+            self._raise()
+            for block in blocks:
+                self._blocks.append(block)
+                self.finished += block.metadata.num_rows or 0
+            rows, size = (sum(getattr(b.metadata, name) or 0 for b in self._blocks) for name in ("num_rows", "size_bytes"))
+            if rows >= ROWS_PER_FILE or size >= PART_BYTES:
+                self._flush()
 
-    def _seconds(self) -> dict[str, str]:
-        """For the log; nothing where the counter's node is gone, which only display needs."""
-        if self.counter is None:
-            return {}
-        with suppress(Exception):
-            spent = ray.get(self.counter.totals.remote(), timeout=10)[2]
-            return {"seconds": json.dumps({stage: round(value, 2) for stage, value in spent.items()})}
-        return {}
+    def check(self) -> None:
+        """Raise what went wrong since."""
+        with self._changed:
+            self._raise()
 
-    def _commit(self, parts: list[PartFile]) -> None:
-        """Commit without a row that another run brought since the plan was made; again after each commit that came first."""
-        table = ResultsTable.open(self.table_uri, patient=True)
-        seen = set(_files_at(self.table_uri, self.model, self.planned))
-        for attempt in range(COMMIT_TRIES):
-            table.refresh()
-            if table.knows(self.chunk):
-                return
-            parts, seen = without_doubles(table, self.model, self.run, parts, seen)
-            adds = [part.add_action(self.model) for part in parts]
-            removes: list[RemoveAction] = []
-            if self.replaced:
-                rewritten, removes = without_errors(table, self.model, self.replaced)
-                adds += rewritten
-            self.errors = sum(part.errors for part in parts)
-            counts = {**self._seconds(), "images": str(sum(part.rows for part in parts)), "errors": str(self.errors)}
+    def _raise(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+    def _flush(self) -> None:
+        """Have what was taken written; the caller holds the lock."""
+        if self._blocks:
+            blocks, self._blocks = self._blocks, []
+            refs = [block.ref for block in blocks]
+            self._writing[self._write.remote(self.committer.table.uri, self.committer.model, *refs)] = blocks
+
+    def _run(self) -> None:
+        due = time.monotonic() + self.every
+        while not self._closing:
+            with self._changed:
+                self._changed.wait(TICK_SECONDS)
             try:
-                table.commit(self.chunk, adds, removes, {"run": self.run, **counts}, writing=self.model)
-                return
-            except CommitConflict:
-                if attempt == COMMIT_TRIES - 1:
-                    raise
-                time.sleep(random.uniform(0, 0.2 * (attempt + 1)))
+                self._collect(wait=False)
+                if time.monotonic() >= due:
+                    self._commit()
+                    due = time.monotonic() + self.every
+            except Exception as error:
+                self._fail(error)
+                break
+        while not self._closing:  # the stream hears of it and closes
+            time.sleep(TICK_SECONDS)
+        try:
+            self._commit()
+            self.trouble = None  # the last try brought everything in
+        except Exception as error:
+            self._fail(error)
 
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self.trouble = self.trouble or error
+            self._changed.notify_all()
 
-@lru_cache(maxsize=1)  # a run asks for the same at each of its chunks
-def _files_at(table_uri: str, model: str, version: int) -> frozenset[str]:
-    return frozenset(ResultsTable.open(table_uri, version, patient=True).files(model))
+    def _commit(self) -> None:
+        with self._changed:
+            self._flush()
+        try:
+            self._collect(wait=True)
+        finally:  # what could be written is committed, whatever happened to the rest
+            self.committed = self.committer.commit()
 
+    def _collect(self, wait: bool) -> None:
+        """Hand part files whose writing has ended to the committer; `wait`: those that are being written now, too.
 
-def without_doubles(
-    table: ResultsTable, model: str, run: str, parts: list[PartFile], seen: set[str]
-) -> tuple[list[PartFile], set[str]]:
-    """`parts` without rows whose (image, version) files of other runs hold that are not in `seen`; and what is seen now."""
-    files = table.files(model)
-    theirs = [path for path, writer in files.items() if path not in seen and writer != run]
-    if theirs:
-        system, root = storage.filesystem(table.uri)
-
-        def keys(path: str) -> pa.Array:
-            head = pq.read_table(f"{root}/{path}", columns=["uri", "version"], filesystem=system, partitioning=None)
-            return pc.binary_join_element_wise(head["uri"], head["version"], "\n").combine_chunks()
-
-        taken = pa.concat_arrays([keys(path) for path in theirs])
-        kept = []
-        for part in parts:
-            double = pc.is_in(keys(part.path), value_set=taken)
-            if pc.any(double).as_py():
-                rows = pq.read_table(f"{root}/{part.path}", filesystem=system, partitioning=None).filter(pc.invert(double))
-                if rows.num_rows:
-                    kept.append(write_part(table.uri, model, rows))
-            else:
-                kept.append(part)
-        parts = kept
-    return parts, set(files)
-
-
-def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tuple[list[AddAction], list[RemoveAction]]:
-    """Rewrite the files that hold error rows of these images without those rows: what to add and what to remove."""
-    adds: list[AddAction] = []
-    removes: list[RemoveAction] = []
-    taken = pa.array(keys)
-    partition = {"model": model}
-    for fragment in table.dataset(model).get_fragments():
-        head = fragment.to_table(columns=["uri", "version", "status"])
-        key = pc.binary_join_element_wise(head["uri"], head["version"], "\n")
-        old = pc.and_(pc.equal(head["status"], "error"), pc.is_in(key.cast(pa.string()), value_set=taken))
-        if not pc.any(old).as_py():
-            continue
-        kept = fragment.to_table().filter(pc.invert(old))
-        if kept.num_rows:
-            adds.append(write_part(table.uri, model, kept).add_action(model))
-        relative = fragment.path.rsplit("/", 2)
-        removes.append(RemoveAction("/".join(relative[-2:]), True, int(time.time() * 1000), None, partition))
-    return adds, removes
+        Blocks that could not be written are kept for the next try, and the first reason is raised.
+        """
+        with self._changed:
+            pending = list(self._writing)
+        reasons: list[Exception] = []
+        while pending:
+            ready, pending = ray.wait(pending, timeout=None if wait else 0)
+            if not ready:
+                break
+            with self._changed:
+                blocks = self._writing.pop(ready[0])
+                self._changed.notify_all()
+            try:
+                self.committer.add([ray.get(ready[0])])
+            except Exception as error:
+                reasons.append(error)
+                with self._changed:
+                    self._blocks = [*blocks, *self._blocks]
+        if reasons:
+            raise reasons[0]

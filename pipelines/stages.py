@@ -7,9 +7,10 @@ too. A large image has all of its way where it is scored.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -23,15 +24,16 @@ from deeplab import checkpoint, masks
 from deeplab.classes import ClassTable
 from deeplab.images import MAX_PIXELS, ImageError, decode
 from deeplab.multiscale import confidence, winning_classes
-from pipelines.custody import Custody, given_up
 from pipelines.large import segment_large
 from pipelines.loading import Loaded, Loader
+from pipelines.poison import Suspects, given_up
 from pipelines.results import FILE_SCHEMA
 
 # What the CRF sees around each window of a large image. With it, the labels of a mosaic of photos differ from those of the
 # CRF over the whole as much as these do when the image is cropped by 8 pixels: 0.04 % of pixels (the CRF changes 1.7 %).
 MARGIN = 64
 # What is known of an image that had its whole way already.
+SECONDS = pa.map_(pa.string(), pa.float32())  # by stage
 FINISHED = pa.struct([FILE_SCHEMA.field(name) for name in ("height", "width", "mask", "class_pixels", "confidence", "refined")])
 SCORED = pa.schema(
     [
@@ -45,8 +47,11 @@ SCORED = pa.schema(
         ("grid", pa.list_(pa.int32(), 3)),
         ("confidence", pa.float32()),
         ("finished", FINISHED),
+        ("seconds", SECONDS),
     ]
 )
+# Finished rows, with where they were made and what they took; both stay out of the table.
+ROWS = FILE_SCHEMA.append(pa.field("node", pa.string())).append(pa.field("seconds", SECONDS))
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,7 @@ class Scored:
     scores: np.ndarray | None = None  # float16, C x h x w at the network's stride
     confidence: float | None = None
     finished: dict[str, Any] | None = None  # columns of the results table, and nothing else here
-
-
-# (stage, first uri of the block) -> images, errors, seconds; a repeated block reports under the same key.
-Report = Callable[[str, str, int, int, dict[str, float]], None]
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, so far
 
 
 @dataclass(frozen=True)
@@ -98,59 +100,56 @@ class Scorer:
         self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, **task.predictor)
         self.task, self.refines = task, refines
         self.loader = Loader(task.max_pixels, task.large_pixels)
+        self.device = threading.Lock()  # the network works on one window at a time, whoever brings it
 
-    def windows(self, block: pa.Table, report: Report, register: Any) -> Iterator[list[Scored]]:
-        """The block's images in groups, scored; first, one by one, those whose process died at the last attempt."""
+    def windows(self, block: pa.Table, register: Any) -> Iterator[list[Scored]]:
+        """The block's images in groups, scored; first, one by one, those whose process died at an earlier attempt."""
         images = list(zip(*block.select(["uri", "version", "bytes"]).to_pydict().values(), strict=True))
-        name, custody = images[0][0], Custody(register, "score")
-        suspects = custody.begin(name)
+        with Suspects(register, "score", images[0][0]) as suspects:
 
-        def scored(some: list[tuple[str, str, int]]) -> Iterator[list[Scored]]:
-            for window in self.loader.windows(some, lambda uris: custody.hold(name, uris)):
-                done = self._score(window, report)
-                window.clear()  # a large image's bytes are not held while the next one's are read
-                yield done
+            def scored(some: list[tuple[str, str, int]]) -> Iterator[list[Scored]]:
+                for window in self.loader.windows(some, suspects.hold):
+                    done = self._score(window)
+                    window.clear()  # a large image's bytes are not held while the next one's are read
+                    yield done
 
-        try:
-            for uri, version, size in sorted(images, key=lambda image: -suspects.get(image[0], -1))[: len(suspects)]:
-                if error := given_up(suspects[uri]):
+            deaths = suspects.deaths
+            for uri, version, size in sorted(images, key=lambda image: -deaths.get(image[0], -1))[: len(deaths)]:
+                if error := given_up(deaths[uri]):
                     yield [Scored(uri, version, error)]
                 else:
                     yield from scored([(uri, version, size)])
-            yield from scored([image for image in images if image[0] not in suspects])
-        finally:
-            custody.end(name)
+            yield from scored([image for image in images if image[0] not in deaths])
 
-    def _score(self, window: list[Loaded], report: Report) -> list[Scored]:
-        start = time.perf_counter()
-        scores = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
+    def _score(self, window: list[Loaded]) -> list[Scored]:
         images = []
-        for image in window:
-            if image.error is not None:
-                images.append(Scored(image.uri, image.version, image.error))
-            elif image.pixels is None:
-                images.append(self._large(image))
-            else:
-                found = next(scores)
-                size = image.pixels.shape[:2]
-                images.append(Scored(image.uri, image.version, None, size, image.pixels, image.encoded, found, confidence(found)))
-        seconds = {"read": sum(image.read_seconds for image in window), "decode": sum(image.decode_seconds for image in window)}
-        stage = "large" if any(image.finished for image in images) else "score"
-        scored = time.perf_counter()
-        seconds[stage] = scored - start
-        if self.refines:
-            images = [self._finish(image) for image in images]
-            seconds["refine_gpu"] = time.perf_counter() - scored
-        report("score", window[0].uri, 0, 0, seconds)
-        return images
+        with self.device:
+            start = time.perf_counter()
+            scores = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
+            each = (time.perf_counter() - start) / len(window)
+            for image in window:
+                seconds = {"read": image.read_seconds, "decode": image.decode_seconds}
+                if image.error is not None:
+                    images.append(Scored(image.uri, image.version, image.error, seconds=seconds))
+                elif image.pixels is None:
+                    start = time.perf_counter()
+                    large = self._large(image)
+                    images.append(replace(large, seconds={**seconds, "large": time.perf_counter() - start}))
+                else:
+                    found, size = next(scores), image.pixels.shape[:2]
+                    scored = Scored(image.uri, image.version, None, size, image.pixels, image.encoded, found, confidence(found))
+                    images.append(replace(scored, seconds={**seconds, "score": each}))
+            return [self._finish(image) for image in images] if self.refines else images
 
     def _finish(self, image: Scored) -> Scored:
         """The rest of an image's way, here on the GPU; what is finished, or an error, stays as it is."""
         if image.size is None or image.scores is None:
             return image
+        start = time.perf_counter()
         labels, by = labelled(self.task, image.size, image.pixels, image.scores)
-        columns = _columns(labels, by, self.task.classes)
-        return Scored(image.uri, image.version, finished={**columns, "confidence": image.confidence})
+        finished = {**_columns(labels, by, self.task.classes), "confidence": image.confidence}
+        seconds = {**image.seconds, "refine_gpu": time.perf_counter() - start}
+        return Scored(image.uri, image.version, finished=finished, seconds=seconds)
 
     def _large(self, image: Loaded) -> Scored:
         """All of the image's way, here and now: neither its pixels nor its scores are ever held whole."""
@@ -172,12 +171,12 @@ class Scorer:
             return Scored(image.uri, image.version, f"decode: {reason}")
 
 
-# A process keeps its network from block to block and from chunk to chunk; a run with other settings brings its own.
+# A process keeps its network from block to block; a run with other settings brings its own.
 _scorers: dict[str, Scorer] = {}
 
 
-def whole(block: pa.Table, model: Any, task: Task, report: Report, register: Any) -> Iterator[pa.Table]:
-    """The task that does all of an image's way on one core: a block of (uri, version, bytes) -> rows of the results table.
+def whole(block: pa.Table, model: Any, task: Task, register: Any) -> pa.Table:
+    """The task that does all of an image's way on one core: a block of (uri, version, bytes) -> ROWS, one each, in its order.
 
     Nothing but names and finished rows goes through the object store, and no image is decoded twice.
     """
@@ -185,26 +184,38 @@ def whole(block: pa.Table, model: Any, task: Task, report: Report, register: Any
     if key not in _scorers:
         _scorers.clear()
         _scorers[key] = Scorer(model, task)
-    for images in _scorers[key].windows(block, report, register):
-        yield refined(images, task, report)
+    done = pa.concat_tables(refined(images, task) for images in _scorers[key].windows(block, register))
+    return in_order(done, block)
 
 
 class Score:
-    """The actor that holds a GPU: (uri, version, bytes) -> encoded bytes and stride-8 scores, or the error of each image."""
+    """The actor that holds a GPU: (uri, version, bytes) -> SCORED, encoded bytes and stride-8 scores, or the error of each image.
 
-    def __init__(self, model: Any, task: Task, report: Report, register: Any) -> None:
-        """`model`, `task`: as Scorer's. `register`: the actor of custody.Register."""
+    Two blocks are at work in it at a time, so that the first images of the next are decoded when the GPU is done with the last.
+    """
+
+    CALLS = 2
+
+    def __init__(self, model: Any, task: Task, register: Any) -> None:
+        """`model`, `task`: as Scorer's. `register`: the actor of poison.Register."""
         refines = task.crf is not None and task.crf["backend"] == "torch"
-        self.scorer, self.report, self.register = Scorer(model, task, refines), report, register
+        self.scorer, self.register = Scorer(model, task, refines), register
 
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for images in self.scorer.windows(block, self.report, self.register):
-            yield pa.Table.from_pylist([to_row(image) for image in images], schema=SCORED)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        images = [to_row(image) for images in self.scorer.windows(block, self.register) for image in images]
+        return in_order(pa.Table.from_pylist(images, schema=SCORED), block)
+
+
+def in_order(rows: pa.Table, block: pa.Table) -> pa.Table:
+    """Rows in the order of their block: however often a block is done again, and by whom, its rows are the same."""
+    place = pc.index_in(block["uri"].combine_chunks(), value_set=rows["uri"].combine_chunks())
+    return rows.take(place)
 
 
 def to_row(image: Scored) -> dict[str, Any]:
     """A row of SCORED; pixels stay behind, as the encoded bytes are a tenth of them."""
     row: dict[str, Any] = {"uri": image.uri, "version": image.version, "error": image.error, "finished": image.finished}
+    row["seconds"] = list(image.seconds.items())
     if image.size is not None and image.scores is not None:
         row |= {"height": image.size[0], "width": image.size[1], "encoded": image.encoded}
         row |= {"scores": image.scores.tobytes(), "grid": list(image.scores.shape), "confidence": image.confidence}
@@ -219,35 +230,29 @@ def _engine(parameters: tuple[tuple[str, Any], ...]) -> Any:
     return DenseCRF(**dict(parameters))
 
 
-def refine(block: pa.Table, task: Task, report: Report, register: Any) -> pa.Table:
-    """The refining task: a block of SCORED -> rows of the results table."""
+def refine(block: pa.Table, task: Task, register: Any) -> pa.Table:
+    """The refining task: a block of SCORED -> ROWS, in its order."""
     if not block.num_rows:
-        return FILE_SCHEMA.empty_table()
-    custody = Custody(register, "refine")
-    name = block["uri"][0].as_py()
-    suspects = custody.begin(name)
+        return ROWS.empty_table()
 
-    def image(row: dict[str, Any]) -> Scored:
-        uri, error = row["uri"], row["error"]
-        if uri in suspects:
-            error = error or given_up(suspects[uri])
-            custody.hold(name, [uri])
+    def scored(row: dict[str, Any]) -> Scored:
+        uri, error, seconds = row["uri"], row["error"] or given_up(suspects.deaths.get(row["uri"], 0)), dict(row["seconds"])
         if error is not None or row["finished"] is not None:
-            return Scored(uri, row["version"], error, finished=row["finished"])
+            return Scored(uri, row["version"], error, finished=row["finished"], seconds=seconds)
         scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
         pixels = decode(row["encoded"], task.max_pixels) if task.crf is not None else None
-        return Scored(uri, row["version"], None, (row["height"], row["width"]), pixels, None, scores, row["confidence"])
+        size = (row["height"], row["width"])
+        return Scored(uri, row["version"], None, size, pixels, None, scores, row["confidence"], seconds=seconds)
 
-    try:
+    uris = block["uri"].to_pylist()
+    with Suspects(register, "refine", uris[0]) as suspects:
+        alone = sorted((uri for uri in uris if uri in suspects.deaths), key=lambda uri: -suspects.deaths[uri])
         parts = []
-        sound = block.filter(pa.array([uri not in suspects for uri in block["uri"].to_pylist()]))
-        for uri in sorted(suspects, key=lambda uri: -suspects[uri]):
-            parts.append(refined(map(image, block.filter(pc.equal(block["uri"], uri)).to_pylist()), task, report))
-        custody.hold(name, sound["uri"].to_pylist())
-        parts.append(refined(map(image, sound.to_pylist()), task, report))
-        return pa.concat_tables(parts)
-    finally:
-        custody.end(name)
+        for some in [*([uri] for uri in alone), [uri for uri in uris if uri not in suspects.deaths]]:
+            suspects.hold(some)
+            rows = block.filter(pc.is_in(block["uri"], value_set=pa.array(some, pa.string())))
+            parts.append(refined(map(scored, rows.to_pylist()), task))
+        return in_order(pa.concat_tables(parts), block)
 
 
 def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, scores: np.ndarray) -> tuple[np.ndarray, str | None]:
@@ -273,25 +278,30 @@ def _columns(labels: np.ndarray, by: str | None, classes: ClassTable) -> dict[st
     return {"height": labels.shape[0], "width": labels.shape[1], "mask": png, "class_pixels": counts, "refined": by}
 
 
-def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:
-    """Labels and their PNG: rows of the results table, one per image."""
-    seconds = {"refine": 0.0, "encode": 0.0}
+def refined(images: Iterable[Scored], task: Task) -> pa.Table:
+    """Labels and their PNG: ROWS, one per image."""
+    node = _node()
     rows = []
-    start = time.perf_counter()
     for image in images:
         row: dict[str, Any] = {"uri": image.uri, "version": image.version, "run": task.run, "segmented_at": datetime.now(UTC)}
+        row |= {"node": node, "status": "ok", "seconds": list(image.seconds.items())}
         if image.finished is not None:
-            rows.append({**row, "status": "ok", **image.finished})
-            continue
-        if image.size is None or image.scores is None:
+            rows.append({**row, **image.finished})
+        elif image.size is None or image.scores is None:
             rows.append({**row, "status": "error", "error": image.error})
-            continue
-        labels, by = labelled(task, image.size, image.pixels, image.scores)
-        middle = time.perf_counter()
-        rows.append({**row, "status": "ok", **_columns(labels, by, task.classes), "confidence": image.confidence})
-        seconds["refine"] += middle - start
-        start = time.perf_counter()
-        seconds["encode"] += start - middle
-    if rows:
-        report("refine", rows[0]["uri"], len(rows), sum(row["status"] != "ok" for row in rows), seconds)
-    return pa.Table.from_pylist(rows, schema=FILE_SCHEMA)
+        else:
+            start = time.perf_counter()
+            labels, by = labelled(task, image.size, image.pixels, image.scores)
+            middle = time.perf_counter()
+            columns = {**_columns(labels, by, task.classes), "confidence": image.confidence}
+            seconds = {**image.seconds, "refine": middle - start, "encode": time.perf_counter() - middle}
+            rows.append({**row, **columns, "seconds": list(seconds.items())})
+    return pa.Table.from_pylist(rows, schema=ROWS)
+
+
+@lru_cache(maxsize=1)
+def _node() -> str:
+    """This node's address and the first of its id, for people."""
+    import ray
+
+    return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:6]}"

@@ -1,0 +1,145 @@
+"""A plan on its way through a cluster: one Ray Data execution, whose finished blocks the sink takes as they come."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipelines.layout import Layout
+from pipelines.plan import Plan
+from pipelines.poison import Register
+from pipelines.sink import Sink
+from pipelines.stages import Score, Task, refine, whole
+
+# Ray Data keeps a kilobyte or two of the driver's memory and 3 ms of its CPU for each block (docs/scale.md). A larger plan is
+# several executions, one after the other: up to 5 million images on CPUs or GPUs.
+EXECUTION_BLOCKS = 20_000
+POOL = 1024  # GPU actors at the most; Ray starts as many as there are GPUs
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stream ended: seconds it took, and whether it was cut short because the caller asked for it."""
+
+    seconds: float
+    cut: bool
+
+
+class Blocks(Datasource):
+    """Blocks of a plan as Ray Data reads them: each travels inside its own read task, compressed."""
+
+    def __init__(self, blocks: list[pa.Table]) -> None:
+        self.tasks = [self._task(block) for block in blocks]
+
+    @staticmethod
+    def _task(block: pa.Table) -> ReadTask:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, block.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(block)
+        data = sink.getvalue().to_pybytes()
+        about = BlockMetadata(num_rows=block.num_rows, size_bytes=block.nbytes, input_files=None, exec_stats=None)
+        return ReadTask(functools.partial(_opened, data), about)  # no closure: those take a millisecond to pickle
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+        return self.tasks
+
+
+def _opened(data: bytes) -> list[pa.Table]:
+    return [pa.ipc.open_stream(data).read_all()]
+
+
+def run(plan: Plan, model: Any, task: Task, layout: Layout, sink: Sink, watch: Callable[[], bool]) -> Ended:
+    """Send the whole plan through the cluster and into `sink`.
+
+    model: object reference to what `checkpoint.read` returned. watch: asked twice a second whether to go on. Raises what a
+    block or the sink failed with; blocks that are finished have been taken by then.
+    """
+    began = time.monotonic()
+    blocks = plan.blocks(layout.slots, layout.block_images, layout.block_bytes)
+    while some := list(itertools.islice(blocks, EXECUTION_BLOCKS)):
+        if not _execute(_dataset(some, model, task, layout), sink, watch):
+            return Ended(time.monotonic() - began, cut=True)
+    return Ended(time.monotonic() - began, cut=False)
+
+
+def _dataset(blocks: list[pa.Table], model: Any, task: Task, layout: Layout) -> Dataset:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a block of large images takes longer than Ray's half an hour
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
+    register = ray.remote(num_cpus=0)(Register).remote()
+    each: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": layout.cpus}
+    if layout.scorers is None:
+        # Reading has no work of its own, and becomes one task with what follows when it asks for the same.
+        asks = {"num_cpus": layout.cpus, "memory": layout.memory or None}
+        dataset = ray.data.read_datasource(Blocks(blocks), override_num_blocks=len(blocks), **asks)
+        return dataset.map_batches(whole, fn_args=(model, task, register), **each | asks)
+    dataset = ray.data.read_datasource(Blocks(blocks), override_num_blocks=len(blocks), num_cpus=0)
+    pool = ActorPoolStrategy(
+        min_size=1,
+        max_size=POOL,
+        initial_size=min(layout.scorers, len(blocks)),
+        max_concurrent_calls_per_actor=Score.CALLS,
+        enable_true_multi_threading=True,
+    )
+    arguments: dict[str, Any] = {"fn_constructor_args": (model, task, register), "compute": pool, "num_gpus": 1}
+    dataset = dataset.map_batches(Score, **each | arguments | {"num_cpus": layout.scorer_cpus})
+    return dataset.map_batches(refine, fn_args=(task, register), **each)
+
+
+def _execute(dataset: Dataset, sink: Sink, watch: Callable[[], bool]) -> bool:
+    """One execution to its end, or until `watch` says no; whether it reached its end.
+
+    A thread takes the blocks, so that a signal finds this one idle: what is finished is committed before Ray is taken down.
+    """
+    ended, stop = threading.Event(), threading.Event()
+    reasons: list[BaseException] = []
+
+    def pump() -> None:
+        try:
+            for bundle in _bundles(dataset):
+                sink.take(bundle.blocks)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            reasons.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=pump, name="stream", daemon=True).start()
+    try:
+        while not ended.wait(TICK_SECONDS):
+            sink.check()
+            if not watch():
+                return False
+    finally:
+        stop.set()
+    if reasons:
+        raise reasons[0]
+    return True
+
+
+def _bundles(dataset: Dataset) -> Iterator[Any]:
+    bundles = dataset.iter_internal_ref_bundles()
+    try:
+        yield from bundles
+    finally:
+        with suppress(AttributeError):
+            bundles.close()  # takes the execution down where it is left early
