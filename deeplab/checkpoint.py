@@ -20,6 +20,7 @@ from deeplab.classes import ClassTable
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import Files, LocalFiles, as_files
+from deeplab.names import InvalidName, model_name
 from deeplab.network import SegmentationNetwork
 from deeplab.zoo import build
 
@@ -154,10 +155,14 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str
     """Write a model folder, complete or not at all. Convolution weights go to float16; vectors stay float32.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` is set here. An existing
-    model folder is replaced; any other folder, and weights that are not finite, are refused (ModelError). In an object
-    store both files are one PUT each, the card last.
+    model folder is replaced; any other folder, weights that are not finite, and a name that deeplab.names.model_name
+    refuses are refused (ModelError). In an object store both files are one PUT each, the card last.
     """
     place = as_files(place)
+    try:
+        model_name(card["name"])
+    except InvalidName as error:
+        raise ModelError(f"{place}: not saved: {error}") from error
     if not storable(network):
         raise ModelError(f"{place}: not saved, as some weights are not finite in half precision")
     if not isinstance(place, LocalFiles):
@@ -219,4 +224,9 @@ def _parse_card(folder: Path, data: bytes) -> dict[str, Any]:
     found = card.get("format") if isinstance(card, dict) else None
     if found != FORMAT:
         raise ModelError(f"{folder / CARD}: format {found!r}; this version reads {FORMAT!r}")
+    if "name" in card:
+        try:
+            model_name(card["name"])
+        except InvalidName as error:
+            raise ModelError(f"{folder / CARD}: {error}") from error
     return card

@@ -11,6 +11,7 @@ from deeplab.errors import UserError
 from deeplab.files import Files
 from deeplab.images import EXTENSIONS
 from deeplab.losses import IGNORE
+from deeplab.names import stem
 
 
 class DatasetError(UserError):
@@ -73,13 +74,12 @@ def _plain(files: Files, split: str) -> Listing:
         raise DatasetError(f"{files}/{split}.txt: lists no images")
     images: dict[str, str] = {}
     for name in files.names("images"):
-        path = PurePosixPath(name)
-        if path.suffix.lower() in EXTENSIONS:
-            images.setdefault(str(path.with_suffix("")), name)
-    missing = [stem for stem in stems if stem not in images]
+        if PurePosixPath(name).suffix.lower() in EXTENSIONS:
+            images.setdefault(stem(name), name)
+    missing = [name for name in stems if name not in images]
     if missing:
         raise DatasetError(f"{files}/images: no image for {', '.join(missing[:5])} ({len(missing)} of {len(stems)})")
-    return Listing(classes, [(stem, f"images/{images[stem]}", f"labels/{stem}.png") for stem in stems])
+    return Listing(classes, [(name, f"images/{images[name]}", f"labels/{name}.png") for name in stems])
 
 
 def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[str, str, str]]:
@@ -89,7 +89,7 @@ def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[st
         parts = line.split()
         if len(parts) == 2 and "/" in line:
             image, label = (part.lstrip("/") for part in parts)
-            pairs.append((PurePosixPath(image).stem, image, label))
+            pairs.append((stem(image).rsplit("/", 1)[-1], image, label))
         else:
             pairs.append((parts[0], f"JPEGImages/{parts[0]}.jpg", f"{labels}/{parts[0]}.png"))
     return pairs
@@ -133,16 +133,15 @@ def _cityscapes(files: Files, split: str) -> Listing:
     pairs = []
     for name in files.names(f"leftImg8bit/{split}"):
         if name.endswith("_leftImg8bit.png"):
-            stem = name.removesuffix("_leftImg8bit.png")
-            pairs.append((stem, f"leftImg8bit/{split}/{name}", f"gtFine/{split}/{stem}_gtFine_labelIds.png"))
+            scene = name.removesuffix("_leftImg8bit.png")
+            pairs.append((scene, f"leftImg8bit/{split}/{name}", f"gtFine/{split}/{scene}_gtFine_labelIds.png"))
     values = dict.fromkeys([*range(34), IGNORE], IGNORE) | {label: train for train, label in enumerate(CITYSCAPES_IDS)}
     return Listing(list(CITYSCAPES.names), pairs, values)
 
 
 def _below(files: Files, images: str, labels: str) -> list[tuple[str, str, str]]:
     names = [name for name in files.names(images) if PurePosixPath(name).suffix.lower() in EXTENSIONS]
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    return [(stem, f"{images}/{name}", f"{labels}/{stem}.png") for stem, name in zip(stems, names, strict=True)]
+    return [(stem(name), f"{images}/{name}", f"{labels}/{stem(name)}.png") for name in names]
 
 
 def _ade20k(files: Files, split: str) -> Listing:

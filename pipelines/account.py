@@ -59,7 +59,8 @@ def lost_and_doubled(table: ResultsTable, model: str, planned: Path) -> tuple[in
         connection.execute(f"SET memory_limit = '700MB'; SET temp_directory = '{planned.parent}'")
         connection.register("planned", connection.read_parquet(str(planned)))
         connection.register("results", table.dataset(model))
-        connection.execute("CREATE TABLE found AS SELECT uri, version FROM results SEMI JOIN planned USING (uri)")
+        with table.reading():
+            connection.execute("CREATE TABLE found AS SELECT uri, version FROM results SEMI JOIN planned USING (uri)")
         lost = connection.execute("SELECT count(*) FROM planned ANTI JOIN found USING (uri)").fetchone()[0]
         doubled = connection.execute(
             "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM found GROUP BY uri, version)"

@@ -6,11 +6,14 @@ no other text of a run leaves this way.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge
 
 LABELS = ("results", "model")
+PRINTED = string.punctuation + " "  # what stays as it is, besides letters and digits
 
 
 class Metrics:
@@ -23,7 +26,8 @@ class Metrics:
         self.pending = Gauge("deeplab_pending_images", "Planned images of the run that have no row yet.", LABELS)
         self.working = Gauge("deeplab_working_images", "Images of the chunk in work that are done and not yet committed.", LABELS)
         self.seconds = Counter("deeplab_stage_seconds", "Seconds by stage, summed over processes.", (*LABELS, "stage"))
-        self.labels = {"results": results, "model": model}
+        # Ray sends labels as ASCII. An S3 key or a model's name may hold any letter; what else there is of it is percent-encoded.
+        self.labels = {"results": quote(results, PRINTED), "model": quote(model, PRINTED)}
 
     def progress(self, pending: int, working: int) -> None:
         """Images still to do, and those done in the chunk at work."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from deeplab.images import MAX_PIXELS
+from deeplab.names import model_name
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
 
@@ -76,7 +77,9 @@ class TrainOptions(BaseModel):
     layout: str = Field(default="auto", description="How the data set is laid out")
     split: str = Field(default="train", description="Split to train on")
     val_split: str = Field(default="val", description="Split to choose the best weights on")
-    name: str | None = Field(default=None, description="Name in the model card")
+    name: Annotated[str, AfterValidator(model_name)] | None = Field(
+        default=None, description="Name in the model card; default model_out's last part"
+    )
     licence: str = Field(default="not stated", description="Licence of the data, for the model card")
     steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1, description="Crops per optimizer step, over all workers")

@@ -82,7 +82,8 @@ def make(
         if table is not None:
             connection.register("results", table.dataset(model))
             wanted = "WHERE status = 'ok'" if retry_errors else ""
-            connection.execute(f"INSERT INTO done SELECT uri, version FROM results {wanted}")
+            with table.reading():
+                connection.execute(f"INSERT INTO done SELECT uri, version FROM results {wanted}")
         connection.execute(
             f"""
             COPY (

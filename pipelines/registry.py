@@ -50,12 +50,12 @@ class Registry:
         entry = f"{parsed.name}-{parsed.digest[:12]}"
         # The card last: without it the folder is no model.
         for name, data in ((WEIGHTS, source[2]), (CARD, source[1])):
-            storage.write_whole(f"{self.uri}/{entry}/{name}", data)
+            storage.write_whole(storage.below(self.uri, f"{entry}/{name}"), data)
         return entry
 
     def read(self, entry: str) -> tuple[Path, bytes, bytes]:
         """What `checkpoint.read` gives, of an entry here. Raises ModelError."""
-        return read_folder(f"{self.uri}/{entry}")
+        return read_folder(storage.below(self.uri, entry))
 
     def alias(self, name: str) -> Alias | None:
         """Where an alias points; None when there is no such."""

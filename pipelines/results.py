@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
@@ -177,7 +178,8 @@ class ResultsTable:
         """Run SQL with DuckDB, in which the table is called `results`."""
         connection = duckdb.connect()
         connection.register("results", self.dataset(model))
-        return connection.execute(sql, list(parameters))
+        with self.reading():
+            return connection.execute(sql, list(parameters))
 
     def knows(self, chunk: str) -> bool:
         """Whether the log, as far as it was read (see `refresh`), holds this chunk's application transaction."""
@@ -185,13 +187,31 @@ class ResultsTable:
             return self.delta.transaction_version(chunk) is not None
 
     def files(self, model: str) -> dict[str, str | None]:
-        """The Parquet files of a model's rows, relative to the table, each with the run that wrote it (None: several)."""
+        """The Parquet files of a model's rows, each with the run that wrote it (None: several).
+
+        Paths are relative to the table and decoded: the log's are URIs, and so `%20` in it is a space of the file's name.
+        """
         actions = pa.table(self.delta.get_add_actions(flatten=True))
         if not actions.num_rows:
             return {}
         names = ("path", "partition.model", "min.run", "max.run")
         columns = [actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in names]
         return {unquote(path): low if low == high else None for path, of, low, high in zip(*columns, strict=True) if of == model}
+
+    def open_file(self, path: str) -> pq.ParquetFile:
+        """One of `files`, or a part that is not committed yet. OSError, ArrowInvalid where it is gone or no Parquet."""
+        system, root = storage.filesystem(self.uri)
+        # Nothing is read ahead: whole columns of masks would pile up before a slower reader.
+        return pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """ResultsError for rows that cannot be read in the body: a file that the log names is gone or damaged."""
+        try:
+            yield
+        except (FileNotFoundError, pa.ArrowInvalid, duckdb.InvalidInputException) as error:
+            reason = _one_line(error)
+            raise ResultsError(f"{self.uri}: rows cannot be read ({reason}); `deeplab verify` says what is wrong") from error
 
     def commit(
         self,

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, cast
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote_to_bytes
 
+from deeplab.names import leads_outside
 from pipelines import parquet_shards, s3, storage
 
 SUFFIXES = (".tar", ".zip", parquet_shards.SUFFIX)
 # No photo is larger; what claims to be is a bomb.
 MAX_MEMBER_BYTES = 1 << 30
+BYTES = re.compile("[\udc80-\udcff]")  # how Python holds the bytes of names that are no UTF-8
 ZIP_LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 
 
@@ -45,11 +48,14 @@ def split(uri: str) -> tuple[str, str] | None:
     shard, mark, member = uri.partition("#")
     if not mark or not is_shard(shard):
         return None
-    return shard, member if storage.is_s3(uri) else unquote(member)
+    return shard, member if storage.is_s3(uri) else os.fsdecode(unquote_to_bytes(member))
 
 
 def join(shard: str, member: str) -> str:
-    return f"{shard}#{member if storage.is_s3(shard) else quote(member)}"
+    """The URI of a member. Bytes of its name that are no UTF-8 are percent-encoded on S3, too, where nothing else is."""
+    if not storage.is_s3(shard):
+        return f"{shard}#{quote(os.fsencode(member))}"
+    return f"{shard}#{BYTES.sub(lambda byte: f'%{ord(byte[0]) - 0xDC00:02X}', member)}"
 
 
 def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
@@ -110,7 +116,7 @@ def read(uri: str, expected: str) -> tuple[bytes, str]:
     if not (mark and plus):
         raise MemberError(f"a member needs the version SHARD@OFFSET+LENGTH, not {expected!r}; list the shard itself", uri)
     offset, length = int(start), int(span)
-    if member.startswith("/") or "\\" in member or ".." in member.split("/"):
+    if leads_outside(member):
         raise MemberError("the member's name points out of its shard", uri)
     if shard.lower().endswith(parquet_shards.SUFFIX):
         try:

@@ -19,6 +19,7 @@ import ray
 from deltalake.transaction import AddAction, RemoveAction
 from ray.data import Datasink
 
+from deeplab.names import folder_of
 from pipelines import storage
 from pipelines.results import FILE_SCHEMA, CommitConflict, ResultsTable
 
@@ -41,6 +42,11 @@ class PartFile:
         return AddAction(self.path, self.size, {"model": model}, int(time.time() * 1000), True, self.stats)
 
 
+def remove_action(path: str, model: str) -> RemoveAction:
+    """What takes a file of a model out of the log; `path` is relative to the table, with nothing encoded (`ResultsTable.files`)."""
+    return RemoveAction(path, True, int(time.time() * 1000), None, {"model": model})
+
+
 def row_key(uri: str, version: str) -> str:
     """One string for (image, version)."""
     return f"{uri}\n{version}"
@@ -50,7 +56,7 @@ def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
     """Write rows (of FILE_SCHEMA) as one file of the table's `model` partition, in one atomic step."""
     rows = rows.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
     # A random name: files of failed attempts are never named by the log, and none is ever overwritten.
-    relative = f"model={model}/part-{uuid.uuid4().hex}.parquet"
+    relative = f"model={folder_of(model)}/part-{uuid.uuid4().hex}.parquet"
     sink = pa.BufferOutputStream()
     # Masks are compressed already; what else there is repeats a lot.
     compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
@@ -59,7 +65,7 @@ def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
         rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"]
     )
     data = sink.getvalue().to_pybytes()  # copied once, not at each try
-    size = storage.outlast(lambda: storage.write_whole(f"{table_uri}/{relative}", data))
+    size = storage.outlast(lambda: storage.write_whole(storage.below(table_uri, relative), data))
     statistics: dict[str, Any] = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
     for name in STATISTICS:
         values = rows[name].to_pylist()
@@ -155,10 +161,10 @@ def without_doubles(
     files = table.files(model)
     theirs = [path for path, writer in files.items() if path not in seen and writer != run]
     if theirs:
-        system, root = storage.filesystem(table.uri)
 
         def keys(path: str) -> pa.Array:
-            head = pq.read_table(f"{root}/{path}", columns=["uri", "version"], filesystem=system, partitioning=None)
+            with table.open_file(path) as file:
+                head = file.read(["uri", "version"])
             return pc.binary_join_element_wise(head["uri"], head["version"], "\n").combine_chunks()
 
         taken = pa.concat_arrays([keys(path) for path in theirs])
@@ -166,7 +172,8 @@ def without_doubles(
         for part in parts:
             double = pc.is_in(keys(part.path), value_set=taken)
             if pc.any(double).as_py():
-                rows = pq.read_table(f"{root}/{part.path}", filesystem=system, partitioning=None).filter(pc.invert(double))
+                with table.open_file(part.path) as file:
+                    rows = file.read().filter(pc.invert(double))
                 if rows.num_rows:
                     kept.append(write_part(table.uri, model, rows))
             else:
@@ -180,7 +187,6 @@ def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tupl
     adds: list[AddAction] = []
     removes: list[RemoveAction] = []
     taken = pa.array(keys)
-    partition = {"model": model}
     for fragment in table.dataset(model).get_fragments():
         head = fragment.to_table(columns=["uri", "version", "status"])
         key = pc.binary_join_element_wise(head["uri"], head["version"], "\n")
@@ -190,6 +196,5 @@ def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tupl
         kept = fragment.to_table().filter(pc.invert(old))
         if kept.num_rows:
             adds.append(write_part(table.uri, model, kept).add_action(model))
-        relative = fragment.path.rsplit("/", 2)
-        removes.append(RemoveAction("/".join(relative[-2:]), True, int(time.time() * 1000), None, partition))
+        removes.append(remove_action(fragment.path, model))
     return adds, removes

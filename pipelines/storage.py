@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import pyarrow.fs as pafs
 
 from deeplab.files import Files, LocalFiles
+from deeplab.names import leads_outside
 from pipelines import s3
 from pipelines.s3 import StorageError
 
@@ -44,7 +46,7 @@ def is_s3(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path behind a local URI or plain path. StorageError for a scheme that is not local."""
     if uri.startswith("file://"):
-        return Path(unquote(urlsplit(uri).path))
+        return Path(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))  # names need not be UTF-8
     if "://" in uri:
         raise StorageError(f"{uri}: unknown scheme; local paths, file:// and s3:// are accepted")
     return Path(uri)
@@ -53,6 +55,19 @@ def local_path(uri: str) -> Path:
 def canonical(uri: str) -> str:
     """One spelling for one place: s3://bucket/key as it is, everything local as file:///absolute/path."""
     return uri.rstrip("/") if is_s3(uri) else Path(os.path.abspath(local_path(uri).expanduser())).as_uri()
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of a file below a canonical one; `name`: its relative path as it is called, with nothing encoded."""
+    if leads_outside(name):
+        raise StorageError(f"{uri}: {name!r} leads out of it")
+    return f"{uri}/{name if is_s3(uri) else quote(os.fsencode(name))}"
+
+
+def last_part(uri: str) -> str:
+    """What people call a place: the last part of its path, with nothing encoded."""
+    whole = canonical(uri)
+    return whole.rsplit("/", 1)[-1] if is_s3(whole) else local_path(whole).name
 
 
 @lru_cache(maxsize=1)
@@ -97,9 +112,24 @@ def delta_options(uri: str, patient: bool = False) -> dict[str, str]:
     return options
 
 
+# What the Delta library cannot have in a table's place: it decodes %41, takes a backslash for a slash, and panics at the others.
+DELTA_UNABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f\x7f\udc80-\udcff]")
+DELTA_UNABLE_LOCAL = re.compile(r"[\[\]^|]")
+
+
 def delta_location(uri: str) -> str:
-    """How the Delta library wants a place named."""
-    return uri if is_s3(uri) else str(local_path(uri))
+    """How the Delta library wants a place named. StorageError for a place that it would mistake for another."""
+    place = uri if is_s3(uri) else os.path.realpath(local_path(uri))
+    found = DELTA_UNABLE.search(place) or (None if is_s3(uri) else DELTA_UNABLE_LOCAL.search(place))
+    if found is not None:
+        raise StorageError(
+            f"{place!r}: a results table cannot lie there, as the Delta library cannot have {found[0]!r} in its path; "
+            "choose a place without % before two digits, \\, [, ], ^, | and control characters"
+        )
+    if not is_s3(uri):
+        return str(local_path(uri))
+    bucket, key = s3.split(uri)
+    return f"s3://{bucket}/{quote(key)}"
 
 
 def read_versioned(uri: str) -> tuple[bytes, str]:

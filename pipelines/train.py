@@ -18,6 +18,7 @@ from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
 from deeplab.errors import UserError
 from deeplab.inspection import inspect
+from deeplab.names import name_after
 from deeplab.network import SegmentationNetwork
 from deeplab.presets import PRESETS, TrainingConfig
 from deeplab.states import TrainingError
@@ -87,6 +88,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     if options.min_workers and options.min_workers > options.workers:
         raise TrainingError(f"--min-workers {options.min_workers} is above --workers {options.workers}")
     out = storage.files(storage.canonical(options.model_out))
+    name = options.name or name_after(storage.last_part(options.model_out))
     if not options.resume:
         states.require_finished(out)
     skipped = _check(options, watch)
@@ -94,8 +96,8 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
     started = weights.initialise(network, options.init)
     card = {
-        "name": options.name or storage.canonical(options.model_out).rsplit("/", 1)[-1],
-        "data": {"folder": storage.canonical(options.dataset).rsplit("/", 1)[-1], "split": options.split},
+        "name": name,
+        "data": {"folder": storage.last_part(options.dataset), "split": options.split},
         "init": started,
     }
     card["data"] |= {"licence": options.licence, "images": len(data[0])}  # type: ignore[operator]

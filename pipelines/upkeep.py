@@ -11,12 +11,10 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from pipelines import storage
 from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
 from pipelines.status import status
 
@@ -50,7 +48,6 @@ def verify(
     `report`: files read and files in all. Memory holds one batch of rows; keys are compared on disk.
     """
     verdict = Verdict()
-    system, root = storage.filesystem(table.uri)
     labels = [model] if model is not None else list(table.models())
     files = [(label, path) for label in labels for path in sorted(table.files(label))]
     folder = Path(tempfile.mkdtemp(prefix="deeplab-verify-"))
@@ -61,7 +58,7 @@ def verify(
                 report(number, len(files))
                 classes = table.classes(label)
                 try:
-                    with pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False) as source:
+                    with table.open_file(path) as source:
                         for batch in source.iter_batches(batch_size=500):
                             _check_rows(pa.Table.from_batches([batch]), classes, path, verdict)
                             named = pa.table({"uri": batch["uri"], "version": batch["version"]})

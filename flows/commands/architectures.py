@@ -29,7 +29,9 @@ def import_weights(
     """
     from deeplab import checkpoint, weights
     from deeplab.classes import VOC, ClassTable
+    from deeplab.names import model_name, name_after
 
+    name = name_after(model_out.resolve().name) if name is None else model_name(name)
     if family not in weights.FAMILIES:
         raise typer.BadParameter(f"{family}: {', '.join(weights.FAMILIES)} are known", param_hint="--family")
     found = weights.import_file(file, family)
@@ -47,7 +49,7 @@ def import_weights(
     else:
         table = VOC if count == len(VOC) else ClassTable.from_names([f"class {index}" for index in range(count)])
     card = {
-        "name": name or model_out.resolve().name,
+        "name": name,
         "architecture": {"name": found.architecture, "options": found.options},
         "classes": [{"name": n, "colour": list(c)} for n, c in zip(table.names, table.colours, strict=True)],
         "init": f"{file.name}, family {family}",

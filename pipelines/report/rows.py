@@ -33,10 +33,11 @@ class Rows:
         self.connection.execute(f"SET memory_limit = '1GB'; SET temp_directory = '{self.folder.name}'")
         scanned = dataset.scanner(columns=[*COLUMNS, "__filename"], batch_size=65536).to_reader()
         self.connection.register("scanned", scanned)
-        self.connection.execute(
-            "CREATE TABLE rows AS SELECT row_number() OVER () AS id, * RENAME (__filename AS file), "
-            "map_keys(class_pixels) AS names FROM scanned"
-        )
+        with table.reading():
+            self.connection.execute(
+                "CREATE TABLE rows AS SELECT row_number() OVER () AS id, * RENAME (__filename AS file), "
+                "map_keys(class_pixels) AS names FROM scanned"
+            )
         self.connection.unregister("scanned")
 
     def __enter__(self) -> Rows:
