@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from urllib.parse import quote
 
 from deeplab.errors import UserError
 
 # Bytes of UTF-8. Percent-encoded these are 210, and with `model=` and the digest still one folder's name (255).
 MODEL_NAME_BYTES = 70
-MODEL_NAME_RULE = f"up to {MODEL_NAME_BYTES} bytes of printable characters are accepted, without / \\ and @, no dot in front, no space at either end"
+MODEL_NAME_RULE = (
+    f"up to {MODEL_NAME_BYTES} bytes of printable characters are accepted, without / \\ @, a dot in front, and spaces at the ends"
+)
 PART_BYTES = 255  # of one part of a path, on every file system in use
 DIGEST = 10
 
@@ -45,8 +48,11 @@ def name_after(folder: str) -> str:
 
 
 def folder_of(label: str) -> str:
-    """A folder's name for a model's label that no program has to encode; the digest in the label keeps it unique."""
-    return re.sub(r"[^A-Za-z0-9._@-]", "_", label)
+    """A folder's name for a model's label, percent-encoded as Hive, Spark and Delta's own writers do.
+
+    Readers that take a partition's value from the folder and not from the log (Polars) decode it, and get the label.
+    """
+    return quote(label, safe="@")
 
 
 def stem(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -40,6 +41,7 @@ app.command("export")(results.export)
 app.command("report")(report.report)
 app.command("view")(report.view)
 app.command("verify")(upkeep.verify)
+app.command("repair")(upkeep.repair)
 app.command("compact")(upkeep.compact)
 app.command("vacuum")(upkeep.vacuum)
 app.command("drop-model")(upkeep.drop_model)
@@ -65,6 +67,9 @@ def main() -> None:
     """Entry point: every foreseen trouble is one line on stderr and an exit code, never a traceback."""
     # A terminated run ends like an interrupted one: Ray is taken down, committed chunks stay.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8 is printed as \\xe9
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app()

@@ -208,10 +208,9 @@ def _looked_up(uris: Iterable[str], listed: bool) -> Iterator[tuple[str, Entry, 
 
 
 def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
-    system, inner = storage.filesystem(archive)
     try:
         # Read ahead, the whole file would be in memory at the end.
-        source = pq.ParquetFile(inner, filesystem=system, pre_buffer=False)
+        source = pq.ParquetFile(storage.open_file(archive), pre_buffer=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
     columns = source.schema_arrow.names

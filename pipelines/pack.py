@@ -137,8 +137,7 @@ class Packed:
     def _file(self, name: str) -> pq.ParquetFile:
         key = os.getpid(), name  # an open file does not survive a fork into a loader process
         if key not in self._open:
-            system, path = storage.filesystem(f"{self.place}/{name}")
-            self._open[key] = pq.ParquetFile(system.open_input_file(path), pre_buffer=True)
+            self._open[key] = pq.ParquetFile(storage.open_file(storage.below(self.place, name)), pre_buffer=True)
         return self._open[key]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -42,8 +42,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def open_file(shard: str) -> pq.ParquetFile:
-    system, path = storage.filesystem(shard)
-    return pq.ParquetFile(system.open_input_file(path))
+    return pq.ParquetFile(storage.open_file(shard))
 
 
 def members(shard: str, version: str) -> Iterator[tuple[str, int, str]]:
@@ -99,8 +98,7 @@ def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
 
 def _touch(shard: str, group: Any, name: str) -> None:
     """Read the bytes of a column of a row group; raises the store's own error where it does not give them."""
-    system, path = storage.filesystem(shard)
-    with system.open_input_file(path) as stream:
+    with storage.open_file(shard) as stream:
         for column in (group.column(index) for index in range(group.num_columns)):
             if column.path_in_schema == name:
                 start = column.dictionary_page_offset or column.data_page_offset

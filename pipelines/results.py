@@ -66,12 +66,13 @@ class ResultsTable:
     def open(cls, uri: str, version: int | None = None, patient: bool = False) -> ResultsTable:
         """The table at `uri`, as it is now or was at `version`. `patient`: outages of the store are outlasted, as a run should.
 
-        ResultsError when there is none, it is another's, or its schema is of another version.
+        ResultsError when there is none, it is another's, or its schema is of another version; StorageError for a place where
+        none can lie.
         """
         uri = storage.canonical(uri)
+        location = storage.delta_location(uri)
         try:
-            options = storage.delta_options(uri, patient)
-            delta = DeltaTable(storage.delta_location(uri), version=version, storage_options=options)
+            delta = DeltaTable(location, version=version, storage_options=storage.delta_options(uri, patient))
         except TableNotFoundError as error:
             raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
         except (DeltaError, OSError) as error:
@@ -91,6 +92,7 @@ class ResultsTable:
     def ensure(cls, uri: str) -> ResultsTable:
         """The table at `uri` for a run, created empty where there is none. ResultsError for a place that holds something else."""
         uri = storage.canonical(uri)
+        location = storage.delta_location(uri)  # refuses a place that cannot be before anything is made there
         if not storage.is_s3(uri):
             path = storage.local_path(uri)
             if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "_delta_log").is_dir()):
@@ -108,7 +110,7 @@ class ResultsTable:
                 raise ResultsError(f"{uri}: holds something that is no results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
-                    storage.delta_location(uri),
+                    location,
                     SCHEMA,
                     mode="ignore",
                     partition_by=["model"],

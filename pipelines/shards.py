@@ -79,8 +79,7 @@ def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
 
 
 def _open(shard: str) -> io.BufferedIOBase:
-    system, path = storage.filesystem(shard)
-    return cast(io.BufferedIOBase, io.BufferedReader(cast(Any, system.open_input_file(path)), 1 << 20))
+    return cast(io.BufferedIOBase, io.BufferedReader(cast(Any, storage.open_file(shard)), 1 << 20))
 
 
 def _tar_members(stream: io.BufferedIOBase) -> Iterator[tuple[str, int, int, int]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from deeplab.files import Files, LocalFiles
@@ -112,6 +113,14 @@ def delta_options(uri: str, patient: bool = False) -> dict[str, str]:
     return options
 
 
+def open_file(uri: str) -> pa.NativeFile:
+    """One object for reading here and there; a path that is no UTF-8 is none for a file system of Arrow's. OSError."""
+    if not is_s3(uri):
+        return pa.OSFile(os.fsencode(local_path(uri)))
+    system, path = filesystem(uri)
+    return system.open_input_file(path)
+
+
 # What the Delta library cannot have in a table's place: it decodes %41, takes a backslash for a slash, and panics at the others.
 DELTA_UNABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f\x7f\udc80-\udcff]")
 DELTA_UNABLE_LOCAL = re.compile(r"[\[\]^|]")
@@ -162,6 +171,12 @@ def _stat(uri: str) -> FileStat | None:
         raise
     except OSError:
         return None
+
+
+def size(uri: str) -> int | None:
+    """Bytes of one object, None where there is none."""
+    stat = _stat(uri)
+    return stat.size if stat else None
 
 
 def outlast(action: Callable[[], T]) -> T:

@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from deeplab import masks
 from deeplab.classes import ClassTable
+from pipelines.repair import missing
 from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
 from pipelines.status import status
 
@@ -42,14 +43,17 @@ class Verdict:
 def verify(
     table: ResultsTable, archive: str | None = None, model: str | None = None, report: Callable[[int, int], None] = lambda *_: None
 ) -> Verdict:
-    """Read every file and decode every mask: all readable, masks of the image's size with the model's classes and the
+    """Read every file and decode every mask: all there and readable, masks of the image's size with the model's classes and the
     counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`.
 
     `report`: files read and files in all. Memory holds one batch of rows; keys are compared on disk.
     """
     verdict = Verdict()
     labels = [model] if model is not None else list(table.models())
-    files = [(label, path) for label in labels for path in sorted(table.files(label))]
+    absent = {entry.path: entry for entry in missing(table) if entry.model in labels}
+    for entry in absent.values():
+        verdict.add(str(entry))
+    files = [(label, path) for label in labels for path in sorted(table.files(label)) if path not in absent]
     folder = Path(tempfile.mkdtemp(prefix="deeplab-verify-"))
     try:
         with duckdb.connect(str(folder / "keys.duckdb")) as keys:
@@ -121,8 +125,11 @@ def compact(table: ResultsTable, model: str | None = None, target_bytes: int = T
 def vacuum(table: ResultsTable, hours: int = RETENTION_HOURS, *, delete: bool = False) -> list[str]:
     """Files that no version younger than `hours` names, those of killed writers too; deleted only with `delete`.
 
-    Fewer hours than a run takes would delete parts that it has not committed yet.
+    Fewer hours than a run takes would delete parts that it has not committed yet. ResultsError where the log names files
+    that are not there: what seems to be nobody's may hold their rows.
     """
+    if absent := missing(table):
+        raise ResultsError(f"{table.uri}: no vacuum, as {len(absent)} files that its log names are not there: {absent[0]}")
     try:
         return table.delta.vacuum(hours, dry_run=not delete, enforce_retention_duration=False, full=True)
     except (DeltaError, OSError) as error:

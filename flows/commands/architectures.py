@@ -56,7 +56,9 @@ def import_weights(
         "data": {"licence": licence},
     }
     checkpoint.save(model_out, found.network, card)
-    stdout.print(f"{model_out}: {found.architecture}, {count} classes, {len(found.network.state_dict())} tensors filled")
+    stdout.print(
+        f"{escape(str(model_out))}: {found.architecture}, {count} classes, {len(found.network.state_dict())} tensors filled"
+    )
     for key in found.left_out:
         stdout.print(f"  left out: {escape(key)}")
 

@@ -107,4 +107,4 @@ def pack(
     opened = [LabelledFolder(files, split.strip(), layout) for split in splits.split(",")]
     with bar("pairs") as display:
         pairs = run(opened, out, tile, report=lambda done, total: display.update("packing", done, total))
-    stdout.print(f"{out}: {pairs} pairs")
+    stdout.print(f"{escape(str(out))}: {pairs} pairs")

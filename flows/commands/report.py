@@ -43,7 +43,7 @@ def report(
         stderr.print(f"{escape(uri)}: {escape(reason)}")
     if len(made.gone) > 10:
         stderr.print(f"... and {len(made.gone) - 10} more photos that cannot be shown; the page has their masks")
-    stdout.print(f"{made.facts.images} images, {made.cards} of them in the gallery: {made.page}", soft_wrap=True)
+    stdout.print(f"{made.facts.images} images, {made.cards} of them in the gallery: {escape(str(made.page))}", soft_wrap=True)
 
 
 def view(
@@ -57,4 +57,4 @@ def view(
 
     table = ResultsTable.open(results)
     label = table.pick_model(model)
-    serve(table, label, port, lambda url: stdout.print(f"{label}: {url}  (Ctrl-C ends it)", soft_wrap=True))
+    serve(table, label, port, lambda url: stdout.print(f"{escape(label)}: {url}  (Ctrl-C ends it)", soft_wrap=True))

@@ -32,20 +32,24 @@ def status(
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    stdout.print(f"{found['results']}  version {found['version']}")
+    stdout.print(f"{escape(found['results'])}  version {found['version']}")
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("model", "ok", "errors", "mean confidence", "last row"):
         table.add_column(column, justify="left" if column in ("model", "last row") else "right")
     for entry in found["models"]:
         confidence = "-" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3f}"
-        table.add_row(entry["model"], str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " "))
+        table.add_row(
+            escape(entry["model"]), str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " ")
+        )
     stdout.print(table if found["models"] else "no rows yet")
     for entry in found["models"]:
         for reason, count in entry["errors_by_reason"].items():
-            stdout.print(f"  {count} x {escape(reason)}  [dim]({entry['model']})[/]")
+            stdout.print(f"  {count} x {escape(reason)}  [dim]({escape(entry['model'])})[/]")
     if archive is not None:
         pending = found["archive"]
-        stdout.print(f"{pending['archive']}: {pending['images']} images, {pending['done']} done, {pending['pending']} pending")
+        stdout.print(
+            f"{escape(pending['archive'])}: {pending['images']} images, {pending['done']} done, {pending['pending']} pending"
+        )
 
 
 def show(
@@ -65,7 +69,7 @@ def show(
     shown = exporting.show(table, table.pick_model(model), out, count, worst)
     for uri, reason in shown.skipped.items():
         stderr.print(f"left out {escape(uri)}: {escape(reason)}")
-    stdout.print(f"{shown.files} photos on {out}")
+    stdout.print(f"{shown.files} photos on {escape(str(out))}")
 
 
 def _format(name: str) -> str:
@@ -100,7 +104,7 @@ def export(
             stderr.print(f"left out {escape(uri)}: {escape(reason)}")
         if done.left_out > len(done.skipped):
             stderr.print(f"left out {done.left_out - len(done.skipped)} more")
-        stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {folder}")
+        stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {escape(str(folder))}")
     if done.left_out and not done.images:
         stderr.print("[red]error[/]: no image could be exported")
         raise typer.Exit(1)

@@ -104,7 +104,7 @@ def train(
         except Stopped as error:
             display.progress.console.print(escape(str(error)))
             raise typer.Exit(asked() or 1) from None
-    stdout.print(f"{model_out}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {val_split}")
+    stdout.print(f"{escape(model_out)}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {val_split}")
 
 
 def models(

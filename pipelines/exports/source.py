@@ -141,7 +141,9 @@ class Masks:
         Two images that differ only in their extension keep it (a.jpg.png). A name that is no path below the folder becomes one
         (`relative_path`). ResultsError where it is the image itself.
         """
-        for name in (stem(mask.name), mask.name, f"{mask.name}-{hashlib.sha256(mask.uri.encode()).hexdigest()[:12]}"):
+        # Where a file has the name of another's folder, it lies beside all others under a name of its own.
+        apart = f"{mask.name.replace('/', '_')}-{hashlib.sha256(mask.uri.encode()).hexdigest()[:12]}"
+        for name in (stem(mask.name), mask.name, apart):
             target = self.folder / below / f"{relative_path(name, len(suffix))}{suffix}"
             above = [parent for parent in target.parents if parent.is_relative_to(self.folder)]
             if target not in self.taken and target not in self.folders and not self.taken.intersection(above):
