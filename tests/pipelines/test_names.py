@@ -41,7 +41,7 @@ from tests.pipelines.test_results import CARD
 from tests.pipelines.test_upkeep import CLASSES, row
 
 quick = settings(
-    max_examples=12,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -407,16 +407,13 @@ def test_stems_with_dots_survive_a_pack_and_a_table(tmp_path: Path, model: Path)
 
 @pytest.mark.usefixtures("running_ray")
 def test_a_model_an_archive_and_a_table_of_odd_names_go_the_whole_way(tmp_path: Path) -> None:
-    from deeplab import names as rule
-
-    model = make_model(tmp_path / "models" / "mon modèle %41#?", name=rule.name_after("mon modèle %41#?"))
+    model = make_model(tmp_path / "models" / "mon modèle %41#?", name="mon modèle %41#?")
     photos = os.fsencode(tmp_path / "photos #1 %20é")
     os.mkdir(photos)
     odd = [b"sp ace.jpg", b"caf\xe9.jpg", b"#1.jpg", b"a%41?.jpg", "あ.b.c.jpg".encode(), b"back\\slash.jpg", b"q'\".jpg"]
     for index, name in enumerate(odd):
         with open(photos + b"/" + name, "wb") as file:
             file.write(photo(index))
-    (tmp_path / "bad").mkdir()
     place = tmp_path / "réśults #1 ?"
     before = listed(tmp_path)
     options = SegmentOptions(archive=os.fsdecode(photos), results=str(place), model=str(model), crf=False, chunk_size=4)
@@ -443,18 +440,22 @@ def test_a_model_an_archive_and_a_table_of_odd_names_go_the_whole_way(tmp_path: 
     assert ResultsTable.open(str(place)).dataset().to_table().num_rows == 0
 
 
-@pytest.mark.usefixtures("running_ray")
-def test_keys_and_tables_of_odd_names_on_s3_go_the_whole_way(s3: str, tmp_path: Path) -> None:
+def test_keys_of_any_name_are_listed_read_and_exported_from_a_table_of_any_name(s3: str, tmp_path: Path) -> None:
     from pipelines import s3 as store
 
-    names = ["sp ace.jpg", "é/あ.jpg", "a#b?.jpg", "x%41.jpg", "a+b&c.jpg"]
+    label = "mödel 1@000000000000"
+    names = ["sp ace.jpg", "é/あ.jpg", "a#b?.jpg", "x%41.jpg", "a+b&c.jpg", "[1]^|.jpg"]
     for index, name in enumerate(names):
         store.put(f"{s3}/photos é/{name}", photo(index))
-    model = make_model(tmp_path / "m", name="mödel 1")
-    options = SegmentOptions(archive=f"{s3}/photos é", results=f"{s3}/résults 1/あ", model=str(model), crf=False)
-    assert (segment(options).images, segment(options).images) == (len(names), 0)
-    table = ResultsTable.open(f"{s3}/résults 1/あ")
-    assert upkeep.verify(table, f"{s3}/photos é").count == 0
-    export.export(table, table.pick_model(None), tmp_path / "out", "png")
+    inventory.take(f"{s3}/photos é", tmp_path / "inventory.parquet")
+    entries = pq.read_table(tmp_path / "inventory.parquet").to_pylist()
+    assert {shards.fetch(entry["uri"], entry["version"])[0] for entry in entries} == {photo(index) for index in range(len(names))}
+    table = ResultsTable.ensure(f"{s3}/résults 1/あ")
+    table.register(label, CARD)
+    made = [{**row("x"), "uri": entry["uri"], "version": entry["version"]} for entry in entries]
+    table.commit("chunk-1", [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)])
+    opened = ResultsTable.open(table.uri)
+    assert upkeep.verify(opened, f"{s3}/photos é", label).pending == 0
+    assert export.export(opened, label, tmp_path / "out", "png").files == len(names)
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
     assert found == {f"{name[:-4]}.png" for name in names}
