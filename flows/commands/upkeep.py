@@ -35,7 +35,7 @@ def verify(
         print(json.dumps(vars(found), indent=2))
     else:
         for problem in found.problems:
-            stdout.print(escape(problem), style="red")
+            stdout.print(escape(problem), style="red", soft_wrap=True)
         if found.count > len(found.problems):
             stdout.print(f"... and {found.count - len(found.problems)} more")
         pending = "" if found.pending is None else f", {found.pending} images of the archive without a row"
@@ -77,7 +77,7 @@ def vacuum(
         print(json.dumps({"deleted": delete, "files": files}, indent=2))
         return
     for file in files[:20]:
-        stdout.print(escape(file))
+        stdout.print(escape(file), soft_wrap=True)
     if len(files) > 20:
         stdout.print(f"... and {len(files) - 20} more")
     stdout.print(f"{len(files)} files {'deleted' if delete else 'could go; --delete deletes them'}")
@@ -99,7 +99,7 @@ def repair(
     table = ResultsTable.open(results)
     done = mending.repair(table, forget)
     for entry in done.left:
-        stdout.print(escape(str(entry)), style="red")
+        stdout.print(escape(str(entry)), style="red", soft_wrap=True)
     stdout.print(
         f"{done.restored} files with {done.rows} rows restored, {done.forgotten} taken out, {len(done.left)} left; "
         f"version {table.version}"
