@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from deeplab.images import MAX_PIXELS, Header, ImageError, decode, header
-from pipelines import s3, shards, storage
+from pipelines import faults, s3, shards, storage
 
 READ_THREADS = 8
 # A window is what the network is given at a time: enough images to fill its batches, and no more pixels than this
@@ -41,15 +41,23 @@ class Loaded:
 
 
 def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
-    """(bytes, version of those bytes, reason why not). A place that is gone or barred is a reason; all else raises.
+    """(bytes, version of those bytes, reason why not). What is the image's own fault is a reason; the system's raises.
 
-    Other errors are the system's (a store that is down): they are tried again for a while and then fail the block, so
-    that an outage never turns into rows.
+    The latter (a store that is down, no memory) is tried again for a while and then fails the block, so that an outage
+    never turns into rows.
     """
     try:
         return *storage.outlast(lambda: shards.fetch(uri, expected)), None
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        return b"", expected, f"read: {error.strerror or 'no such object'}"
+    except faults.OWN as error:
+        return b"", expected, f"read: {faults.reason(error)}"
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # nothing of storage's; it would end every run at this image
+        return b"", expected, f"read: {_unforeseen(error)}"
+
+
+def _unforeseen(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 Read = tuple[bytes, str, str | None, float]  # bytes, version, error, seconds
@@ -126,4 +134,8 @@ class Loader:
                 pixels = decode(encoded, self.max_pixels)
             except ImageError as reason:
                 error = f"decode: {reason}"
+            except MemoryError:
+                raise
+            except Exception as unforeseen:  # of a decoder; it would end every run at this image
+                error = f"decode: {_unforeseen(unforeseen)}"
         return Loaded(uri, version, error, encoded, told, pixels, seconds, time.perf_counter() - start)

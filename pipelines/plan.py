@@ -67,8 +67,9 @@ def make(
 ) -> Plan:
     """Anti-join `inventory` with the rows of `model` in `table` (None: an empty one) into the Parquet file `path`.
 
-    An image is done when its uri and version have a row; with `retry_errors` only when that row is ok. An image that
-    the inventory names twice is planned once. Images go to chunks in the order of their uris.
+    An image is done when its uri and version have a row; with `retry_errors` only when that row is ok. Of an image that
+    the inventory names more than once (a tar may hold a name twice) the last entry counts, as when a tar is unpacked.
+    Images go to chunks in the order of their uris.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk size {chunk_size}: at least 1 is accepted")
@@ -76,7 +77,7 @@ def make(
         connection.execute(
             f"SET memory_limit = '700MB'; SET preserve_insertion_order = false; SET temp_directory = '{path.parent}'"
         )
-        source = connection.read_parquet(str(inventory))
+        source = connection.read_parquet(str(inventory), file_row_number=True)
         connection.register("inventory", source)
         connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
         if table is not None:
@@ -86,9 +87,10 @@ def make(
         connection.execute(
             f"""
             COPY (
-                SELECT uri, max(version) AS version, max(bytes) AS bytes FROM inventory
-                ANTI JOIN done USING (uri, version)
-                GROUP BY uri ORDER BY uri
+                WITH missing AS (SELECT * FROM inventory ANTI JOIN done USING (uri, version)),
+                last AS (SELECT uri, max(file_row_number) AS file_row_number FROM inventory
+                         SEMI JOIN missing USING (uri) GROUP BY uri)
+                SELECT uri, version, bytes FROM missing SEMI JOIN last USING (uri, file_row_number) ORDER BY uri
             ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
             """
         )

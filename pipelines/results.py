@@ -265,7 +265,7 @@ def _stored(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise s3.StorageError(f"{uri}: the store cannot be reached or broke off ({_one_line(error)})") from error
+        raise storage.StorageError(f"{uri}: the store cannot be reached or broke off ({_one_line(error)})") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ buckets take them.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
@@ -21,18 +22,17 @@ from typing import Any
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, SSLError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, SSLError
+from urllib3.exceptions import HTTPError
 
-from deeplab.errors import UserError
+from pipelines.faults import EntryError, StorageError, require_fitting
 
 LIST_THREADS = 16
+READ_SECONDS = 30  # without a byte; local files have the same deadline
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
 PROBES = "_probe"
-
-
-class StorageError(UserError, OSError):
-    """A place cannot be reached, read or written; the message names it and what is accepted."""
+MAX_KEY_BYTES = 1024
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def client() -> Any:
         request_checksum_calculation=checksums,
         retries={"mode": "standard", "max_attempts": TRIES},
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=READ_SECONDS,
         max_pool_connections=2 * LIST_THREADS,
         s3={"addressing_style": "path" if endpoint() else "auto"},
         signature_version=None if signed() else UNSIGNED,
@@ -72,10 +72,16 @@ def client() -> Any:
     return boto3.Session().client("s3", region_name=region, endpoint_url=endpoint(), config=config)
 
 
+FAILURES = (ClientError, BotoCoreError, HTTPError)  # the last where an answer's body breaks off
+
+
 def _as_os_error(error: Exception, uri: str) -> OSError:
     """What the store answered, as the OSError that a local file would give; all else is a StorageError."""
+    if isinstance(error, ParamValidationError):
+        return EntryError(errno.EINVAL, f"not a name that S3 accepts ({_one_line(error)})", uri)
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
+        message = str(error.response.get("Error", {}).get("Message", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if code == "NoSuchBucket":
             return StorageError(f"{uri}: there is no such bucket")
@@ -85,6 +91,12 @@ def _as_os_error(error: Exception, uri: str) -> OSError:
             return PermissionError(13, "object is in cold storage and must be restored first", uri)
         if code == "AccessDenied" or (code == "403" and status == 403):
             return PermissionError(13, "Access denied", uri)
+        if code.startswith("KMS.") or "Server Side Encryption" in message:
+            return PermissionError(13, f"the object is encrypted, and its key is not to be had ({code})", uri)
+        if code in ("InvalidRange", "416"):
+            return EntryError(errno.EINVAL, "the object ends before what is to be read of it", uri)
+        if code.startswith("KeyTooLong"):
+            return EntryError(errno.ENAMETOOLONG, "the key is too long for the store", uri)
         return StorageError(f"{uri}: the store answered {code} ({status})")
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StorageError(
@@ -95,29 +107,44 @@ def _as_os_error(error: Exception, uri: str) -> OSError:
     return StorageError(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
 
 
+def _object(uri: str) -> tuple[str, str]:
+    """Bucket and key of an object that is to be read. EntryError for a URI that cannot name one."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        raise EntryError(errno.EINVAL, "s3://bucket/key is accepted", uri)
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise EntryError(errno.EILSEQ, "a key is UTF-8, and this has other bytes", uri) from error
+    if size > MAX_KEY_BYTES:
+        raise EntryError(errno.ENAMETOOLONG, f"a key has up to {MAX_KEY_BYTES} bytes, and this {size}", uri)
+    return bucket, key
+
+
 def get(uri: str) -> tuple[bytes, str]:
-    """All bytes of an object and the ETag of just these bytes. FileNotFoundError, PermissionError, StorageError."""
-    bucket, key = split(uri)
+    """All bytes of an object and the ETag of just these bytes. Errors of `faults.OWN`, StorageError."""
+    bucket, key = _object(uri)
     try:
         answer = client().get_object(Bucket=bucket, Key=key)
+        require_fitting(int(answer["ContentLength"]), uri)
         return answer["Body"].read(), _version(answer["ETag"])
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         raise _as_os_error(error, uri) from error
 
 
 def get_range(uri: str, start: int, length: int) -> tuple[bytes, str]:
     """`length` bytes from `start`, and the whole object's ETag; errors as `get`."""
-    bucket, key = split(uri)
+    bucket, key = _object(uri)
     try:
         answer = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
         return answer["Body"].read(), _version(answer["ETag"])
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         raise _as_os_error(error, uri) from error
 
 
 def head(uri: str) -> tuple[int, str] | None:
-    """Size and ETag of an object, None where there is none; PermissionError and StorageError as `get`."""
-    bucket, key = split(uri)
+    """Size and ETag of an object, None where there is none; other errors as `get`."""
+    bucket, key = _object(uri)
     try:
         answer = client().head_object(Bucket=bucket, Key=key)
     except (ClientError, BotoCoreError) as error:
@@ -286,6 +313,10 @@ def hidden(path: str) -> bool:
 
 def _version(etag: str) -> str:
     return etag.strip('"')
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _reason(error: OSError) -> str:

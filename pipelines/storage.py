@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.fs as pafs
 
 from deeplab.files import Files, LocalFiles
-from pipelines import s3
-from pipelines.s3 import StorageError
+from pipelines import local, s3
+from pipelines.faults import OWN, StorageError
 
 __all__ = ["FileStat", "StorageError"]
 
@@ -103,48 +103,60 @@ def delta_location(uri: str) -> str:
 
 
 def read_versioned(uri: str) -> tuple[bytes, str]:
-    """All bytes of one object and their version. FileNotFoundError, PermissionError and other OSError as they come."""
+    """All bytes of one object and their version. Raises an error of `faults.OWN` where it is its own, else StorageError."""
     if is_s3(uri):
         return s3.get(uri)
-    with open(local_path(uri), "rb") as stream:
-        before = os.fstat(stream.fileno())
-        return stream.read(), local_version(before)
+    data, before = local.read(local_path(uri))
+    return data, local_version(before)
+
+
+def read_range(uri: str, start: int, length: int) -> tuple[bytes, str]:
+    """`length` (at least 1) bytes of an object from `start`, fewer at its end, and its version; errors as `read_versioned`."""
+    if is_s3(uri):
+        return s3.get_range(uri, start, length)
+    data, before = local.read(local_path(uri), start, length)
+    return data, local_version(before)
 
 
 def local_version(stat: os.stat_result) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
+def stat(uri: str) -> FileStat:
+    """Size and version of one object; errors as `read_versioned`."""
+    if is_s3(uri):
+        answer = s3.head(uri)
+        if answer is None:
+            raise FileNotFoundError(errno.ENOENT, "No such object", uri)
+        return FileStat(*answer)
+    state = local.stat(local_path(uri))
+    return FileStat(state.st_size, local_version(state))
+
+
 def stat_all(uris: list[str]) -> list[FileStat | None]:
-    """Size and version of many objects, None for those that do not exist or may not be seen."""
+    """Size and version of many objects, None for those that do not exist, may not be seen or are no files. StorageError."""
     with ThreadPoolExecutor(s3.LIST_THREADS) as pool:
         return list(pool.map(_stat, uris))
 
 
 def _stat(uri: str) -> FileStat | None:
     try:
-        if is_s3(uri):
-            found = s3.head(uri)
-            return FileStat(*found) if found else None
-        stat = os.stat(local_path(uri))
-        return FileStat(stat.st_size, local_version(stat))
-    except StorageError:
-        raise
-    except OSError:
+        return stat(uri)
+    except OWN:
         return None
 
 
 def outlast(action: Callable[[], T]) -> T:
     """What `action` returns, tried again while a store is down, for OUTAGE_SECONDS; other trouble of I/O for DISK_SECONDS.
 
-    The store's client has tries of its own, but they are few when many threads ask at once. An object that is not there
-    or barred, and a full disk, are no outage.
+    The store's client has tries of its own, but they are few when many threads ask at once. What is an object's own fault
+    (`faults.OWN`), and a full disk, are no outage.
     """
     began, pause = time.monotonic(), 0.5
     while True:
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+        except OWN:
             raise
         except OSError as error:
             patience = OUTAGE_SECONDS if isinstance(error, StorageError) else DISK_SECONDS
