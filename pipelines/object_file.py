@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipelines import storage
@@ -22,6 +24,7 @@ class ObjectFile(io.RawIOBase):
 
     def __init__(self, uri: str, version: str) -> None:
         self.uri, self.version, self.place = uri, version, 0
+        self.failure: OSError | None = None
         self.size = storage.outlast(lambda: storage.stat(uri)).size
 
     def readable(self) -> bool:
@@ -38,14 +41,30 @@ class ObjectFile(io.RawIOBase):
         length = max(0, min(len(buffer), self.size - self.place))
         if length == 0:
             return 0
-        data, version = storage.outlast(lambda: storage.read_range(self.uri, self.place, length))
-        if version != self.version:
-            raise EntryError(errno.ESTALE, CHANGED, self.uri)
+        try:
+            data, version = storage.outlast(lambda: storage.read_range(self.uri, self.place, length))
+            if version != self.version:
+                raise EntryError(errno.ESTALE, CHANGED, self.uri)
+        except OSError as error:
+            self.failure = error
+            raise
         buffer[: len(data)] = data
         self.place += len(data)
         return len(data)
 
 
-def open_object(uri: str, version: str) -> io.BufferedReader:
-    """An object of a known version as a file to seek in, read AHEAD bytes or more at a time; errors as ObjectFile's."""
-    return io.BufferedReader(ObjectFile(uri, version), AHEAD)
+@contextmanager
+def open_object(uri: str, version: str) -> Iterator[io.BufferedReader]:
+    """An object of a known version as a file to seek in, read AHEAD bytes or more at a time; errors as ObjectFile's.
+
+    Libraries take some of these for damage (zipfile does): where the body raises after one, it is the one that is raised.
+    """
+    source = ObjectFile(uri, version)
+    raw: Any = source  # of a class that BufferedReader's types do not foresee
+    try:
+        with io.BufferedReader(raw, AHEAD) as stream:
+            yield stream
+    except Exception as error:
+        if source.failure is None or source.failure is error:
+            raise
+        raise source.failure from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.faults import OWN, EntryError, StorageError, reason
+from pipelines.faults import EntryError, reason
 from pipelines.object_file import open_object
 
 SUFFIX = ".parquet"
@@ -63,12 +63,9 @@ def members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int]]:
 
 @contextmanager
 def _arrow_errors() -> Iterator[None]:
-    """Arrow's errors as ValueError in one line. It calls damage an OSError, too, but one without a number; the errors of the
-    file that it reads from pass through it as they are."""
+    """Arrow's errors as ValueError in one line; it calls damage an OSError, too. (`open_object` raises its own in their place.)"""
     try:
         yield
-    except (StorageError, *OWN):
-        raise
     except (OSError, pa.ArrowException) as error:
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
 

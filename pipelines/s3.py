@@ -26,9 +26,9 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from urllib3.exceptions import HTTPError
 
 from pipelines.faults import EntryError, StorageError, require_fitting
+from pipelines.local import READ_SECONDS
 
 LIST_THREADS = 16
-READ_SECONDS = 30  # without a byte; local files have the same deadline
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
 PROBES = "_probe"

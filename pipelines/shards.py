@@ -65,11 +65,11 @@ def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
         with open_object(shard, version) as stream:
             for name, offset, length, size in listing(stream):
                 yield name, join(shard, name), size, f"{version}@{offset}+{length}"
-    except StorageError:
+    except (StorageError, MemoryError):
         raise
     except OWN as error:
         raise ShardError(error.errno, reason(error), shard) from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, struct.error) as error:
+    except Exception as error:  # damage comes as almost any exception
         words = " ".join(str(error).split())[:200]
         raise ShardError(errno.EBADMSG, f"not a readable {kind} ({words}); {ACCEPTED[kind]}", shard) from error
 
@@ -88,7 +88,11 @@ def fault(shard: str, version: str) -> EntryError:
 def _tar_members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int]]:
     """A link or a device has offset and length -1: it becomes a row with a reason, and is never followed."""
     with tarfile.open(fileobj=stream, mode="r:") as shard:
+        start = -1
         while (member := shard.next()) is not None:
+            if shard.offset <= start:  # a size below zero: it would be listed for ever
+                raise tarfile.ReadError(f"damaged at byte {member.offset}")
+            start = shard.offset
             cast(Any, shard).members.clear()  # tarfile keeps all it has seen
             if member.isfile() and member.sparse is None:
                 yield member.name, member.offset_data, member.size, member.size
