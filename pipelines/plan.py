@@ -87,10 +87,12 @@ def make(
         connection.execute(
             f"""
             COPY (
-                WITH missing AS (SELECT * FROM inventory ANTI JOIN done USING (uri, version)),
-                last AS (SELECT uri, max(file_row_number) AS file_row_number FROM inventory
-                         SEMI JOIN missing USING (uri) GROUP BY uri)
-                SELECT uri, version, bytes FROM missing SEMI JOIN last USING (uri, file_row_number) ORDER BY uri
+                FROM (
+                    SELECT uri, arg_max(version, file_row_number) AS version, arg_max(bytes, file_row_number) AS bytes
+                    FROM inventory GROUP BY uri
+                )
+                ANTI JOIN done USING (uri, version)
+                ORDER BY uri
             ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
             """
         )

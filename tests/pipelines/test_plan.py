@@ -79,6 +79,15 @@ def test_an_image_named_twice_is_planned_once(tmp_path: Path) -> None:
     assert (sorted(planned(todo)), todo.archive) == ([("file:///a", "1"), ("file:///b", "1")], 2)
 
 
+def test_of_an_image_named_with_two_versions_the_last_counts_once_and_for_all(tmp_path: Path) -> None:
+    """As where a tar holds a name twice, and is unpacked."""
+    inventory = write_inventory(tmp_path / "i.parquet", [("file:///a", "t@9+1"), ("file:///b", "1"), ("file:///a", "t@10+1")])
+    todo = plan.make(inventory, None, MODEL, tmp_path / "p.parquet")
+    assert sorted(planned(todo)) == [("file:///a", "t@10+1"), ("file:///b", "1")]
+    table = table_with(tmp_path / "t", [("file:///a", "t@10+1", "ok"), ("file:///b", "1", "ok")])
+    assert plan.make(inventory, table, MODEL, tmp_path / "p.parquet").images == 0
+
+
 def test_chunks_have_the_size_asked_and_the_same_work_has_the_same_name(tmp_path: Path) -> None:
     inventory = write_inventory(tmp_path / "i.parquet", [(f"file:///{i:05}", "v") for i in range(5003)])
     first = plan.make(inventory, None, MODEL, tmp_path / "p1.parquet", chunk_size=1000)
