@@ -13,6 +13,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,7 +120,7 @@ def test_every_odd_entry_beside_good_photos_is_one_row_in_one_run(
         segment(options)
     table = ResultsTable.open(options.results)
     rows = table.query("SELECT uri, status, error FROM results").fetchall()
-    found = {uri.split("#")[-1].rsplit("/", 1)[-1]: error for uri, state, error in rows if state == "error"}
+    found = {unquote(uri).split("#")[-1].rsplit("/", 1)[-1]: error for uri, state, error in rows if state == "error"}
     assert set(found) == set(expected)
     assert all(found[name].startswith(expected[name]) for name in expected), found
     assert len(rows) == len({uri for uri, _, _ in rows}) == 20 + len(expected)
