@@ -22,11 +22,11 @@ from typing import Any
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError, SSLError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from pipelines.faults import EntryError, StorageError, require_fitting
 from pipelines.local import READ_SECONDS
+from pipelines.s3_answers import FAILURES, as_os_error
 
 LIST_THREADS = 16
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
@@ -72,39 +72,8 @@ def client() -> Any:
     return boto3.Session().client("s3", region_name=region, endpoint_url=endpoint(), config=config)
 
 
-FAILURES = (ClientError, BotoCoreError, HTTPError)  # the last where an answer's body breaks off
-
-
 def _as_os_error(error: Exception, uri: str) -> OSError:
-    """What the store answered, as the OSError that a local file would give; all else is a StorageError."""
-    if isinstance(error, ParamValidationError):
-        return EntryError(errno.EINVAL, f"not a name that S3 accepts ({_one_line(error)})", uri)
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        message = str(error.response.get("Error", {}).get("Message", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code == "NoSuchBucket":
-            return StorageError(f"{uri}: there is no such bucket")
-        if code in ("NoSuchKey", "404", "NotFound"):
-            return FileNotFoundError(2, "No such object", uri)
-        if code == "InvalidObjectState":
-            return PermissionError(13, "object is in cold storage and must be restored first", uri)
-        if code == "AccessDenied" or (code == "403" and status == 403):
-            return PermissionError(13, "Access denied", uri)
-        if code.startswith("KMS.") or "Server Side Encryption" in message:
-            return PermissionError(13, f"the object is encrypted, and its key is not to be had ({code})", uri)
-        if code in ("InvalidRange", "416"):
-            return EntryError(errno.EINVAL, "the object ends before what is to be read of it", uri)
-        if code.startswith("KeyTooLong"):
-            return EntryError(errno.ENAMETOOLONG, "the key is too long for the store", uri)
-        return StorageError(f"{uri}: the store answered {code} ({status})")
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return StorageError(
-            f"{uri}: the certificate of {endpoint() or 'S3'} is not trusted; for an authority of your own, AWS_CA_BUNDLE and "
-            "SSL_CERT_FILE must both name the file of its certificate"
-        )
-    # Botocore's own messages may hold the whole request; its kind says enough.
-    return StorageError(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
+    return as_os_error(error, uri, endpoint())
 
 
 def _object(uri: str) -> tuple[str, str]:
@@ -313,10 +282,6 @@ def hidden(path: str) -> bool:
 
 def _version(etag: str) -> str:
     return etag.strip('"')
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _reason(error: OSError) -> str:

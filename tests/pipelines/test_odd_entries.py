@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError, ParamValidationError
 
-from pipelines import faults, inventory, loading, local, s3, shards, storage, upkeep
+from pipelines import faults, inventory, loading, local, s3_answers, shards, storage, upkeep
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from pipelines.segment import TooManyErrors, segment
@@ -260,11 +260,11 @@ def test_an_entry_that_is_stuck_while_its_folder_is_listed_does_not_hide_those_b
 def test_a_thread_that_is_stuck_does_not_hold_up_the_end_of_the_process() -> None:
     script = """
 import threading
-from pipelines import local
+from pipelines import deadline
 try:
-    local.within(0.2, lambda beat: threading.Event().wait())
-except local.NoAnswer:
-    print(local.within(5, lambda beat: "others go on"))
+    deadline.within(0.2, lambda beat: threading.Event().wait())
+except deadline.NoAnswer:
+    print(deadline.within(5, lambda beat: "others go on"))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "others go on\n"
@@ -353,7 +353,7 @@ def client_error(code: str, status: int, message: str = "") -> ClientError:
     ],
 )
 def test_an_answer_about_one_object_is_its_own_and_one_about_the_store_is_not(error: Exception, own: bool) -> None:
-    judged = s3._as_os_error(error, "s3://b/x.jpg")
+    judged = s3_answers.as_os_error(error, "s3://b/x.jpg", None)
     assert (isinstance(judged, faults.OWN), isinstance(judged, storage.StorageError)) == (own, not own)
 
 
