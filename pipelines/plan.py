@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.results import ResultsTable
+from pipelines.results import ResultsTable, done_versions
 
 CHUNK_SIZE = 20_000
 
@@ -67,8 +67,9 @@ def make(
 ) -> Plan:
     """Anti-join `inventory` with the rows of `model` in `table` (None: an empty one) into the Parquet file `path`.
 
-    An image is done when its uri and version have a row; with `retry_errors` only when that row is ok. An image that
-    the inventory names twice is planned once. Images go to chunks in the order of their uris.
+    An image is done when a row of its uri has its listed version, as `version` or as `read_version` (it changed between
+    listing and reading, and now the listing has caught up); with `retry_errors` only when that row is ok. An image that
+    the inventory names twice is planned once, under one version. Images go to chunks in the order of their uris.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk size {chunk_size}: at least 1 is accepted")
@@ -81,14 +82,14 @@ def make(
         connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
         if table is not None:
             connection.register("results", table.dataset(model))
-            wanted = "WHERE status = 'ok'" if retry_errors else ""
-            connection.execute(f"INSERT INTO done SELECT uri, version FROM results {wanted}")
+            where = "status = 'ok'" if retry_errors else "TRUE"
+            connection.execute(f"INSERT INTO done {done_versions(where=where)}")
         connection.execute(
             f"""
             COPY (
-                SELECT uri, max(version) AS version, max(bytes) AS bytes FROM inventory
+                FROM (SELECT uri, max(version) AS version, max(bytes) AS bytes FROM inventory GROUP BY uri)
                 ANTI JOIN done USING (uri, version)
-                GROUP BY uri ORDER BY uri
+                ORDER BY uri
             ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
             """
         )

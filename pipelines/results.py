@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
@@ -21,6 +22,11 @@ from deeplab.classes import ClassTable
 from deeplab.errors import UserError
 from pipelines import s3, storage
 
+# Columns that came later: nullable, and absent from tables and files of earlier releases, where every row has null. The next
+# run that writes adds them to a table's schema; a further one is a line here.
+ADDED = [
+    pa.field("read_version", pa.string()),
+]
 SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -36,13 +42,14 @@ SCHEMA = pa.schema(
         pa.field("refined", pa.string()),
         pa.field("run", pa.string(), nullable=False),
         pa.field("segmented_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        *ADDED,
     ]
 )
 # In the files themselves the partition column is left out: readers take it from the log, or from the folder's name.
 FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
-REGISTER_TRIES = 10
+ALTER_TRIES = 10
 CHECKPOINT_EVERY = 100  # commits, as is Delta's default: what a reader of the log then has to read one by one
 
 
@@ -80,15 +87,19 @@ class ResultsTable:
             raise ResultsError(f"{uri}: a Delta table, but not a results table of ours; choose another place")
         if found != FORMAT:
             raise ResultsError(f"{uri}: a results table of format {found!r}; this version reads and writes {FORMAT!r}")
-        have = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
-        wrong = [f"{f.name} {have.get(f.name, 'missing')}" for f in SCHEMA if not _same_type(have.get(f.name), f.type)]
+        have = {field.name: field.type for field in _columns(delta)}
+        expected = [field for field in SCHEMA if field.name in have or field not in ADDED]
+        wrong = [f"{f.name} {have.get(f.name, 'missing')}" for f in expected if not _same_type(have.get(f.name), f.type)]
         if wrong:
             raise ResultsError(f"{uri}: columns differ from this version's schema: {', '.join(wrong)}")
         return cls(uri, delta)
 
     @classmethod
     def ensure(cls, uri: str) -> ResultsTable:
-        """The table at `uri` for a run, created empty where there is none. ResultsError for a place that holds something else."""
+        """The table at `uri` for a run, created empty where there is none, with this release's columns.
+
+        ResultsError for a place that holds something else.
+        """
         uri = storage.canonical(uri)
         if not storage.is_s3(uri):
             path = storage.local_path(uri)
@@ -121,7 +132,9 @@ class ResultsTable:
             except (DeltaError, OSError) as error:
                 if not _is_table(uri):
                     raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
-        return cls.open(uri, patient=True)
+        table = cls.open(uri, patient=True)
+        table._add_columns()
+        return table
 
     def refresh(self) -> None:
         """See commits made since the table was opened. Raises StorageError."""
@@ -158,20 +171,40 @@ class ResultsTable:
 
     def register(self, model: str, card: dict[str, Any]) -> None:
         """Store a model's card once, so that no mask is without its meaning. ResultsError when the log takes no entry."""
-        for left in reversed(range(REGISTER_TRIES)):
-            if model in self.models():
+        properties = {MODEL_KEY + model: json.dumps(card)}
+        self._alter(
+            lambda: model in self.models(),
+            lambda: self.delta.alter.set_table_properties(properties, raise_if_not_exists=False),
+            f"the card of {model}",
+        )
+
+    def _add_columns(self) -> None:
+        """Give a table of an earlier release the columns of ADDED; its files stay as they are, and have null there."""
+        absent = [field for field in ADDED if field.name not in _columns(self.delta).names]
+        self._alter(
+            lambda: {field.name for field in absent} <= set(_columns(self.delta).names),
+            lambda: self.delta.alter.add_columns(DeltaSchema.from_arrow(pa.schema(absent)).fields),
+            f"the columns {', '.join(field.name for field in absent)}",
+        )
+
+    def _alter(self, done: Callable[[], bool], change: Callable[[], None], what: str) -> None:
+        """Make `change` to the table's metadata until it is `done`. ResultsError when the log takes no entry."""
+        for left in reversed(range(ALTER_TRIES)):
+            if done():
                 return
             try:
                 with _stored(self.uri):
-                    self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
-            except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very card
+                    change()
+            except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very change
                 if not left:
-                    raise ResultsError(f"{self.uri}: the card of {model} was refused ({_one_line(error)}); try again") from error
+                    raise ResultsError(f"{self.uri}: the log refused {what} ({_one_line(error)}); try again") from error
             self.refresh()
 
     def dataset(self, model: str | None = None) -> pads.Dataset:
-        """All rows as a pyarrow dataset, of one model if asked."""
-        return self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
+        """All rows as a pyarrow dataset, of one model if asked; columns that the table does not have yet are null."""
+        rows = self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
+        absent = [field for field in ADDED if field.name not in rows.schema.names]
+        return rows.replace_schema(pa.schema([*rows.schema, *absent])) if absent else rows
 
     def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
         """Run SQL with DuckDB, in which the table is called `results`."""
@@ -240,6 +273,16 @@ def _is_table(uri: str) -> bool:
         return DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri))
     except (DeltaError, OSError) as error:
         raise ResultsError(f"{uri}: the Delta library cannot look for a table there ({_one_line(error)})") from error
+
+
+def done_versions(rows: str = "results", where: str = "TRUE") -> str:
+    """SQL for the (uri, version) of images that are done by `rows`: as they were listed and, where that differs, as read."""
+    read = f"SELECT uri, read_version FROM {rows} WHERE read_version IS NOT NULL AND {where}"
+    return f"SELECT uri, version FROM {rows} WHERE {where} UNION ALL {read}"
+
+
+def _columns(delta: DeltaTable) -> pa.Schema:
+    return pa.schema(delta.schema().to_arrow())
 
 
 def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:

@@ -24,6 +24,7 @@ from pipelines.results import FILE_SCHEMA, CommitConflict, ResultsTable
 
 ROWS_PER_FILE = 4000
 COMMIT_TRIES = 50
+VERSIONS = pa.schema([FILE_SCHEMA.field(name) for name in ("uri", "version", "read_version")])
 STATISTICS = ("uri", "status", "run")  # columns whose range goes into the log, for readers that skip files
 
 
@@ -56,7 +57,10 @@ def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
     compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
     compression |= {"class_pixels.key_value.key": "zstd", "class_pixels.key_value.value": "zstd"}
     pq.write_table(
-        rows, sink, compression=compression, use_dictionary=["status", "error", "refined", "run", "class_pixels.key_value.key"]
+        rows,
+        sink,
+        compression=compression,
+        use_dictionary=["status", "error", "refined", "run", "read_version", "class_pixels.key_value.key"],
     )
     data = sink.getvalue().to_pybytes()  # copied once, not at each try
     size = storage.outlast(lambda: storage.write_whole(f"{table_uri}/{relative}", data))
@@ -148,23 +152,28 @@ def _files_at(table_uri: str, model: str, version: int) -> frozenset[str]:
     return frozenset(ResultsTable.open(table_uri, version, patient=True).files(model))
 
 
+def _keys(rows: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """`row_key` of each row by its listed and by its read version, the latter null where that is the same."""
+    keys = [pc.binary_join_element_wise(rows["uri"], rows[name], "\n") for name in ("version", "read_version")]
+    return keys[0].cast(pa.string()).combine_chunks(), keys[1].cast(pa.string()).combine_chunks()
+
+
 def without_doubles(
     table: ResultsTable, model: str, run: str, parts: list[PartFile], seen: set[str]
 ) -> tuple[list[PartFile], set[str]]:
-    """`parts` without rows whose (image, version) files of other runs hold that are not in `seen`; and what is seen now."""
+    """`parts` without rows whose (image, version) files of other runs have done that are not in `seen`; and what is seen now."""
     files = table.files(model)
     theirs = [path for path, writer in files.items() if path not in seen and writer != run]
     if theirs:
         system, root = storage.filesystem(table.uri)
 
-        def keys(path: str) -> pa.Array:
-            head = pq.read_table(f"{root}/{path}", columns=["uri", "version"], filesystem=system, partitioning=None)
-            return pc.binary_join_element_wise(head["uri"], head["version"], "\n").combine_chunks()
+        def versions(path: str) -> pa.Table:
+            return pq.read_table(f"{root}/{path}", schema=VERSIONS, filesystem=system, partitioning=None)
 
-        taken = pa.concat_arrays([keys(path) for path in theirs])
+        taken = pa.chunked_array([key for path in theirs for key in _keys(versions(path))], pa.string())
         kept = []
         for part in parts:
-            double = pc.is_in(keys(part.path), value_set=taken)
+            double = pc.is_in(_keys(versions(part.path))[0], value_set=taken)
             if pc.any(double).as_py():
                 rows = pq.read_table(f"{root}/{part.path}", filesystem=system, partitioning=None).filter(pc.invert(double))
                 if rows.num_rows:
@@ -179,15 +188,15 @@ def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tupl
     """Rewrite the files that hold error rows of these images without those rows: what to add and what to remove."""
     adds: list[AddAction] = []
     removes: list[RemoveAction] = []
-    taken = pa.array(keys)
+    taken = pa.array(keys, pa.string())
     partition = {"model": model}
     for fragment in table.dataset(model).get_fragments():
-        head = fragment.to_table(columns=["uri", "version", "status"])
-        key = pc.binary_join_element_wise(head["uri"], head["version"], "\n")
-        old = pc.and_(pc.equal(head["status"], "error"), pc.is_in(key.cast(pa.string()), value_set=taken))
+        head = fragment.to_table(schema=FILE_SCHEMA, columns=[*VERSIONS.names, "status"])
+        listed, read = (pc.is_in(key, value_set=taken) for key in _keys(head))
+        old = pc.and_(pc.equal(head["status"], "error"), pc.or_(listed, read))
         if not pc.any(old).as_py():
             continue
-        kept = fragment.to_table().filter(pc.invert(old))
+        kept = fragment.to_table(schema=FILE_SCHEMA).filter(pc.invert(old))
         if kept.num_rows:
             adds.append(write_part(table.uri, model, kept).add_action(model))
         relative = fragment.path.rsplit("/", 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -38,6 +38,7 @@ SCORED = pa.schema(
     [
         ("uri", pa.string()),
         ("version", pa.string()),
+        ("read_version", pa.string()),
         ("error", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
@@ -63,6 +64,7 @@ class Scored:
     scores: np.ndarray | None = None  # float16, C x h x w at the network's stride
     confidence: float | None = None
     finished: dict[str, Any] | None = None  # columns of the results table, and nothing else here
+    read_version: str | None = None  # of the bytes, where it is not the listed one
 
 
 # (stage, first uri of the block) -> images, errors, seconds; a repeated block reports under the same key.
@@ -143,7 +145,7 @@ class Scorer:
             images = [self._finish(image) for image in images]
             seconds["refine_gpu"] = time.perf_counter() - scored
         report("score", window[0].uri, 0, 0, seconds)
-        return images
+        return [replace(image, read_version=loaded.read_version) for image, loaded in zip(images, window, strict=True)]
 
     def _finish(self, image: Scored) -> Scored:
         """The rest of an image's way, here on the GPU; what is finished, or an error, stays as it is."""
@@ -198,7 +200,8 @@ class Score:
 
 def to_row(image: Scored) -> dict[str, Any]:
     """A row of SCORED; pixels stay behind, as the encoded bytes are a tenth of them."""
-    row: dict[str, Any] = {"uri": image.uri, "version": image.version, "error": image.error, "finished": image.finished}
+    row: dict[str, Any] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
+    row |= {"error": image.error, "finished": image.finished}
     if image.size is not None and image.scores is not None:
         row |= {"height": image.size[0], "width": image.size[1], "encoded": image.encoded}
         row |= {"scores": image.scores.tobytes(), "grid": list(image.scores.shape), "confidence": image.confidence}
@@ -227,10 +230,11 @@ def refine(block: pa.Table, task: Task, report: Report, register: Any) -> pa.Tab
             error = error or given_up(suspects[uri])
             custody.hold(name, [uri])
         if error is not None or row["finished"] is not None:
-            return Scored(uri, row["version"], error, finished=row["finished"])
+            return Scored(uri, row["version"], error, finished=row["finished"], read_version=row["read_version"])
         scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
         pixels = decode(row["encoded"], task.max_pixels) if task.crf is not None else None
-        return Scored(uri, row["version"], None, (row["height"], row["width"]), pixels, None, scores, row["confidence"])
+        size = row["height"], row["width"]
+        return Scored(uri, row["version"], None, size, pixels, None, scores, row["confidence"], read_version=row["read_version"])
 
     try:
         parts = []
@@ -276,7 +280,8 @@ def refined(images: Iterable[Scored], task: Task, report: Report) -> pa.Table:
     rows = []
     start = time.perf_counter()
     for image in images:
-        row: dict[str, Any] = {"uri": image.uri, "version": image.version, "run": task.run, "segmented_at": datetime.now(UTC)}
+        row: dict[str, Any] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
+        row |= {"run": task.run, "segmented_at": datetime.now(UTC)}
         if image.finished is not None:
             rows.append({**row, "status": "ok", **image.finished, "refined": short})
             continue

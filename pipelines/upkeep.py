@@ -17,7 +17,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deeplab import masks
 from deeplab.classes import ClassTable
 from pipelines import storage
-from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
+from pipelines.results import ADDED, FILE_SCHEMA, ResultsError, ResultsTable
 from pipelines.status import status
 
 TARGET_BYTES = 128 << 20
@@ -81,7 +81,7 @@ def verify(
 
 
 def _check_rows(rows: pa.Table, classes: ClassTable, path: str, verdict: Verdict) -> None:
-    absent = [name for name in FILE_SCHEMA.names if name not in rows.column_names]
+    absent = [field.name for field in FILE_SCHEMA if field not in ADDED and field.name not in rows.column_names]
     if absent:
         raise KeyError(f"no column {', '.join(absent)}")
     for row in rows.select(["uri", "status", "error", "height", "width", "mask", "class_pixels"]).to_pylist():

@@ -42,7 +42,8 @@ class Exported:
 
 @dataclass(frozen=True)
 class Mask:
-    """A row of the table. `name`: the image's path below the folder that all images share, with / between its parts."""
+    """A row of the table. `version`: of the bytes that were segmented. `name`: the image's path below the folder that all
+    images share, with / between its parts."""
 
     uri: str
     version: str
@@ -108,9 +109,10 @@ class Masks:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __iter__(self) -> Iterator[Mask]:
-        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence"]):
+        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence", "read_version"]):
             name = os.path.relpath(name_of(row["uri"]), self.root)
-            yield Mask(row["uri"], row["version"], name, row["height"], row["width"], row["confidence"], row["mask"])
+            version = row.get("read_version") or row["version"]  # files of earlier releases have no such column
+            yield Mask(row["uri"], version, name, row["height"], row["width"], row["confidence"], row["mask"])
 
     def target(self, mask: Mask, suffix: str, below: str = "") -> Path:
         """The file of a mask below `folder`, named as the image; its folder is made.

@@ -14,7 +14,7 @@ from PIL import Image
 
 from deeplab import masks
 from deeplab.images import decode
-from pipelines import export, segment, stages
+from pipelines import export, segment, stages, storage
 from pipelines.exports import pictures
 from pipelines.options import SegmentOptions
 from pipelines.results import FILE_SCHEMA, ResultsTable
@@ -149,6 +149,8 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     assert [value is None for value in scored["finished"].to_pylist()] == [True, False, True]
     done = stages.refine(scored, task, report, register)
     assert done.schema.names == FILE_SCHEMA.names
+    assert done["version"].to_pylist() == ["1", "2", "3"]
+    assert done["read_version"].to_pylist() == [storage.local_version(path.stat()) for path in paths]
     expected = rows(results)
     for row, path in zip(done.to_pylist(), paths, strict=True):
         assert (row["status"], row["error"]) == (expected[path.name]["status"], expected[path.name]["error"])

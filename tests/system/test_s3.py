@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import inventory, plan
+from pipelines import inventory, plan, upkeep
 from pipelines import s3 as store
 from pipelines.results import ResultsTable
 from tests import s3_server
 from tests.pipelines.conftest import photo
+from tests.pipelines.test_reports import report
 from tests.s3_proxy import Faults, Proxy
 from tests.system.conftest import PATIENCE, wait_for
 from tests.system.test_kills import finish
@@ -49,6 +50,22 @@ def test_an_archive_on_s3_becomes_a_table_on_s3(start: Start, s3: str, s3_archiv
     assert todo.images == 0
     written = "".join(store.get(uri)[0].decode(errors="replace") for uri, _, _ in everything(f"{s3}/results"))
     assert s3_server.SECRET not in written
+
+
+def test_a_report_older_than_an_object_is_done_once(start: Start, s3: str, s3_archive: str, model: Path, tmp_path: Path) -> None:
+    archive, results, changed = report(f"{s3}/report", s3_archive, "Parquet"), f"{s3}/results", f"{s3_archive}/a/photo 00.jpg"
+    listed = store.head(changed)
+    store.put(changed, photo(99))
+    now = store.head(changed)
+    assert listed is not None and now is not None
+    done = finish(start, "segment", archive, results, "--model", str(model), "--max-error-rate", "0.5", *QUICK)
+    assert (done["images"], done["errors"]) == (13, 1)
+    table = ResultsTable.open(results)
+    versions = table.query("SELECT version, read_version FROM results WHERE read_version IS NOT NULL OR uri = ?", [changed])
+    assert versions.fetchall() == [(listed[1], now[1])]
+    for again in (archive, s3_archive):  # nothing is left to do by the report, nor by a listing of today
+        verdict = upkeep.verify(table, again, str(done["model"]))
+        assert (verdict.problems, verdict.pending) == ([], 0)
 
 
 def everything(prefix: str) -> list[tuple[str, int, str]]:
