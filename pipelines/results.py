@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
@@ -49,6 +50,8 @@ SCHEMA = pa.schema(
 FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
+# Columns by which files are skipped; none is ever null.
+SKIPPING = ("uri", "status", "run")
 ALTER_TRIES = 10
 CHECKPOINT_EVERY = 100  # commits, as is Delta's default: what a reader of the log then has to read one by one
 
@@ -203,8 +206,29 @@ class ResultsTable:
     def dataset(self, model: str | None = None) -> pads.Dataset:
         """All rows as a pyarrow dataset, of one model if asked; columns that the table does not have yet are null."""
         rows = self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
-        absent = [field for field in ADDED if field.name not in rows.schema.names]
-        return rows.replace_schema(pa.schema([*rows.schema, *absent])) if absent else rows
+        schema = pa.schema([*rows.schema, *(field for field in ADDED if field.name not in rows.schema.names)])
+        ranges = self._ranges()
+        # Of a column without statistics in the log, deltalake 1.6 promises Arrow values between null and null, so that a
+        # filter on it passes nothing, or all. Files are promised to hold what the log does say of them, and nothing else.
+        fragments = []
+        for fragment in rows.get_fragments():
+            promise = pc.field("model") == pads.get_partition_keys(fragment.partition_expression)["model"]
+            for name, low, high in ranges.get(fragment.path, ()):
+                promise &= (pc.field(name) >= low) & (pc.field(name) <= high)
+            fragments.append(rows.format.make_fragment(fragment.path, rows.filesystem, promise))
+        return pads.FileSystemDataset(fragments, schema, rows.format, rows.filesystem)
+
+    def _ranges(self) -> dict[str, list[tuple[str, str, str]]]:
+        """(column, smallest, largest) of the columns whose filters should skip files, by the path of the file."""
+        actions = pa.table(self.delta.get_add_actions(flatten=True))
+        ranges: dict[str, list[tuple[str, str, str]]] = {}
+        for name in SKIPPING:
+            if f"min.{name}" in actions.column_names:
+                columns = [actions[column].to_pylist() for column in ("path", f"min.{name}", f"max.{name}")]
+                for path, low, high in zip(*columns, strict=True):
+                    if low is not None and high is not None:
+                        ranges.setdefault(path, []).append((name, low, high))
+        return ranges
 
     def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
         """Run SQL with DuckDB, in which the table is called `results`."""

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,8 @@ from pipelines.results import FILE_SCHEMA, CommitConflict, ResultsTable
 ROWS_PER_FILE = 4000
 COMMIT_TRIES = 50
 VERSIONS = pa.schema([FILE_SCHEMA.field(name) for name in ("uri", "version", "read_version")])
-STATISTICS = ("uri", "status", "run")  # columns whose range goes into the log, for readers that skip files
+# Text that goes into the log's statistics. Delta's readers take a range that is wider than what the file holds.
+STATISTIC_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,32 @@ def write_part(table_uri: str, model: str, rows: pa.Table) -> PartFile:
     )
     data = sink.getvalue().to_pybytes()  # copied once, not at each try
     size = storage.outlast(lambda: storage.write_whole(f"{table_uri}/{relative}", data))
-    statistics: dict[str, Any] = {"numRecords": rows.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
-    for name in STATISTICS:
-        values = rows[name].to_pylist()
-        statistics["minValues"][name], statistics["maxValues"][name] = min(values), max(values)
-        statistics["nullCount"][name] = 0
     errors = sum(status != "ok" for status in rows["status"].to_pylist())
-    return PartFile(relative, size, rows.num_rows, errors, json.dumps(statistics))
+    return PartFile(relative, size, rows.num_rows, errors, json.dumps(_statistics(rows)))
+
+
+def _statistics(rows: pa.Table) -> dict[str, Any]:
+    """What Delta's log says of a file, for readers that skip files: of every plain column its nulls and its range.
+
+    Of every one, as deltalake 1.6 takes a column that is left out for one without values.
+    """
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        nulls[name] = column.null_count
+        if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or column.null_count == rows.num_rows:
+            continue
+        low[name], high[name] = pc.min_max(column).as_py().values()
+        if isinstance(low[name], datetime):
+            # Delta's timestamps have milliseconds; they are rounded away from what lies between.
+            low[name] = low[name].isoformat(timespec="milliseconds")
+            high[name] = (high[name] + timedelta(milliseconds=1)).isoformat(timespec="milliseconds")
+        elif isinstance(low[name], str):
+            low[name] = low[name][:STATISTIC_CHARACTERS]
+            if len(high[name]) > STATISTIC_CHARACTERS:
+                high[name] = high[name][:STATISTIC_CHARACTERS] + chr(0x10FFFF)
+    return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
 
 
 class ResultsSink(Datasink[list[PartFile]]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -181,6 +181,34 @@ def test_every_column_has_the_documented_type(table: ResultsTable) -> None:
     assert stored.names == [name for name in SCHEMA.names if name != "model"]
     assert stored.field("segmented_at").type == pa.timestamp("us", tz="UTC")
     assert stored.field("class_pixels").type == pa.map_(pa.string(), pa.int64())
+
+
+def test_what_the_log_says_of_a_file_leaves_every_filter_right(table: ResultsTable) -> None:
+    """deltalake's own data set, which docs/results-table.md shows, believes all of it."""
+    made = rows(("a", "ok"), ("b" * 100, "error")).to_pylist()
+    made[0] |= {"error": None, "refined": None, "read_version": "2"}
+    made[1] |= {
+        "error": "x" * 100,
+        "height": None,
+        "confidence": 0.1,
+        "segmented_at": made[0]["segmented_at"] + timedelta(microseconds=1),
+    }
+    part = write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA))
+    table.commit("chunk-1", [part.add_action(MODEL)])
+    data = DeltaTable(str(storage.local_path(table.uri))).to_pyarrow_dataset()
+    memory = data.to_table()
+    connection = duckdb.connect()
+    connection.register("data", data)
+    connection.register("memory", memory)
+
+    def counted(source: str, condition: str, value: object) -> object:
+        return connection.execute(f"SELECT count(*) FROM {source} WHERE {condition}", [] if value is None else [value]).fetchone()
+
+    for name in set(memory.column_names) - {"class_pixels", "mask"}:
+        asked: list[tuple[str, object]] = [(f"{name} IS NULL", None), (f"{name} IS NOT NULL", None)]
+        asked += [(f"{name} {sign} ?", value) for sign in "=<>" for value in memory[name].to_pylist() if value is not None]
+        for condition in asked:
+            assert counted("data", *condition) == counted("memory", *condition), condition
 
 
 def test_no_table_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:

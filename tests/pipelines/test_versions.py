@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +49,10 @@ def older(tmp_path: Path) -> ResultsTable:
     pq.write_table(pq.read_table(file, partitioning=None).drop_columns(sorted(LATER)), file)
     add = made.add_action(MODEL)
     add.size = file.stat().st_size
+    said = json.loads(add.stats)  # they said nothing of the other columns
+    for kind in ("minValues", "maxValues", "nullCount"):
+        said[kind] = {name: said[kind][name] for name in ("uri", "status", "run")}
+    add.stats = json.dumps(said)
     table.commit("chunk-1", [add])
     return ResultsTable.open(str(place))
 
@@ -78,6 +83,26 @@ def test_a_run_adds_the_columns_once_and_every_reader_sees_old_and_new_files(old
         assert upkeep.verify(ResultsTable.open(older.uri)).problems == []
         upkeep.compact(ResultsTable.open(older.uri))
     assert pq.read_schema(Path(place) / next(iter(ResultsTable.open(older.uri).files(MODEL)))).names[-1] == "read_version"
+
+
+FILTERS = [
+    ("read_version IS NULL", "ab"), ("read_version IS NOT NULL", "c"), ("read_version = '2'", "c"), ("version > '0'", "abc"),
+    ("height IS NULL", "abc"), ("height > 0", ""), ("error LIKE 'd%'", "abc"), ("error IS NULL", ""), ("run < 'r'", ""),
+    ("segmented_at > TIMESTAMP '2020-01-01'", "abc"), ("uri = 'file:///c' OR error = 'x'", "c"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("condition", FILTERS)
+def test_any_column_can_be_asked_for_in_files_of_every_release(condition: tuple[str, str], older: ResultsTable) -> None:
+    where, expected = condition
+    table = ResultsTable.ensure(older.uri)
+    table.commit("chunk-2", [part(table, ("file:///c", "1", "2", "error")).add_action(MODEL)])
+    assert "".join(uri[-1] for (uri,) in table.query(f"SELECT uri FROM results WHERE {where} ORDER BY 1").fetchall()) == expected
+    frame = polars.scan_delta(str(storage.local_path(table.uri))).select(polars.exclude("class_pixels", "mask"))
+    found = polars.SQLContext(results=frame).execute(
+        f"SELECT uri FROM results WHERE {where.replace('TIMESTAMP ', '')} ORDER BY uri"
+    )
+    assert "".join(uri[-1] for (uri,) in found.collect().rows()) == expected
 
 
 def test_error_rows_and_doubles_are_found_in_files_of_an_earlier_release(older: ResultsTable) -> None:
