@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from deeplab import text_lists
 from deeplab.classes import CITYSCAPES, VOC
 from deeplab.errors import UserError
 from deeplab.files import Files
@@ -53,9 +54,9 @@ def read(files: Files, split: str, layout: str = "auto") -> Listing:
 def lines(files: Files, name: str, others: Callable[[], list[str]]) -> list[str]:
     """The lines of a text file that are not empty; `others` says what splits there are, for the error."""
     try:
-        return [line.strip() for line in files.read(name).decode().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{files}/{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        return [line for _, line in text_lists.lines(files.read(name), f"{files}/{name}")]
+    except text_lists.ListError as error:
+        raise DatasetError(str(error)) from error
     except OSError as error:
         listed = ", ".join(sorted(others())) or "none"
         raise DatasetError(f"{files}/{name}: cannot be read ({error.strerror or error}); splits here: {listed}") from error

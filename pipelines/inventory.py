@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deeplab.errors import UserError
 from deeplab.images import EXTENSIONS
-from pipelines import parquet_shards, s3, s3_inventory, shards, storage
+from pipelines import lists, parquet_shards, s3, s3_inventory, shards, storage
+from pipelines.lists import MISSING as MISSING
+from pipelines.lists import ArchiveError as ArchiveError
+from pipelines.lists import Entry
 
 SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
 # Names that say "image" but hold formats that are not decoded: better an error row with the reason than silence.
 KNOWN_IMAGES = (*EXTENSIONS, ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", ".raw", ".cr2", ".nef", ".arw", ".dng")
-MISSING = "missing"
-
-
-class ArchiveError(UserError):
-    """The archive cannot be listed or holds no images; the message says what was looked for."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +29,6 @@ class Inventory:
     path: Path
     images: int
     passed_over: int
-
-
-Entry = tuple[str, int, str]
-T = TypeVar("T")
 
 
 def take(
@@ -71,18 +61,12 @@ def take(
                 else:
                     passed_over += 1
 
-        for rows in _groups(chosen(), 50_000):
+        for rows in lists.groups(chosen(), 50_000):
             writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
     if not images:
         hint = f"; {passed_over} files were passed over by name (--include '*' takes them)" if passed_over else ""
         raise ArchiveError(f"{archive}: no images found{hint}; accepted are {' '.join(EXTENSIONS)}")
     return Inventory(path, images, passed_over)
-
-
-def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
 
 
 def _matches(relative: str, include: tuple[str, ...], exclude: tuple[str, ...], listed: bool) -> bool:
@@ -101,7 +85,7 @@ def _matches(relative: str, include: tuple[str, ...], exclude: tuple[str, ...], 
 def _unpacked(entries: Iterable[tuple[str, Entry, bool]]) -> Iterator[tuple[str, Entry, bool]]:
     """The members of a shard in its place, unless it was listed as missing or unreadable."""
     for relative, (uri, size, version), listed in entries:
-        if not shards.is_shard(uri) or version == MISSING:
+        if not shards.is_shard(uri) or shards.split(uri) or version == MISSING:
             yield relative, (uri, size, version), listed
             continue
         rows = uri.lower().endswith(parquet_shards.SUFFIX)  # their names have no extension
@@ -128,33 +112,36 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         return
     if storage.is_s3(archive):
         if archive.endswith(".parquet"):
-            yield from _from_parquet(archive)
+            yield from _named(lists.from_inventory(archive))
             return
         prefix, found = archive.rstrip("/") + "/", False
         for uri, size, version in s3.list_objects(archive):
             found = True
             yield uri.removeprefix(prefix), (uri, size, version), False
         if not found:  # no folder: perhaps one image
-            yield from (entry for entry in _looked_up([archive], True) if entry[1][2] != MISSING)
+            yield from _named(entry for entry in lists.looked_up([archive]) if entry[2] != MISSING)
         return
     path = storage.local_path(archive).expanduser()
     if path.is_dir():
         yield from _from_folder(path)
     elif path.suffix == ".parquet" and path.is_file():
-        yield from _from_parquet(str(path))
+        yield from _named(lists.from_inventory(str(path)))
     elif path.suffix in (".txt", ".lst", ".list") and path.is_file():
-        yield from _from_list(path)
+        yield from _named(lists.from_list(path))
     elif path.is_file():
-        yield from _looked_up([storage.canonical(str(path))], True)
+        yield from _named(lists.looked_up([storage.canonical(str(path))]))
     elif any(character in archive for character in "*?["):
-        yield from _looked_up(
-            (storage.canonical(found) for found in glob.iglob(str(path), recursive=True) if os.path.isfile(found)), False
-        )
+        yield from ((uri, (uri, size, version), False) for uri, size, version in lists.from_glob(str(path)))
     else:
         raise ArchiveError(
             f"{archive}: no such folder or file; a folder, a glob, a .tar or .zip, a .txt list, a .parquet inventory or s3:// "
             "is accepted"
         )
+
+
+def _named(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry, bool]]:
+    """Images that the user named one by one, whatever they are called."""
+    return ((entry[0], entry, True) for entry in entries)
 
 
 def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
@@ -186,49 +173,3 @@ def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
                 path = Path(item.path)
                 yield path.relative_to(base).as_posix(), (path.as_uri(), size, version), False
         stack.extend(reversed(folders))
-
-
-def _from_list(path: Path) -> Iterator[tuple[str, Entry, bool]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{path}: not a readable UTF-8 list ({error})") from error
-    names = (line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    yield from _looked_up(dict.fromkeys(_beside(name, path.parent) for name in names), True)
-
-
-def _beside(name: str, folder: Path) -> str:
-    return name if storage.is_s3(name) else storage.canonical(name if "://" in name else str(folder / name))
-
-
-def _looked_up(uris: Iterable[str], listed: bool) -> Iterator[tuple[str, Entry, bool]]:
-    for group in _groups(uris, 1000):
-        for uri, stat in zip(group, storage.stat_all(list(group)), strict=True):
-            yield uri, (uri, stat.size if stat else 0, stat.version if stat else MISSING), listed
-
-
-def _from_parquet(archive: str) -> Iterator[tuple[str, Entry, bool]]:
-    system, inner = storage.filesystem(archive)
-    try:
-        # Read ahead, the whole file would be in memory at the end.
-        source = pq.ParquetFile(inner, filesystem=system, pre_buffer=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
-    columns = source.schema_arrow.names
-    if parquet_shards.image_column(source.schema_arrow) is not None:
-        yield from _looked_up([storage.canonical(archive)], True)
-        return
-    if "uri" not in columns or not pa.types.is_string(source.schema_arrow.field("uri").type):
-        raise ArchiveError(
-            f"{archive}: an inventory needs a string column `uri` (and may have `version`, `bytes`), a shard "
-            f"a column of image bytes ({', '.join(parquet_shards.IMAGE_COLUMNS)}); this has {columns}"
-        )
-    wanted = [name for name in ("uri", "version", "bytes") if name in columns]
-    for batch in source.iter_batches(columns=wanted):
-        columns = [batch[name].to_pylist() if name in wanted else [None] * batch.num_rows for name in ("uri", "version", "bytes")]
-        rows = [(storage.canonical(uri), version, size) for uri, version, size in zip(*columns, strict=True) if uri]
-        if "version" not in wanted:
-            yield from _looked_up((uri for uri, _, _ in rows), True)
-            continue
-        for uri, version, size in rows:
-            yield uri, (uri, int(size or 0), str(version)), True

@@ -38,7 +38,7 @@ def image_column(schema: pa.Schema) -> str | None:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def open_file(shard: str) -> pq.ParquetFile:

@@ -26,6 +26,8 @@ from botocore.exceptions import BotoCoreError, ClientError, SSLError
 from deeplab.errors import UserError
 
 LIST_THREADS = 16
+PAGE = 1000  # keys in an answer to a listing, the most that S3 gives
+FOLDERS_AT_ONCE = 10_000  # whose names are in memory while they are listed
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
 PROBES = "_probe"
@@ -204,23 +206,26 @@ def is_free(prefix: str) -> bool:
 def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
     """(URI, size, ETag) of every object below a prefix, in no special order, page by page: memory does not grow.
 
-    Folders are listed side by side by LIST_THREADS threads. Names that begin with a dot, and folder markers, are left out.
+    A page is asked for when the one before has been taken. Folders are listed side by side by LIST_THREADS threads. Names
+    that begin with a dot, and folder markers, are left out.
     """
     bucket, key = split(prefix)
     root = f"{key.rstrip('/')}/" if key else ""
     try:
-        folders, objects = [root], []
+        folders = [root]
         for _ in range(4):  # go down until there is work for all threads
             if len(folders) >= LIST_THREADS:
                 break
             below: list[str] = []
             for folder in folders:
                 for page in _pages(bucket, folder, "/"):
-                    objects.append(_objects(bucket, page, root))
-                    below += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
-            folders = [folder for folder in below if not hidden(folder[len(root) :])]
-        for found in objects:
-            yield from found
+                    yield from _objects(bucket, page, root)
+                    names = [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+                    below += [name for name in names if not hidden(name[len(root) :])]
+                    if len(below) >= FOLDERS_AT_ONCE:
+                        yield from _side_by_side(bucket, below, root)
+                        below = []
+            folders = below
         if folders:
             yield from _side_by_side(bucket, folders, root)
     except (ClientError, BotoCoreError) as error:
@@ -268,7 +273,11 @@ def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[
 
 
 def _pages(bucket: str, folder: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
-    yield from client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter)
+    yield from (
+        client()
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter, PaginationConfig={"PageSize": PAGE})
+    )
 
 
 def _objects(bucket: str, page: dict[str, Any], root: str) -> list[tuple[str, int, str]]:

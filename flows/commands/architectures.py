@@ -27,7 +27,7 @@ def import_weights(
 
     Strict: every weight of ours is filled and every one of theirs has its place, or nothing is written.
     """
-    from deeplab import checkpoint, weights
+    from deeplab import checkpoint, text_lists, weights
     from deeplab.classes import VOC, ClassTable
 
     if family not in weights.FAMILIES:
@@ -36,9 +36,9 @@ def import_weights(
     count = found.network.classes
     if classes is not None:
         try:
-            names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{classes}: {error}", param_hint="--classes") from error
+            names = [line for _, line in text_lists.lines(classes.read_bytes(), str(classes))]
+        except (OSError, text_lists.ListError) as error:
+            raise typer.BadParameter(str(error), param_hint="--classes") from error
         if len(names) != count or len(set(names)) != count:
             raise typer.BadParameter(
                 f"{classes} names {len(set(names))} different classes, the weights have {count}", param_hint="--classes"

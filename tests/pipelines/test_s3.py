@@ -55,6 +55,32 @@ def test_many_folders_are_listed_side_by_side_and_completely(s3: str) -> None:
     assert sorted(uri for uri, _, _ in store.list_objects(s3)) == sorted(names)
 
 
+def test_a_flat_prefix_is_listed_page_by_page_as_it_is_asked_for(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PAGE", 5)
+    uris = {f"{s3}/{n:03d}.jpg" for n in range(31)}
+    for uri in uris:
+        store.put(uri, b"x")
+    asked: list[str] = []
+    store.client().meta.events.register("before-call.s3.ListObjectsV2", lambda **_: asked.append("page"))
+    objects = store.list_objects(s3)
+    next(objects)
+    assert len(asked) == 1
+    assert len({uri for uri, _, _ in objects}) == 30 and len(asked) == 7
+    asked.clear()
+    assert inventory.take(s3, tmp_path / "i.parquet", limit=3).images == 3 and len(asked) == 1
+    assert {uri for uri, _, _ in store.list_objects(s3)} == uris
+
+
+def test_more_folders_than_are_held_at_once_are_listed_completely(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PAGE", 7)
+    monkeypatch.setattr(store, "FOLDERS_AT_ONCE", 10)
+    uris = {f"{s3}/{n % 23:02d}/{n % 2}/{n:03d}.jpg" for n in range(60)}
+    for uri in uris:
+        store.put(uri, b"x")
+    listed = [uri for uri, _, _ in store.list_objects(s3)]
+    assert len(listed) == len(uris) and set(listed) == uris
+
+
 def test_a_listing_can_be_left_in_the_middle(s3: str, tmp_path: Path) -> None:
     for index in range(40):
         store.put(f"{s3}/{index % 20}/{index}.jpg", b"x")
