@@ -8,6 +8,7 @@ import struct
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from measure import apart
@@ -39,11 +40,15 @@ def fill(server: s3_server.Server, folder: Path, prefix: str, count: int, flat: 
             there = place.encode() if flat else f"/buckets/{s3_server.BUCKET}/{prefix}/{number:06d}".encode()
             shift = number * PER_FOLDER if flat else 0  # names of as many digits, so that the entry's lengths stay true
             for _, entry in records[: count - number * PER_FOLDER]:
-                named = re.sub(rb"image-(\d{9})", lambda name: b"image-%09d" % (int(name[1]) + shift), entry)
+                named = re.sub(rb"(?<=image-)\d{9}", partial(_shifted, shift), entry)
                 record = b"\x0a" + bytes([len(there)]) + there + named
                 out.write(struct.pack(">I", len(record)) + record)
     if count > PER_FOLDER:
         _shell(server, f"fs.meta.load -v=false {copies}")
+
+
+def _shifted(shift: int, number: re.Match[bytes]) -> bytes:
+    return b"%09d" % (int(number[0]) + shift)
 
 
 def _records(dump: bytes) -> list[tuple[str, bytes]]:
