@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
+
+from deeplab import text_lists
+
+# What lists an archive passes over: a folder with the first, and the files of a folder that the second names.
+MARKER, MARKED_FILES = ".deeplab-output", ".deeplab-output-files"
+MARKER_TEXT = b"Written by deeplab, which passes this folder over when it lists the images of an archive above it.\n"
 
 
 class Files(Protocol):
@@ -74,3 +81,36 @@ class LocalFiles:
 def as_files(place: str | Path | Files) -> Files:
     """A local path as LocalFiles; any other place as it is."""
     return LocalFiles(place) if isinstance(place, str | Path) else place
+
+
+def mark_output(place: Files, folder: str = "") -> bool:
+    """Mark a folder as ours, before anything is written there, so that its pictures are not taken for an archive's.
+
+    False, and no mark, where it holds something already that may be someone else's. OSError where it cannot be written.
+    """
+    name = f"{folder}/{MARKER}" if folder else MARKER
+    if place.has(name):
+        return True
+    if place.has(folder) and place.names(folder):
+        return False
+    place.write(name, MARKER_TEXT)
+    return True
+
+
+def mark_files(paths: Iterable[Path]) -> None:
+    """Mark pictures that we wrote on disk among files of others."""
+    folders: dict[Path, set[str]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, set()).add(path.name)
+    for folder, names in folders.items():
+        if not (folder / MARKER).exists():
+            marked = names | marked_files(folder)
+            LocalFiles(folder).write(MARKED_FILES, "".join(f"{name}\n" for name in sorted(marked)).encode())
+
+
+def marked_files(folder: Path) -> set[str]:
+    """The names of a folder's files that `mark_files` has marked; none where the mark is gone or damaged."""
+    try:
+        return {line for _, line in text_lists.lines((folder / MARKED_FILES).read_bytes(), str(folder))}
+    except (OSError, text_lists.ListError):
+        return set()

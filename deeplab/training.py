@@ -22,7 +22,7 @@ from deeplab import checkpoint, states
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
-from deeplab.files import Files, as_files
+from deeplab.files import Files, as_files, mark_output
 from deeplab.losses import labelled_pixels
 from deeplab.network import SegmentationNetwork
 from deeplab.object_crops import ObjectCrops
@@ -216,6 +216,7 @@ def train(
             try:
                 if better:
                     checkpoint.save(out, network, _card(card, config, classes, best))
+                mark_output(out, SAMPLES)
                 out.write(sheet, _jpeg(shown, classes, f"step {done}, mIoU {summary['mean_iou']:.3f}"))
                 out.write(METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
             except OSError as error:

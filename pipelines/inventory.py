@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deeplab.files import MARKED_FILES, MARKER, marked_files
 from deeplab.images import EXTENSIONS
 from pipelines import lists, parquet_shards, s3, s3_inventory, shards, storage
 from pipelines.lists import MISSING as MISSING
@@ -24,11 +25,13 @@ KNOWN_IMAGES = (*EXTENSIONS, ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", "
 
 @dataclass(frozen=True)
 class Inventory:
-    """What `take` found: the Parquet file, its rows, and how many files were passed over for their names."""
+    """What `take` found: the Parquet file, its rows, how many files were passed over for their names, and how many folders
+    and files because this program wrote them (`deeplab.files.mark_output`)."""
 
     path: Path
     images: int
     passed_over: int
+    outputs: int
 
 
 def take(
@@ -47,8 +50,9 @@ def take(
     """
     passed_over = 0
     images = 0
+    outputs: list[str] = []
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        named = _unpacked(_entries(archive))
+        named = _unpacked(_entries(archive, outputs.append))
 
         def chosen() -> Iterator[Entry]:
             nonlocal passed_over, images
@@ -65,8 +69,9 @@ def take(
             writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
     if not images:
         hint = f"; {passed_over} files were passed over by name (--include '*' takes them)" if passed_over else ""
+        hint += f"; {len(outputs)} outputs of deeplab were passed over (name their folder to take them)" if outputs else ""
         raise ArchiveError(f"{archive}: no images found{hint}; accepted are {' '.join(EXTENSIONS)}")
-    return Inventory(path, images, passed_over)
+    return Inventory(path, images, passed_over, len(outputs))
 
 
 def _matches(relative: str, include: tuple[str, ...], exclude: tuple[str, ...], listed: bool) -> bool:
@@ -104,8 +109,11 @@ def _holds_images(uri: str) -> bool:
         raise ArchiveError(f"{uri}: not a readable Parquet file ({error}); --exclude does not skip it, take it away") from error
 
 
-def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
-    """(path inside the archive, entry, named one by one by the user) of everything in it."""
+def _entries(archive: str, output: Callable[[str], None] = lambda place: None) -> Iterator[tuple[str, Entry, bool]]:
+    """(path inside the archive, entry, named one by one by the user) of everything in it.
+
+    Folders and files below it that this program wrote are left out, and `output` hears of them.
+    """
     if archive.rsplit("/", 1)[-1] == s3_inventory.NAME:
         for uri, size, version in s3_inventory.objects(archive):
             yield s3.split(uri)[1], (uri, size, version), False
@@ -115,7 +123,7 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
             yield from _named(lists.from_inventory(archive))
             return
         prefix, found = archive.rstrip("/") + "/", False
-        for uri, size, version in s3.list_objects(archive):
+        for uri, size, version in s3.list_objects(archive, output):
             found = True
             yield uri.removeprefix(prefix), (uri, size, version), False
         if not found:  # no folder: perhaps one image
@@ -123,7 +131,7 @@ def _entries(archive: str) -> Iterator[tuple[str, Entry, bool]]:
         return
     path = storage.local_path(archive).expanduser()
     if path.is_dir():
-        yield from _from_folder(path)
+        yield from _from_folder(path, output)
     elif path.suffix == ".parquet" and path.is_file():
         yield from _named(lists.from_inventory(str(path)))
     elif path.suffix in (".txt", ".lst", ".list") and path.is_file():
@@ -144,7 +152,7 @@ def _named(entries: Iterable[Entry]) -> Iterator[tuple[str, Entry, bool]]:
     return ((entry[0], entry, True) for entry in entries)
 
 
-def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
+def _from_folder(root: Path, output: Callable[[str], None]) -> Iterator[tuple[str, Entry, bool]]:
     """Depth first, sorted, hidden names left out; links to folders are not followed, so no loop can hold it up."""
     stack = [Path(os.path.abspath(root))]
     base = stack[0]
@@ -157,9 +165,17 @@ def _from_folder(root: Path) -> Iterator[tuple[str, Entry, bool]]:
             raise ArchiveError(
                 f"{folder}: cannot be listed ({error.strerror}); --exclude cannot skip it, fix its permissions"
             ) from error
+        names = {item.name for item in items}
+        if MARKER in names and folder != base:
+            output(str(folder))
+            continue
+        own = marked_files(folder) if MARKED_FILES in names else set()
         folders = []
         for item in items:
             if item.name.startswith("."):
+                continue
+            if item.name in own:
+                output(item.path)
                 continue
             if item.is_dir(follow_symlinks=False):
                 folders.append(Path(item.path))

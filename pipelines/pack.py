@@ -17,7 +17,7 @@ from PIL import Image
 
 from deeplab.classes import ClassTable
 from deeplab.datasets import DatasetError, LabelledFolder
-from deeplab.files import Files
+from deeplab.files import Files, mark_output
 from deeplab.images import ImageError, decode, decode_labels
 from deeplab.losses import IGNORE
 from deeplab.masks import encode_png
@@ -46,6 +46,7 @@ def pack(
     total, done, pairs = sum(map(len, splits)), 0, 0
     index: dict[str, Any] = {"format": FORMAT, "classes": splits[0].classes, "splits": {}}
     for data in splits:
+        mark_output(target, data.split)
         files: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         size = 0

@@ -21,6 +21,7 @@ from deltalake.transaction import AddAction, CommitProperties, PostCommitHookPro
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
+from deeplab.files import MARKER, MARKER_TEXT
 from pipelines import s3, storage
 
 # Columns that came later: nullable, and absent from tables and files of earlier releases, where every row has null. The next
@@ -137,6 +138,9 @@ class ResultsTable:
                     raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
         table = cls.open(uri, patient=True)
         table._add_columns()
+        place = storage.files(uri)
+        if not place.has(MARKER):
+            place.write(MARKER, MARKER_TEXT)
         return table
 
     def refresh(self) -> None:

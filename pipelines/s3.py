@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -24,6 +24,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, SSLError
 
 from deeplab.errors import UserError
+from deeplab.files import MARKER
 
 LIST_THREADS = 16
 PAGE = 1000  # keys in an answer to a listing, the most that S3 gives
@@ -203,11 +204,12 @@ def is_free(prefix: str) -> bool:
     return all(uri.startswith(root) for uri, _, _ in list_objects(prefix))
 
 
-def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
+def list_objects(prefix: str, output: Callable[[str], None] | None = None) -> Iterator[tuple[str, int, str]]:
     """(URI, size, ETag) of every object below a prefix, in no special order, page by page: memory does not grow.
 
     A page is asked for when the one before has been taken. Folders are listed side by side by LIST_THREADS threads. Names
-    that begin with a dot, and folder markers, are left out.
+    that begin with a dot, and folder markers, are left out; with `output`, folders below the prefix that this program wrote
+    (`deeplab.files.mark_output`), too, which it hears of.
     """
     bucket, key = split(prefix)
     root = f"{key.rstrip('/')}/" if key else ""
@@ -218,21 +220,23 @@ def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
                 break
             below: list[str] = []
             for folder in folders:
-                for page in _pages(bucket, folder, "/"):
+                for page in _pages(bucket, folder, "/", root, output):
                     yield from _objects(bucket, page, root)
                     names = [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
                     below += [name for name in names if not hidden(name[len(root) :])]
                     if len(below) >= FOLDERS_AT_ONCE:
-                        yield from _side_by_side(bucket, below, root)
+                        yield from _side_by_side(bucket, below, root, output)
                         below = []
             folders = below
         if folders:
-            yield from _side_by_side(bucket, folders, root)
+            yield from _side_by_side(bucket, folders, root, output)
     except (ClientError, BotoCoreError) as error:
         raise StorageError(f"{prefix}: cannot be listed ({_reason(_as_os_error(error, prefix))})") from error
 
 
-def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[str, int, str]]:
+def _side_by_side(
+    bucket: str, folders: list[str], root: str, output: Callable[[str], None] | None
+) -> Iterator[tuple[str, int, str]]:
     pages: queue.Queue[list[tuple[str, int, str]] | Exception | None] = queue.Queue(maxsize=4 * LIST_THREADS)
     stop = threading.Event()
 
@@ -246,7 +250,7 @@ def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[
     def walk(folder: str) -> None:
         try:
             if not stop.is_set():
-                for page in _pages(bucket, folder):
+                for page in _pages(bucket, folder, "", root, output):
                     hand_over(_objects(bucket, page, root))
                     if stop.is_set():
                         return
@@ -272,12 +276,27 @@ def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pages(bucket: str, folder: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
-    yield from (
-        client()
-        .get_paginator("list_objects_v2")
-        .paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter, PaginationConfig={"PageSize": PAGE})
-    )
+def _pages(bucket: str, folder: str, delimiter: str, root: str, output: Callable[[str], None] | None) -> Iterator[dict[str, Any]]:
+    """The pages of a listing. With `output`, from the marker of a folder other than `root` on without what is in it."""
+    ours = None
+    paginator = client().get_paginator("list_objects_v2")
+    for page in paginator.paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter, PaginationConfig={"PageSize": PAGE}):
+        if output is None:
+            yield page
+            continue
+        kept = []
+        for entry in page.get("Contents", ()):
+            key = entry["Key"]
+            # Keys come in the order of their names, and none that we write comes before the marker.
+            if key.rpartition("/")[2] == MARKER and key != root + MARKER and not (ours and key.startswith(ours)):
+                ours = key.removesuffix(MARKER)
+                output(f"s3://{bucket}/{ours}")
+            if not (ours and key.startswith(ours)):
+                kept.append(entry)
+        if ours == folder:
+            yield {"Contents": kept}
+            return
+        yield {**page, "Contents": kept}
 
 
 def _objects(bucket: str, page: dict[str, Any], root: str) -> list[tuple[str, int, str]]:

@@ -51,7 +51,8 @@ class Progress:
 
 @dataclass
 class Summary:
-    """What a run did; `images` were planned and done by it, `already` had their row before; `bound`: the stage that held it up.
+    """What a run did; `images` were planned and done by it, `already` had their row before; `outputs` of this program in the
+    archive were passed over; `bound`: the stage that held it up.
     `crf_on_gpus`: whether the processes that score refined, too (`pipelines.refining`)."""
 
     run: str
@@ -60,6 +61,7 @@ class Summary:
     version: int | None = None
     archive_images: int = 0
     passed_over: int = 0
+    outputs: int = 0
     already: int = 0
     images: int = 0
     errors: int = 0
@@ -112,6 +114,7 @@ class Segmentation:
             limit=self.options.limit,
         )
         self.summary.archive_images, self.summary.passed_over = found.images, found.passed_over
+        self.summary.outputs = found.outputs
         return found
 
     def make_plan(self) -> plan.Plan:

@@ -28,6 +28,7 @@ def check(
 ) -> None:
     """Decode every pair of DATASET: broken ones by name, sizes, shares of the classes. Exit code 1 when any is broken."""
     from deeplab.classes import ClassTable
+    from deeplab.files import mark_files
     from deeplab.inspection import inspect
     from deeplab.sheet import contact_sheet
     from pipelines.pack import open_dataset
@@ -47,6 +48,7 @@ def check(
     if sheet is not None and entries:
         table = ClassTable.from_names(found[0].classes)
         contact_sheet([(name, image, _shown(labels)) for name, image, labels in entries], table, dataset).save(sheet)
+        mark_files([sheet])
     if as_json:
         print(json.dumps([_summary(result) for result in found], indent=2))
     else:

@@ -93,18 +93,21 @@ def _draw(summary: dict[str, Any], folder: Path) -> None:
     import numpy as np
 
     from deeplab.errors import UserError
+    from deeplab.files import LocalFiles, mark_files, mark_output
     from deeplab.plots import confusion_matrix, trimap_curve
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        pictures = [folder / name for name in ("confusion.png", "trimap.png")]
+        if not mark_output(LocalFiles(folder)):
+            mark_files(pictures)
         (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
         title = f"{summary['model']} on {summary['split']}"
-        confusion_matrix(np.array(summary["confusion"]), list(summary["iou"]), title).save(folder / "confusion.png")
+        confusion_matrix(np.array(summary["confusion"]), list(summary["iou"]), title).save(pictures[0])
         before = summary.get("before_crf")
         curves = {"before the CRF": before["trimap"], "after the CRF": summary["trimap"]} if before else {"": summary["trimap"]}
         try:
             picture = trimap_curve({name: {int(w): v for w, v in c.items()} for name, c in curves.items()}, title)
-            picture.save(folder / "trimap.png")
+            picture.save(pictures[1])
         except ValueError as error:
             stdout.print(f"no trimap curve: {error}")
     except OSError as error:

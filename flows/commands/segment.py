@@ -122,6 +122,8 @@ def print_summary(summary: Any) -> None:
     place = delta_location(summary.results)
     if summary.passed_over:
         stdout.print(f"{summary.passed_over} files without an image's name were passed over (--include '*' takes them)")
+    if summary.outputs:
+        stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (name one to segment it)")
     if not summary.images:
         stdout.print(
             f"nothing to do: all {summary.already} images of the archive have their row in {place} (model {summary.model})"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deeplab import masks
+from deeplab.files import LocalFiles, mark_files, mark_output
 from deeplab.images import ImageError
 from pipelines import shards, storage
 from pipelines.results import ResultsError, ResultsTable
@@ -107,6 +108,7 @@ class Masks:
         self.done = Exported()
         self.taken: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
+        self.own = mark_output(LocalFiles(folder))
 
     def __iter__(self) -> Iterator[Mask]:
         for row in rows(self.table, self.model, ["mask", "height", "width", "confidence", "read_version"]):
@@ -128,6 +130,11 @@ class Masks:
             raise ResultsError(f"{self.folder}: {target.name} is the image itself there; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+    def mark(self) -> None:
+        """Mark what was written as ours, where the folder as a whole is not."""
+        if not self.own:
+            mark_files(self.taken)
 
     def refuse_earlier(self, pattern: str) -> None:
         """ResultsError where `folder` holds numbered files, which those of this export might not all replace."""

@@ -17,6 +17,7 @@ import jinja2
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
+from deeplab.files import LocalFiles, mark_output
 from deeplab.sheet import bright
 from pipelines.report import gallery
 from pipelines.report.facts import Facts, gather
@@ -58,6 +59,7 @@ def build(
         raise ReportError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
         staging.chmod(0o755)
+        mark_output(LocalFiles(staging))
         with Rows(table, model) as rows:
             facts = gather(rows)
             cards = gallery.chosen(rows, sample)

@@ -15,6 +15,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines import account, plan, storage, upkeep
+from pipelines.exports.source import Masks
 from pipelines.options import SegmentOptions
 from pipelines.results import ADDED, FILE_SCHEMA, FORMAT, FORMAT_KEY, MODEL_KEY, SCHEMA, ResultsTable
 from pipelines.segment import Progress, segment
@@ -155,6 +156,19 @@ def test_an_image_that_an_inventory_names_with_two_versions_is_done_once(tmp_pat
     assert len(first) == 1
     table.commit("chunk-1", [part(table, (*first[0], None, "ok")).add_action(MODEL)])
     assert plan.make(inventory, table, MODEL, tmp_path / "p").images == 0
+
+
+def test_an_export_compares_a_photo_with_the_bytes_that_were_segmented(tmp_path: Path) -> None:
+    (path,) = make_archive(tmp_path / "photos", 1).rglob("*.jpg")
+    table = ResultsTable.ensure(str(tmp_path / "results"))
+    table.register(MODEL, {"classes": [{"name": "background", "colour": [0, 0, 0]}]})
+    row = (path.as_uri(), "etag-of-an-inventory", storage.local_version(path.stat()), "ok")
+    table.commit("chunk-1", [part(table, row).add_action(MODEL)])
+    source = Masks(table, MODEL, tmp_path / "out")
+    (mask,) = source
+    assert source.photo(mask, unchanged=True) == path.read_bytes()
+    path.write_bytes(photo(5))
+    assert source.photo(mask, unchanged=True) is None
 
 
 def options(archive: object, results: object, model: Path, **more: object) -> SegmentOptions:
