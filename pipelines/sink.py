@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 import uuid
@@ -13,6 +14,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,6 +30,7 @@ COMMIT_TRIES = 50
 VERSIONS = pa.schema([FILE_SCHEMA.field(name) for name in ("uri", "version", "read_version")])
 # Text that goes into the log's statistics. Delta's readers take a range that is wider than what the file holds.
 STATISTIC_CHARACTERS = 64
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def _statistics(rows: pa.Table) -> dict[str, Any]:
             # Delta's timestamps have milliseconds; they are rounded away from what lies between.
             low[name] = low[name].isoformat(timespec="milliseconds")
             high[name] = (high[name] + timedelta(milliseconds=1)).isoformat(timespec="milliseconds")
+        elif isinstance(low[name], float) and not (math.isfinite(low[name]) and math.isfinite(high[name])):
+            low[name], high[name] = -LARGEST, LARGEST  # JSON has no word for what is not finite
         elif isinstance(low[name], str):
             low[name] = low[name][:STATISTIC_CHARACTERS]
             if len(high[name]) > STATISTIC_CHARACTERS:

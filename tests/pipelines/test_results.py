@@ -211,6 +211,15 @@ def test_what_the_log_says_of_a_file_leaves_every_filter_right(table: ResultsTab
             assert counted("data", *condition) == counted("memory", *condition), condition
 
 
+@pytest.mark.parametrize("confidence", [float("nan"), float("inf")])
+def test_a_confidence_that_is_no_number_leaves_the_log_readable(table: ResultsTable, confidence: float) -> None:
+    made = [{**rows(("a", "ok")).to_pylist()[0], "confidence": confidence}]
+    part = write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA))
+    assert not {"NaN", "Infinity"} & set(part.stats.replace(":", " ").replace(",", " ").replace("}", " ").split())
+    table.commit("chunk-1", [part.add_action(MODEL)])
+    assert polars.read_delta(str(storage.local_path(table.uri))).height == 1
+
+
 def test_no_table_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="deeplab segment"):
         ResultsTable.open(str(tmp_path / "nothing"))
