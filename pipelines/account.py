@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
-
+from pipelines import sql
 from pipelines.results import ResultsTable
 
 
@@ -55,8 +54,7 @@ def previous_run(table: ResultsTable, run: str) -> tuple[str, str] | None:
 
 def lost_and_doubled(table: ResultsTable, model: str, planned: Path) -> tuple[int, int]:
     """Of the images in the Parquet file `planned`: how many have no row of `model`, and how many rows have a double."""
-    with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '700MB'; SET temp_directory = '{planned.parent}'")
+    with sql.connect(planned.parent) as connection:
         connection.register("planned", connection.read_parquet(str(planned)))
         connection.register("results", table.dataset(model))
         connection.execute("CREATE TABLE found AS SELECT uri, version FROM results SEMI JOIN planned USING (uri)")

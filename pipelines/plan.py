@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import sql
 from pipelines.results import ResultsTable
 
 CHUNK_SIZE = 20_000
@@ -72,10 +72,8 @@ def make(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk size {chunk_size}: at least 1 is accepted")
-    with duckdb.connect() as connection:
-        connection.execute(
-            f"SET memory_limit = '700MB'; SET preserve_insertion_order = false; SET temp_directory = '{path.parent}'"
-        )
+    with sql.connect(path.parent) as connection:
+        connection.execute("SET preserve_insertion_order = false")
         source = connection.read_parquet(str(inventory))
         connection.register("inventory", source)
         connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
@@ -83,15 +81,14 @@ def make(
             connection.register("results", table.dataset(model))
             wanted = "WHERE status = 'ok'" if retry_errors else ""
             connection.execute(f"INSERT INTO done SELECT uri, version FROM results {wanted}")
-        connection.execute(
-            f"""
-            COPY (
-                SELECT uri, max(version) AS version, max(bytes) AS bytes FROM inventory
-                ANTI JOIN done USING (uri, version)
-                GROUP BY uri ORDER BY uri
-            ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
+        missing = connection.sql(
+            """
+            SELECT uri, max(version) AS version, max(bytes) AS bytes FROM inventory
+            ANTI JOIN done USING (uri, version)
+            GROUP BY uri ORDER BY uri
             """
         )
+        missing.write_parquet(str(path), compression="zstd")
         archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
     images = pq.read_metadata(path).num_rows
     return Plan(path, model, chunk_size, images, archive - images, archive)

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
@@ -20,6 +21,7 @@ from deltalake.transaction import AddAction, CommitProperties, PostCommitHookPro
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
 from pipelines import s3, storage
+from pipelines.sql import connect
 
 SCHEMA = pa.schema(
     [
@@ -171,11 +173,17 @@ class ResultsTable:
 
     def dataset(self, model: str | None = None) -> pads.Dataset:
         """All rows as a pyarrow dataset, of one model if asked."""
-        return self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
+        system, root = storage.filesystem(self.uri)
+        return self.delta.to_pyarrow_dataset(
+            # The Delta library's own is Python, into which Arrow's threads then call: one that still does when the
+            # interpreter ends aborts the process ("terminate called without an active exception").
+            filesystem=pafs.SubTreeFileSystem(root, system),
+            file_pruning_predicate=[("model", "=", model)] if model else None,
+        )
 
     def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
-        """Run SQL with DuckDB, in which the table is called `results`."""
-        connection = duckdb.connect()
+        """Run SQL with DuckDB, in which the table is called `results`; the answer has fetchall(), fetchone(), df() and others."""
+        connection = connect()
         connection.register("results", self.dataset(model))
         return connection.execute(sql, list(parameters))
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from deeplab import masks
 from deeplab.datasets import DatasetError, LabelledFolder
-from pipelines import storage
+from pipelines import sql, storage
 from pipelines.pack import Packed
 from pipelines.results import ResultsError, ResultsTable
 
@@ -79,7 +78,7 @@ class StoredMasks:
         places = data.images if isinstance(data, LabelledFolder) else []
         uris = [storage.canonical(f"{data.files}/{name}") for name in places] if isinstance(data, LabelledFolder) else []
         names = [PurePosixPath(name).stem for name in places or data.stems]
-        connection = duckdb.connect()
+        connection = sql.connect()
         connection.register("results", table.dataset(label))
         wanted = {"position": range(len(data)), "uri": uris or [""] * len(data), "name": names, "quoted": map(quote, names)}
         connection.register("wanted", pa.table({key: list(values) for key, values in wanted.items()}))

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from pipelines import storage
+from pipelines import sql, storage
 from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
 from pipelines.status import status
 
@@ -55,7 +54,7 @@ def verify(
     files = [(label, path) for label in labels for path in sorted(table.files(label))]
     folder = Path(tempfile.mkdtemp(prefix="deeplab-verify-"))
     try:
-        with duckdb.connect(str(folder / "keys.duckdb")) as keys:
+        with sql.connect(folder, file="keys.duckdb") as keys:
             keys.execute("CREATE TABLE keys (uri VARCHAR, version VARCHAR, model VARCHAR)")
             for number, (label, path) in enumerate(files):
                 report(number, len(files))

@@ -60,6 +60,15 @@ def test_only_the_cluster_module_starts_or_joins_ray():
     assert any(isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init" for node in ast.walk(cluster))
 
 
+def test_only_the_sql_module_opens_duckdb():
+    """So that every connection has UTC, a bound on its memory, and a folder of any name to spill to."""
+    for package in OURS:
+        for path in sources(package):
+            calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+            opened = {call for call in calls if call.startswith("duckdb.")}
+            assert opened == ({"duckdb.connect"} if path == ROOT / "pipelines" / "sql.py" else set()), path
+
+
 def test_the_science_imports_where_the_other_layers_are_missing():
     """No module of deeplab/ pulls Ray, Prefect or storage in at import time, by whatever way."""
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("deeplab")]

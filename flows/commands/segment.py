@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -145,9 +146,6 @@ def print_summary(summary: Any) -> None:
     table.add_row("table", f"{place} (version {summary.version})")
     stdout.print(table)
     stdout.print("open it:", style="dim")
-    query = "duckdb.sql('SELECT uri, status, confidence, class_pixels FROM t LIMIT 5').show()"
-    stdout.print(
-        f"  python -c \"import duckdb, deltalake; t = deltalake.DeltaTable('{place}').to_pyarrow_dataset(); {query}\"",
-        soft_wrap=True,
-        markup=False,
-    )
+    answer = f'ResultsTable.open({json.dumps(place, ensure_ascii=False)}).query("SELECT * EXCLUDE mask FROM results LIMIT 5").df()'
+    program = f"from pipelines.results import ResultsTable; print({answer})"
+    stdout.print(f"  python -c {shlex.quote(program)}", soft_wrap=True, markup=False)
