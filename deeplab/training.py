@@ -37,6 +37,7 @@ from deeplab.states import TrainingError
 from deeplab.transforms import Augmentation
 
 SHOWN = 6  # validation images on the sheet of sample predictions
+LOADER_GRACE_SECONDS = 120  # from SIGTERM to the end of a loader process whose parent has not ended it
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
@@ -318,7 +319,7 @@ def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device
         batch_sampler=shares,
         num_workers=loaders,
         pin_memory=where.type == "cuda",
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_the_end_to_the_parent,
         multiprocessing_context=context,
     )
     try:
@@ -328,8 +329,15 @@ def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device
         raise type(error)(lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_the_end_to_the_parent(worker: int) -> None:
+    """In a loader process: Ctrl-C, a closed terminal, systemd, Slurm and others signal the parent and its children alike.
+
+    The parent needs its batches until it has saved the state. Then it ends the loaders, which also end when it is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # The parent's own last means is SIGTERM, too: it works, but late.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADER_GRACE_SECONDS))
 
 
 def _jpeg(shown: list[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str) -> bytes:

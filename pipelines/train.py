@@ -112,7 +112,15 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
 
     try:
         if options.workers == 1 and options.address is None:
-            return _work(job, network, observe, stop)
+            try:
+                return _work(job, network, observe, stop)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise TrainingError(
+                    f"a process that loads images died ({' '.join(str(error).split())}); if memory was short, fewer --loaders "
+                    "help. States are kept, --resume goes on from the last"
+                ) from error
         return _with_ray(job, network, observe, stop)
     finally:
         curves.close()

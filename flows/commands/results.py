@@ -34,8 +34,8 @@ def status(
         return
     stdout.print(f"{found['results']}  version {found['version']}")
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "ok", "errors", "mean confidence", "last row"):
-        table.add_column(column, justify="left" if column in ("model", "last row") else "right")
+    for column in ("model", "ok", "errors", "mean confidence", "last row (UTC)"):
+        table.add_column(column, justify="left" if column in ("model", "last row (UTC)") else "right")
     for entry in found["models"]:
         confidence = "-" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3f}"
         table.add_row(entry["model"], str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " "))

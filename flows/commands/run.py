@@ -12,9 +12,8 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from flows import environment
 from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, USAGE, options_from, print_summary, refuse, segment
-from flows.commands.serve import parse_settings
+from flows.commands.serve import parse_settings, require_server
 from flows.terminal import stderr, stdout
 
 INTERRUPTED = 130
@@ -31,7 +30,10 @@ app = typer.Typer(
 def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
     """Run a flow in this process; (its final state, exit code). Ctrl-C and a cancellation end it as Cancelled."""
     from prefect import tags
+    from prefect.settings import PREFECT_API_URL
 
+    if PREFECT_API_URL.value():
+        require_server()
     from flows.cancelled import mark_cancelled, was_stopped
 
     run_id = None
@@ -72,7 +74,6 @@ def tell(state: Any, code: int) -> None:
 @app.command("segment")
 @functools.wraps(segment)
 def run_segment(**given: Any) -> None:
-    environment.prepare()
     from flows.segment import segment_archive
     from pipelines.segment import Summary
 
@@ -140,12 +141,12 @@ def run_train(
     as_json: Json = False,
 ) -> None:
     """Train, measure on VAL_SPLIT and register: the alias moves if the new model is not worse there."""
-    environment.prepare()
     from flows.train import train_model
     from pipelines.jobs import TrainOptions
 
-    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields} | parse_settings(settings or [])
-    _print_and_exit(*here(train_model, _options(TrainOptions, out=model_out, **given)), as_json)
+    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields} | {"out": model_out}
+    more = parse_settings(settings or [], TrainOptions, given)
+    _print_and_exit(*here(train_model, _options(TrainOptions, **given, **more)), as_json)
 
 
 @app.command("evaluate")
@@ -157,7 +158,6 @@ def run_evaluate(
     as_json: Json = False,
 ) -> None:
     """A model against the labels of a split."""
-    environment.prepare()
     from flows.evaluate import evaluate_model
     from pipelines.jobs import EvaluateOptions
 
@@ -173,7 +173,6 @@ def run_refresh(
     as_json: Json = False,
 ) -> None:
     """Train if asked, then segment what is new or changed with the registered model."""
-    environment.prepare()
     from flows.refresh import refresh
     from pipelines.jobs import TrainOptions
     from pipelines.options import SegmentOptions

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Container
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deeplab.errors import UserError
-from flows import environment
 from flows.commands.segment import USAGE, refuse
 from flows.terminal import stdout
+
+ANSWER_SECONDS = 10.0
 
 
 class ServerError(UserError):
@@ -23,14 +26,14 @@ class ServerError(UserError):
 
 def require_server() -> None:
     """Raise ServerError unless PREFECT_API_URL names a server that answers."""
-    environment.prepare()
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     url = PREFECT_API_URL.value()
     if not url:
         raise ServerError("no Prefect server is named: start one with `prefect server start` and set PREFECT_API_URL to its /api")
-    with get_client(sync_client=True) as client:
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}
+    with temporary_settings(once), get_client(sync_client=True) as client:
         trouble = client.api_healthcheck()
     if trouble is not None:
         raise ServerError(f"no answer from the Prefect server at {url} ({trouble}); is it running, and PREFECT_API_URL right?")
@@ -81,7 +84,6 @@ def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezon
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise typer.BadParameter(f"{timezone}: a name such as Europe/Berlin is accepted", param_hint="--timezone") from error
-    environment.prepare()
     from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
 
     try:
@@ -103,21 +105,29 @@ def _segmentation(archive: str | None, results: str | None, model: str, settings
         return None
     if results is None:
         raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
-    given = parse_settings(settings)
+    given: dict[str, Any] = {"archive": absolute(archive), "results": absolute(results), "model": absolute(model, True)}
+    more = parse_settings(settings, SegmentOptions, given)
     try:
-        return SegmentOptions(archive=absolute(archive), results=absolute(results), model=absolute(model, True), **given)
+        return SegmentOptions(**given, **more)
     except ValidationError as error:
         refuse(error)
         raise typer.Exit(USAGE) from None
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """The options in several name=JSON."""
+def parse_settings(settings: list[str], kind: type[BaseModel], own: Container[str]) -> dict[str, Any]:
+    """The options of `kind` in several name=JSON; those in `own` are arguments or options of the command itself."""
     given: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise typer.BadParameter(f"{setting}: name=value is accepted", param_hint="--set")
+        key = key.replace("-", "_")
+        if key in own:
+            raise typer.BadParameter(f"{key}: the command has an argument or option of this name", param_hint="--set")
+        if key not in kind.model_fields:
+            near = get_close_matches(key, kind.model_fields, n=1, cutoff=0.0)[0]
+            others = ", ".join(name for name in kind.model_fields if name not in own)
+            raise typer.BadParameter(f"{key}: nearest {near}; known: {others}", param_hint="--set")
         try:
             given[key] = json.loads(value)
         except ValueError:
