@@ -42,7 +42,6 @@ def common(
 ) -> None:
     if debug:
         os.environ[failures.DEBUG] = "1"  # for the processes that the command starts, too
-    failures.silence()
     if notice := environment.prepare():
         stderr.print(notice, soft_wrap=True, markup=False, style="dim")
 
@@ -82,6 +81,7 @@ def main() -> None:
     for number, code in stopping.EXIT_CODES.items():
         if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_, code=code: sys.exit(code))
+    failures.silence()
     try:
         app(_debug_first(sys.argv[1:]))
     except SystemExit as ended:

@@ -65,7 +65,7 @@ def _replace_home() -> str | None:
         return None
     for name in unset:
         os.environ[name] = str(own_folder() / BELOW_HOME[name])
-    return f"the home folder {home} cannot be written to: {own_folder()} is used (HOME, or {' and '.join(BELOW_HOME)}, name others)"
+    return f"the home folder {home} cannot be written to: {own_folder()} is used; HOME names another"
 
 
 def _may_write(folder: Path) -> bool:

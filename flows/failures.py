@@ -12,7 +12,7 @@ import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from rich.markup import escape
 
@@ -84,23 +84,23 @@ def report(error: BaseException) -> None:
 
 def silence() -> None:
     """Let nothing but `report` speak of errors: not threads, not what Python cannot raise, no library's warnings."""
-    if debugging():
-        return
+    show_unraisable, show_warning = sys.unraisablehook, warnings.showwarning
 
     def of_thread(failure: threading.ExceptHookArgs) -> None:
         if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
             report(failure.exc_value)
 
     def of_nobody(failure: sys.UnraisableHookArgs) -> None:
-        if failure.exc_value is not None:
+        if debugging():
+            show_unraisable(failure)
+        elif failure.exc_value is not None:
             keep(failure.exc_value)
 
-    def of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        report(error)
+    def warn(*arguments: Any, **more: Any) -> None:  # such as "coroutine ... was never awaited"
+        if debugging() or sys.warnoptions:
+            show_warning(*arguments, **more)
 
-    threading.excepthook, sys.unraisablehook, sys.excepthook = of_thread, of_nobody, of_program
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # such as "coroutine ... was never awaited"
+    threading.excepthook, sys.unraisablehook, warnings.showwarning = of_thread, of_nobody, warn
 
 
 class OneLine(logging.Filter):

@@ -31,6 +31,7 @@ POLL_SECONDS = 1.0
 ABSENCE_SECONDS = 120.0  # a head that is silent for so long is gone for this try
 STOP_SECONDS = 8.0  # Ray gives a stopped job 3 s before it kills it
 EVENT = "deeplab"  # the key that marks a line of the job as an event
+UNFORESEEN = "Unforeseen"  # the class of an error event that is none of our own
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -218,8 +219,8 @@ def run(
         with suppress(Exception):
             jobs.stop(name)
         raise
-    if error is not None and error["error"] in ("SegmentError", "ClusterError"):
-        raise JobFailed(f"job {job}: {error['message']}")
+    if error is not None and error["error"] in ("SegmentError", "ClusterError", UNFORESEEN):
+        raise JobFailed(f"job {job}: {error['message']}; its log: {jobs.page(job)}")
     if error is not None:
         raise JobRefused(error["error"], error["message"])
     if details.status == JobStatus.SUCCEEDED and result is not None:

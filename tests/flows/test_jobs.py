@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from pipelines import cluster, remote
 from pipelines.jobs import TrainOptions
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
-from tests.flows.conftest import SECRET, Prefect, Served, uris, wait_for
+from tests.flows.conftest import ROOT, SECRET, Prefect, Served, uris, wait_for
 from tests.flows.ray_cluster import RayCluster, ray_cluster
 from tests.pipelines.conftest import make_dataset
 
@@ -132,6 +135,32 @@ def test_a_missing_or_wrong_token_is_one_sentence(
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     with pytest.raises(cluster.ClusterError, match=message):
         remote.Jobs(nodes.url)
+    joined = message.replace("this token", "the token that is set here")
+    with pytest.raises(cluster.ClusterError, match=rf"{joined}.*\(InvalidAuthToken\): RAY_AUTH_TOKEN"):
+        cluster._check(f"127.0.0.1:{nodes.gcs}")
+
+
+JOIN = """
+import sys
+from pipelines import cluster
+with cluster.session(sys.argv[1]):
+    print(cluster.resources())
+"""
+
+
+@pytest.mark.parametrize(("version", "code", "message"), [("", 0, ""), ("2.50.1", 1, "Ray: 2.50.1 Python: 3")])
+def test_the_token_alone_joins_a_cluster_and_one_of_another_version_is_told_with_both(
+    nodes: RayCluster, tmp_path: Path, version: str, code: int, message: str
+) -> None:
+    if version:  # every Python process that starts takes its Ray for that version
+        (tmp_path / "sitecustomize.py").write_text(f"import ray; ray.__version__ = {version!r}")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    machine = {**kept, "RAY_AUTH_TOKEN": SECRET, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", JOIN, f"127.0.0.1:{nodes.gcs}"]
+    done = subprocess.run(command, env=machine, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert ("both must be the same" in done.stderr) is bool(version)
 
 
 def test_a_place_that_is_no_jobs_api_is_one_sentence() -> None:
