@@ -32,7 +32,8 @@ app = typer.Typer(
     [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]deeplab serve[/] on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
-    130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.""",
+    130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.
+    An error is one line; --debug prints its traceback.""",
 )
 
 

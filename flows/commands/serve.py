@@ -69,6 +69,8 @@ def serve(
 
     from flows.serving import deployments
 
+    # Each run is a process of its own, which would look into the current folder first for our packages.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     run(*deployments(chosen, name, schedule, active), limit=limit, pause_on_shutdown=False)
 
 
