@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -19,7 +20,8 @@ import typer
 
 from flows import environment, failures, stopping
 from flows.commands.serve import parse_settings
-from pipelines import cluster
+from pipelines import cluster, driver, remote
+from pipelines.inventory import ArchiveError
 from pipelines.jobs import TrainOptions
 from pipelines.options import SegmentOptions
 from tests.pipelines.conftest import make_archive, make_dataset, make_model, make_results
@@ -267,3 +269,38 @@ def test_only_the_newest_texts_of_errors_stay(monkeypatch: pytest.MonkeyPatch, t
     path = failures.keep(ValueError("new"))
     assert path is not None and path.exists()
     assert len(list((tmp_path / "deeplab").iterdir())) == failures.KEPT
+
+
+def test_a_job_tells_an_error_that_nobody_foresaw_as_one_event_with_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("first line\nsecond line")
+
+    monkeypatch.setattr("pipelines.segment.segment", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert driver.main("segment", '{"archive": "a", "results": "r"}') == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (line,) = capsys.readouterr().out.splitlines()
+    event = remote.parse(line)
+    assert event is not None
+    assert (event["error"], event["message"]) == (remote.UNFORESEEN, "ValueError: first line second line")
+    assert "in fail" in event["traceback"]
+
+
+def test_the_log_of_a_flow_has_errors_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    failures.in_log("prefect.flow_runs")
+    failures.in_log("prefect.flow_runs")  # once is enough
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(caplog.handler)
+    try:
+        try:
+            raise ArchiveError("nowhere: no such folder")
+        except ArchiveError as error:
+            logger.exception("Encountered exception during execution: %r", error)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (record,) = {id(record): record for record in caplog.records}.values()
+    assert (record.getMessage(), record.exc_info, len(logger.filters)) == ("nowhere: no such folder", None, 1)
