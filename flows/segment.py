@@ -20,20 +20,15 @@ from flows.report import publish
 from flows.settings import hourly_price, one_at_a_time
 from pipelines import cluster, inventory, plan, remote, storage
 from pipelines.options import SegmentOptions
-from pipelines.remote import JobFailed
-from pipelines.segment import Progress, Segmentation, SegmentError, Summary, TooManyErrors, Work
+from pipelines.segment import Progress, Segmentation, Summary, TooManyErrors, Work
 
 
 def transient(task: Any, run: Any, state: State[Any]) -> bool:
     """Whether another try may help: storage or the cluster was in trouble, not the user's input."""
     try:
         state.result()
-    except (SegmentError, JobFailed, ConnectionError, TimeoutError):
-        return True
-    except OSError as error:
-        return not isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
-    except Exception:
-        return False
+    except Exception as error:
+        return storage.passes(error)
     return False
 
 

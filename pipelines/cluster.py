@@ -25,6 +25,8 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's program
 class ClusterError(UserError):
     """The Ray cluster cannot be reached or started; the message says which and what to check."""
 
+    passing = True
+
 
 @contextmanager
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:

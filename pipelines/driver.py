@@ -15,6 +15,7 @@ from typing import Any
 
 from deeplab.errors import UserError
 from deeplab.training import Progress as Steps
+from pipelines import storage
 from pipelines.remote import EVENT
 from pipelines.segment import Progress as Images
 from pipelines.segment import TooManyErrors
@@ -63,7 +64,7 @@ def main(kind: str, text: str) -> int:
         tell("result", final=True, result=dataclasses.asdict(error.summary))  # whoever asked counts them again
         return 0
     except UserError as error:
-        tell("error", final=True, error=type(error).__name__, message=str(error))
+        tell("error", final=True, error=type(error).__name__, message=str(error), passing=storage.passes(error))
         return 1
     tell("result", final=True, result=result)
     return 0

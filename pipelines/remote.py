@@ -39,6 +39,8 @@ Tell = Callable[[dict[str, Any]], None]
 class JobFailed(UserError):
     """The job ended for a reason of the system's, or was stopped by someone else; another try may help."""
 
+    passing = True
+
 
 class JobRefused(UserError):
     """The job ended with one of our own errors: `kind` is its class, and the message is the one that it had there."""
@@ -229,7 +231,7 @@ def run(
         with suppress(Exception):
             jobs.stop(name)
         raise
-    if error is not None and error["error"] in ("SegmentError", "ClusterError"):
+    if error is not None and error["passing"]:
         raise JobFailed(f"job {job}: {error['message']}")
     if error is not None:
         raise JobRefused(error["error"], error["message"])

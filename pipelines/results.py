@@ -74,7 +74,7 @@ class ResultsTable:
         except TableNotFoundError as error:
             raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
         except (DeltaError, OSError) as error:
-            raise ResultsError(f"{uri}: the table cannot be read ({_one_line(error)})") from error
+            raise _trouble(uri, "the table cannot be read", error) from error
         found = delta.metadata().configuration.get(FORMAT_KEY)
         if found is None:
             raise ResultsError(f"{uri}: a Delta table, but not a results table of ours; choose another place")
@@ -120,7 +120,7 @@ class ResultsTable:
                 )
             except (DeltaError, OSError) as error:
                 if not _is_table(uri):
-                    raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
+                    raise _trouble(uri, "a table cannot be created", error) from error
         return cls.open(uri, patient=True)
 
     def refresh(self) -> None:
@@ -239,7 +239,17 @@ def _is_table(uri: str) -> bool:
     try:
         return DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri))
     except (DeltaError, OSError) as error:
-        raise ResultsError(f"{uri}: the Delta library cannot look for a table there ({_one_line(error)})") from error
+        raise _trouble(uri, "the Delta library cannot look for a table there", error) from error
+
+
+def _trouble(uri: str, what: str, error: Exception) -> UserError:
+    """An outage of a store as one, which passes; anything else that the Delta library met as a ResultsError."""
+    if isinstance(error, UserError):
+        return error
+    answered = s3.as_answered(uri, error, _one_line(error))
+    if storage.is_s3(uri) and isinstance(error, OSError) and answered.passing:
+        return answered
+    return ResultsError(f"{uri}: {what} ({_one_line(error)})")
 
 
 def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
@@ -265,7 +275,7 @@ def _stored(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise s3.StorageError(f"{uri}: the store cannot be reached or broke off ({_one_line(error)})") from error
+        raise s3.as_answered(uri, error, _one_line(error)) from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing import Any
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, SSLError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, IncompleteReadError, SSLError
 
 from deeplab.errors import UserError
 
@@ -31,8 +32,22 @@ TRIES = 8
 PROBES = "_probe"
 
 
+# What a store answers when it is in trouble itself; every other refusal (of a key, a signature, a bucket) stays.
+OVERLOADED = re.compile(r"\b(5\d\d|408|409|425|429|SlowDown|RequestTimeout|Throttling\w*|InternalError|ServiceUnavailable)\b")
+REFUSED = re.compile(
+    r"NoSuchBucket|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|40[013] |Unauthorized|Forbidden"
+    r"|PermissionDenied|lacked the necessary privileges|certificate|InvalidBucketName|MissingCredentials"
+)
+
+
 class StorageError(UserError, OSError):
-    """A place cannot be reached, read or written; the message names it and what is accepted."""
+    """A place cannot be reached, read or written, and stays so; the message names it and what is accepted."""
+
+
+class Outage(StorageError):
+    """A store is away, overloaded or broke off: the same call may go well later."""
+
+    passing = True
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -49,8 +64,11 @@ def endpoint() -> str | None:
 
 @lru_cache(maxsize=1)
 def signed() -> bool:
-    """Whether there are credentials to sign with."""
-    return boto3.Session().get_credentials() is not None
+    """Whether there are credentials to sign with. StorageError where there is half of them, or a profile that is not there."""
+    try:
+        return boto3.Session().get_credentials() is not None
+    except BotoCoreError as error:
+        raise StorageError(_unusable(error)) from error
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +91,7 @@ def client() -> Any:
 
 
 def _as_os_error(error: Exception, uri: str) -> OSError:
-    """What the store answered, as the OSError that a local file would give; all else is a StorageError."""
+    """What the store answered, as the OSError that a local file would give; all else is a StorageError, or an Outage."""
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -85,14 +103,33 @@ def _as_os_error(error: Exception, uri: str) -> OSError:
             return PermissionError(13, "object is in cold storage and must be restored first", uri)
         if code == "AccessDenied" or (code == "403" and status == 403):
             return PermissionError(13, "Access denied", uri)
-        return StorageError(f"{uri}: the store answered {code} ({status})")
+        kind = Outage if OVERLOADED.search(f"{code} {status}") else StorageError
+        return kind(f"{uri}: the store answered {code} ({status})")
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StorageError(
             f"{uri}: the certificate of {endpoint() or 'S3'} is not trusted; for an authority of your own, AWS_CA_BUNDLE and "
             "SSL_CERT_FILE must both name the file of its certificate"
         )
-    # Botocore's own messages may hold the whole request; its kind says enough.
-    return StorageError(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
+    if not isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError):
+        return StorageError(f"{uri}: {_unusable(error)}")
+    # Botocore's messages about requests may hold a whole one; their kind says enough.
+    return Outage(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
+
+
+def _kind(error: OSError) -> type[StorageError]:
+    return Outage if isinstance(error, Outage) else StorageError
+
+
+def _unusable(error: Exception) -> str:
+    """Trouble before any request: half a pair of keys, no region, a setting that nobody knows."""
+    return f"the settings for {endpoint() or 'S3'} cannot be used ({str(error).splitlines()[0][:200]})"
+
+
+def as_answered(uri: str, error: Exception, line: str) -> StorageError:
+    """What another library says of its trouble with the store, as ours; `line` is that in short."""
+    if REFUSED.search(str(error)):
+        return StorageError(f"{uri}: the store refuses it ({line})")
+    return Outage(f"{uri}: the store cannot be reached or broke off ({line})")
 
 
 def get(uri: str) -> tuple[bytes, str]:
@@ -185,7 +222,7 @@ def require_conditional_put(prefix: str, replacing: bool = False) -> None:
         elif replacing and (put(uri, b"third", unchanged="0" * 32) or not put(uri, b"fourth", unchanged=get(uri)[1])):
             lacking = "If-Match"
     except OSError as error:
-        raise StorageError(f"{prefix}: cannot be written ({error.strerror or error})") from error
+        raise _kind(error)(f"{prefix}: cannot be written ({error.strerror or error})") from error
     with suppress(PermissionError):  # without the right to delete the probe stays; nothing else here deletes
         delete(uri)
     if lacking:
@@ -224,7 +261,8 @@ def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
         if folders:
             yield from _side_by_side(bucket, folders, root)
     except (ClientError, BotoCoreError) as error:
-        raise StorageError(f"{prefix}: cannot be listed ({_reason(_as_os_error(error, prefix))})") from error
+        reason = _as_os_error(error, prefix)
+        raise _kind(reason)(f"{prefix}: cannot be listed ({_reason(reason)})") from error
 
 
 def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[str, int, str]]:

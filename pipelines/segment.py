@@ -34,7 +34,11 @@ class TooManyErrors(UserError):
 
 
 class SegmentError(UserError):
-    """A chunk could not be finished for a reason of the system's; earlier chunks stay committed."""
+    """A chunk could not be finished; earlier chunks stay committed. `passing`: for a reason of the system's."""
+
+    def __init__(self, message: str, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 @dataclass
@@ -300,7 +304,9 @@ def _run_chunk(
     try:
         dataset.write_datasink(sink, ray_remote_args={"num_cpus": layout.write_cpus})
     except Exception as error:
-        raise SegmentError(f"chunk {base.chunk} of {base.chunks} was not committed: {_root_cause(error)}") from error
+        root = _root_cause(error)
+        passing = storage.passes(root) or not isinstance(root, UserError | OSError)
+        raise SegmentError(f"chunk {base.chunk} of {base.chunks} was not committed: {_one_line(root)}", passing) from error
     finally:
         finished.set()
         poller.join()
@@ -318,13 +324,16 @@ def _run_chunk(
     watch(Progress("commit", base.total, summary.images, summary.errors, base.chunk, base.chunks))
 
 
-def _root_cause(error: BaseException) -> str:
-    """The innermost error, or our own about it, in one line: Ray wraps what a worker raised several times."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The innermost error, or our own about it: Ray wraps what a worker raised several times."""
     while True:
         inner = getattr(error, "cause", None) or (None if isinstance(error, UserError) else error.__cause__)
         if inner is None or inner is error:
-            break
+            return error
         error = inner
+
+
+def _one_line(error: BaseException) -> str:
     # Ray Data adds its own view and advice on its settings below what was raised.
     own = ("To change retry attempts", "Failed to apply UDF transform")
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(own)]

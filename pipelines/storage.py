@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
+from deeplab.errors import UserError
 from deeplab.files import Files, LocalFiles
 from pipelines import s3
 from pipelines.s3 import StorageError
@@ -137,21 +138,33 @@ def _stat(uri: str) -> FileStat | None:
 def outlast(action: Callable[[], T]) -> T:
     """What `action` returns, tried again while a store is down, for OUTAGE_SECONDS; other trouble of I/O for DISK_SECONDS.
 
-    The store's client has tries of its own, but they are few when many threads ask at once. An object that is not there
-    or barred, and a full disk, are no outage.
+    The store's client has tries of its own, but they are few when many threads ask at once. What does not pass (`passes`)
+    is raised at once.
     """
     began, pause = time.monotonic(), 0.5
     while True:
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
         except OSError as error:
             patience = OUTAGE_SECONDS if isinstance(error, StorageError) else DISK_SECONDS
-            if error.errno == errno.ENOSPC or time.monotonic() - began > patience:
+            if not passes(error) or time.monotonic() - began > patience:
                 raise
             time.sleep(pause)
             pause = min(8.0, 2 * pause)
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether the same may go well a little later: our errors say so, as does one that they come from; others of I/O do.
+
+    An object that is not there or barred, a refusal of a store, and a full disk stay as they are.
+    """
+    if isinstance(error, UserError):
+        return error.passing or (
+            error.__cause__ is not error and isinstance(error.__cause__, UserError) and passes(error.__cause__)
+        )
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return False
+    return isinstance(error, OSError) and error.errno != errno.ENOSPC
 
 
 def write_whole(uri: str, data: bytes) -> int:
@@ -160,16 +173,7 @@ def write_whole(uri: str, data: bytes) -> int:
         s3.put(uri, data)
         return len(data)
     target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
+    LocalFiles(target.parent).write(target.name, data)
     return len(data)
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from pipelines import storage
+from pipelines import s3, storage
 from pipelines.results import FILE_SCHEMA, SCHEMA, CommitConflict, ResultsError, ResultsTable
 from pipelines.sink import ResultsSink, row_key, without_errors, write_part
 
@@ -218,7 +218,7 @@ def test_a_part_is_written_whole_when_the_first_try_fails(table: ResultsTable, m
     def down_once(uri: str, data: bytes) -> int:
         tries.append(len(data))
         if len(tries) == 1:
-            raise storage.StorageError("down")
+            raise s3.Outage("down")
         return written(uri, data)
 
     monkeypatch.setattr(storage, "write_whole", down_once)

@@ -217,7 +217,7 @@ def test_a_run_outlasts_a_store_that_is_away_while_a_reader_says_so(s3: str, s3_
     try:
         with ThreadPoolExecutor(1) as pool:
             committing = pool.submit(table.commit, "chunk", [])
-            with pytest.raises(ResultsError, match=r"cannot be read .*Connection refused"):
+            with pytest.raises(store.Outage, match=r"cannot be reached .*Connection refused"):
                 ResultsTable.open(f"{s3}/results")
             time.sleep(3)
             assert not committing.done()
@@ -330,9 +330,9 @@ def test_an_outage_is_outlasted_for_a_while_and_a_missing_object_is_none(monkeyp
         return "there again"
 
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
-    assert storage.outlast(lambda: store_down_for(5, StorageError("down"))) == "there again"
+    assert storage.outlast(lambda: store_down_for(5, store.Outage("down"))) == "there again"
     assert len(tries) == 6
-    for error in (FileNotFoundError(2, "No such object"), OSError(28, "No space left on device")):
+    for error in (FileNotFoundError(2, "No such object"), OSError(28, "No space left on device"), StorageError("no bucket")):
         tries.clear()
         with pytest.raises(type(error)):
             storage.outlast(lambda error=error: store_down_for(1, error))
@@ -340,4 +340,4 @@ def test_an_outage_is_outlasted_for_a_while_and_a_missing_object_is_none(monkeyp
     monkeypatch.setattr(storage, "OUTAGE_SECONDS", -1.0)
     tries.clear()
     with pytest.raises(StorageError, match="down"):
-        storage.outlast(lambda: store_down_for(1, StorageError("down")))
+        storage.outlast(lambda: store_down_for(1, store.Outage("down")))
