@@ -17,6 +17,7 @@ EXTENSIONS = (
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .tif .tiff .webp .bmp .dib .gif .jp2 .j2k .jpx .avif .ppm .pgm .pbm .pnm".split()
 )
 MAX_PIXELS = 60_000_000
+LEAST_STRIDE = 64  # pixels from one tile of a large image to the next
 BAND = 256  # rows that are laid on white at a time
 
 # Pillow's limit is one for the whole process. Ours are kept below, after the header and before any pixel is decoded.

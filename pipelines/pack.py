@@ -146,7 +146,8 @@ class Packed:
 
     def without(self, stems: Sequence[str]) -> Packed:
         """The same split less some pairs. DatasetError when none is left."""
-        left = [index for index, stem in enumerate(self.stems) if stem not in set(stems)]
+        out = set(stems)
+        left = [index for index, stem in enumerate(self.stems) if stem not in out]
         if not left:
             raise DatasetError(f"{self.place}: every pair of {self.split} is broken")
         smaller = copy.copy(self)

@@ -59,9 +59,7 @@ Watch = Callable[[training.Progress | Notice], None]
 
 
 def configuration(options: TrainOptions) -> TrainingConfig:
-    """The preset with what the options override. TrainingError for an unknown preset or values that do not go together."""
-    if options.preset not in PRESETS:
-        raise TrainingError(f"no preset {options.preset}: {', '.join(PRESETS)} are known")
+    """The preset with what the options override. TrainingError for values that do not go together."""
     given = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
     try:
         return dataclasses.replace(PRESETS[options.preset](), **given)
@@ -84,8 +82,6 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     ModelError, ClusterError for what a person can put right.
     """
     config = configuration(options)
-    if options.min_workers and options.min_workers > options.workers:
-        raise TrainingError(f"--min-workers {options.min_workers} is above --workers {options.workers}")
     out = storage.files(storage.canonical(options.model_out))
     if not options.resume:
         states.require_finished(out)

@@ -10,13 +10,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.arguments import numbers, options_of
+from flows.commands.segment import CRF_PARAMS
 from flows.commands.train import Layout
 from flows.terminal import bar, stdout
 
 # The widths of the curve where none are given; the papers draw 1 to 40 pixels.
 CURVE = "1,2,3,5,7,10,15,20,30,40"
 Dataset = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
-Workers = Annotated[int, typer.Option(min=1, help="Processes, through Ray; 1 without --address is this process.")]
+Workers = Annotated[int, typer.Option(help="Processes, through Ray; 1 without --address is this process.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to run on: host:port or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Scales = Annotated[str, typer.Option(help="Scales of the input, comma-separated.")]
@@ -39,7 +41,7 @@ def evaluate(
     flip: Flip = False,
     fusion: Fusion = "max",
     crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
-    crf_params: Annotated[str, typer.Option(help="Named CRF parameters, or card: what tune-crf found.")] = "kazuto",
+    crf_params: Annotated[str, typer.Option(help=CRF_PARAMS)] = "kazuto",
     crf_mode: Mode = "fast",
     trimap: Annotated[str, typer.Option(help="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10.")] = "",
     plots: Annotated[Path | None, typer.Option(help="Folder for trimap.png, confusion.png and evaluation.json.")] = None,
@@ -55,40 +57,27 @@ def evaluate(
     With --crf the figures before it are counted, too.
     """
     from pipelines.evaluate import evaluate as run
-    from pipelines.options import EvaluateOptions
 
-    bands = _numbers(trimap or (CURVE if plots else ""), int, "--trimap")
-    given = {key: value for key, value in locals().items() if key in EvaluateOptions.model_fields}
-    options = _options(EvaluateOptions, {**given, "scales": _numbers(scales, float, "--scales"), "trimap": bands})
+    options = evaluate_options(locals())
     with bar("images") as display:
         summary = run(options, lambda done, total: display.update("evaluating", done, total))
     if plots is not None:
-        _draw(summary, plots)
+        draw(summary, plots)
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
         _print(summary)
 
 
-def _numbers(text: str, kind: type, flag: str) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(",") if part)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: numbers separated by commas are accepted", param_hint=flag) from None
+def evaluate_options(given: dict[str, Any]) -> Any:
+    """EvaluateOptions from the command's arguments; plots want a curve where no distances are given."""
+    from pipelines.options import EvaluateOptions
+
+    trimap = numbers(given["trimap"] or (CURVE if given["plots"] else ""))
+    return options_of(EvaluateOptions, evaluate, {**given, "scales": numbers(given["scales"]), "trimap": trimap})
 
 
-def _options(kind: Any, given: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return kind(**given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        flag = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"{problem['msg']} (got {problem['input']!r})", param_hint=flag) from None
-
-
-def _draw(summary: dict[str, Any], folder: Path) -> None:
+def draw(summary: dict[str, Any], folder: Path) -> None:
     """The figures as files: pictures, and all numbers as JSON."""
     import numpy as np
 
@@ -142,9 +131,9 @@ def tune_crf(
     dataset: Dataset,
     split: Annotated[str, typer.Option(help="Split to search on.")] = "val",
     layout: Layout = "auto",
-    images: Annotated[int, typer.Option(min=1, help="Images to search on, evenly from the split.")] = 100,
+    images: Annotated[int, typer.Option(help="Images to search on, evenly from the split.")] = 100,
     grid: Annotated[str, typer.Option(help="Coarse grid: deeplab-v2 (128 candidates) or deeplab-v1 (288).")] = "deeplab-v2",
-    rounds: Annotated[int, typer.Option(min=0, help="Finer rounds around the best, each at half the step.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Finer rounds around the best, each at half the step.")] = 2,
     scales: Scales = "1",
     flip: Flip = False,
     fusion: Fusion = "max",
@@ -163,8 +152,7 @@ def tune_crf(
     from pipelines.options import TuneOptions
     from pipelines.tune import tune
 
-    given = {key: value for key, value in locals().items() if key in TuneOptions.model_fields}
-    options = _options(TuneOptions, {**given, "scales": _numbers(scales, float, "--scales")})
+    options = options_of(TuneOptions, tune_crf, {**locals(), "scales": numbers(scales)})
     with bar("steps") as display:
         found = tune(options, display.update)
     if as_json:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
 from flows import environment
-from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, USAGE, options_from, print_summary, refuse, segment
+from flows.commands.arguments import options_of
+from flows.commands.evaluate import draw, evaluate, evaluate_options
+from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment, segment_options
 from flows.commands.serve import parse_settings
 from flows.terminal import stderr, stdout
 
@@ -76,7 +77,7 @@ def run_segment(**given: Any) -> None:
     from flows.segment import segment_archive
     from pipelines.segment import Summary
 
-    state, code = here(segment_archive, options_from(given))
+    state, code = here(segment_archive, segment_options(given))
     if code == DONE:
         summary = state.result()
         if given["as_json"]:
@@ -96,15 +97,6 @@ def _print_and_exit(state: Any, code: int, as_json: bool) -> None:
     raise typer.Exit(code)
 
 
-def _options(kind: Any, **given: Any) -> Any:
-    """`kind` from the arguments that were given; what is out of bounds is one line each and exit code 2."""
-    try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        refuse(error)
-        raise typer.Exit(USAGE) from None
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Registry = Annotated[str | None, typer.Option(help="Folder or s3:// prefix of the model registry.")]
 
@@ -112,8 +104,9 @@ Registry = Annotated[str | None, typer.Option(help="Folder or s3:// prefix of th
 @app.command("train")
 def run_train(
     dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
-    model_out: Annotated[
-        str, typer.Argument(help="Model folder; an unfinished training in it is gone on with.", show_default=False)
+    out: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OUT", help="Model folder; an unfinished training in it is gone on with.", show_default=False),
     ],
     preset: Annotated[str, typer.Option(help="Training preset.")] = "finetune",
     init: Annotated[str, typer.Option(help="Weights to start from.")] = "pets",
@@ -144,24 +137,20 @@ def run_train(
     from flows.train import train_model
     from pipelines.jobs import TrainOptions
 
-    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields} | parse_settings(settings or [])
-    _print_and_exit(*here(train_model, _options(TrainOptions, out=model_out, **given)), as_json)
+    options = options_of(TrainOptions, run_train, locals(), parse_settings(settings or []))
+    _print_and_exit(*here(train_model, options), as_json)
 
 
 @app.command("evaluate")
-def run_evaluate(
-    model: Annotated[str, typer.Argument(help="Bundled model, model folder or REGISTRY@ALIAS.", show_default=False)],
-    dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
-    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
-    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
-    as_json: Json = False,
-) -> None:
-    """A model against the labels of a split."""
+@functools.wraps(evaluate)
+def run_evaluate(**given: Any) -> None:
     environment.prepare()
     from flows.evaluate import evaluate_model
-    from pipelines.jobs import EvaluateOptions
 
-    _print_and_exit(*here(evaluate_model, _options(EvaluateOptions, model=model, dataset=dataset, split=split, crf=crf)), as_json)
+    state, code = here(evaluate_model, evaluate_options(given))
+    if code == DONE and given["plots"] is not None:
+        draw(state.result(), given["plots"])
+    _print_and_exit(state, code, given["as_json"])
 
 
 @app.command("refresh")
@@ -181,8 +170,9 @@ def run_refresh(
     training = None
     if train is not None:
         try:
-            training = _options(TrainOptions, **json.loads(Path(train).read_text(encoding="utf-8")))
+            given = dict(json.loads(Path(train).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise typer.BadParameter(f"{train}: not a JSON object of training options ({error})", param_hint="--train") from error
-    chosen = _options(SegmentOptions, archive=archive, results=results, model=model)
+        training = options_of(TrainOptions, run_train, {}, given, f"--train {train}:")
+    chosen = options_of(SegmentOptions, run_refresh, {"archive": archive, "results": results, "model": model})
     _print_and_exit(*here(refresh, chosen, training), as_json)

@@ -7,13 +7,15 @@ import json
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab.crf.parameters import PARAMETER_SETS
+from flows.commands.arguments import numbers, options_of
 from flows.terminal import bar, stderr, stdout
 
-DONE, FAILED, USAGE, TOO_MANY_ERRORS = 0, 1, 2, 3
+CRF_PARAMS = f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: what tune-crf wrote into the model's."
+DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
 
 
 def segment(
@@ -30,7 +32,7 @@ def segment(
     flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
     fusion: Annotated[str, typer.Option(help="Fusion of scales: max (DeepLab v2) or mean.")] = "max",
     crf: Annotated[bool, typer.Option(help="Refine masks with the dense CRF.")] = True,
-    crf_params: Annotated[str, typer.Option(help="CRF parameters: deeplab-v1, deeplab-v2, kazuto, isht7, deconvnet.")] = "kazuto",
+    crf_params: Annotated[str, typer.Option(help=CRF_PARAMS)] = "kazuto",
     crf_mode: Annotated[str, typer.Option(help="fast (prunes absent classes) or exact.")] = "fast",
     crf_backend: Annotated[str, typer.Option(help="native (on the cores), torch (on the GPUs, exact) or pydensecrf.")] = "native",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -63,7 +65,7 @@ def segment(
     from pipelines.segment import Progress, TooManyErrors
     from pipelines.segment import segment as run
 
-    options = options_from(locals())
+    options = segment_options(locals())
     phases = {
         "inventory": "listing images",
         "plan": "planning",
@@ -92,27 +94,12 @@ def segment(
     raise typer.Exit(code)
 
 
-def options_from(given: dict[str, Any]) -> Any:
-    """SegmentOptions from the command's arguments; what is out of bounds is one line each on stderr and exit code 2."""
+def segment_options(given: dict[str, Any]) -> Any:
+    """SegmentOptions from the command's arguments."""
     from pipelines.options import SegmentOptions
 
-    given = {name: value for name, value in given.items() if name in SegmentOptions.model_fields}
-    scales = given["scales"]
-    try:
-        given["scales"] = tuple(float(part) for part in scales.split(","))
-        return SegmentOptions(**{**given, "include": tuple(given["include"] or ()), "exclude": tuple(given["exclude"] or ())})
-    except ValidationError as error:
-        refuse(error)
-    except ValueError:
-        stderr.print(f"[red]error[/]: --scales {escape(scales)}: numbers separated by commas are accepted, such as 0.5,0.75,1")
-    raise typer.Exit(USAGE)
-
-
-def refuse(error: ValidationError) -> None:
-    """Every option that is out of bounds, by its name on the command line."""
-    for problem in error.errors():
-        name = str(problem["loc"][0]).replace("_", "-")
-        stderr.print(f"[red]error[/]: --{name}: {escape(problem['msg'])} (got {escape(repr(problem['input']))})")
+    patterns = {name: tuple(given[name] or ()) for name in ("include", "exclude")}
+    return options_of(SegmentOptions, segment, {**given, **patterns, "scales": numbers(given["scales"])})
 
 
 def print_summary(summary: Any) -> None:

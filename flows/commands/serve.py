@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from deeplab.errors import UserError
 from flows import environment
-from flows.commands.segment import USAGE, refuse
+from flows.commands.arguments import options_of
 from flows.terminal import stdout
 
 
@@ -103,12 +103,8 @@ def _segmentation(archive: str | None, results: str | None, model: str, settings
         return None
     if results is None:
         raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
-    given = parse_settings(settings)
-    try:
-        return SegmentOptions(archive=absolute(archive), results=absolute(results), model=absolute(model, True), **given)
-    except ValidationError as error:
-        refuse(error)
-        raise typer.Exit(USAGE) from None
+    given = {"archive": absolute(archive), "results": absolute(results), "model": absolute(model, True)}
+    return options_of(SegmentOptions, serve, given, parse_settings(settings))
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

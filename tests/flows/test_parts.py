@@ -19,7 +19,6 @@ from flows.report import markdown, picture_url
 from flows.segment import transient
 from flows.train import preflight
 from pipelines import jobs
-from pipelines import options as plain
 from pipelines import s3 as store
 from pipelines.inventory import ArchiveError
 from pipelines.jobs import EvaluateOptions, TrainOptions
@@ -67,12 +66,6 @@ def test_presets_in_the_form_are_those_that_exist() -> None:
     assert TrainOptions.model_json_schema()["properties"]["preset"]["enum"] == list(PRESETS)
     with pytest.raises(ValidationError, match="finetune"):
         TrainOptions(dataset="d", out="o", preset="finetun")
-
-
-def test_the_form_of_a_training_has_every_option_of_the_command_with_the_same_default() -> None:
-    for name, field in plain.TrainOptions.model_fields.items():
-        if name not in ("model_out", "resume"):  # its own name for the one; the other goes without saying
-            assert TrainOptions.model_fields[name].default == field.default, name
 
 
 def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_path: Path) -> None:

@@ -4,14 +4,65 @@ from __future__ import annotations
 
 import pytest
 from prefect.states import Failed
+from pydantic import BaseModel, ValidationError
+from typer.testing import CliRunner
 
 from deeplab.errors import UserError
+from flows.cli import app
 from flows.segment import transient
+from pipelines import jobs, options, storage
 from pipelines import s3 as store
-from pipelines import storage
 from pipelines.inventory import ArchiveError
 from pipelines.results import ResultsTable
 from pipelines.segment import SegmentError
+
+PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_out": "o", "out": "o"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "at"),
+    [
+        (options.SegmentOptions, {"tile": 256, "overlap": 256}, "overlap"),
+        (options.SegmentOptions, {"tile": 256, "overlap": 193}, "overlap"),
+        (options.TrainOptions, {"workers": 2, "min_workers": 3}, "min_workers"),
+        (options.TrainOptions, {"batch_size": 1, "accumulate": 2}, "workers"),
+        (options.TrainOptions, {"workers": 4000}, "workers"),
+        (options.TrainOptions, {"workers": 2, "device": "cpu", "batch_norm": "sync"}, "workers"),
+        (options.TrainOptions, {"preset": "finetun"}, "preset"),
+        (jobs.TrainOptions, {"split": "val"}, "val_split"),
+        (jobs.TrainOptions, {"workers": 2, "min_workers": 3}, "min_workers"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_by_the_schema(
+    kind: type[BaseModel], values: dict[str, object], at: str
+) -> None:
+    places = {name: place for name, place in PLACES.items() if name in kind.model_fields}
+    with pytest.raises(ValidationError) as caught:
+        kind(**places, **values)
+    assert [problem["loc"] for problem in caught.value.errors()] == [(at,)]
+    if kind is options.TrainOptions and "preset" in values:
+        assert "nearest finetune; one of" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("segment a r --tile 256 --overlap 256 --scales big --crf-mode slow --limit 0", "overlap scales crf-mode limit"),
+        ("run segment a r --tile 256 --overlap 256 --max-error-rate 2", "overlap max-error-rate"),
+        ("train d o --steps 0 --min-workers 2 --batch-norm new --preset x", "steps min-workers batch-norm preset"),
+        ("run train d o --split val --crop 3 --set tile=4", "val-split crop set"),
+        ("evaluate m d --trimap wide --scales 9 --workers 0 --split ../x", "trimap scales workers split"),
+        ("run evaluate m d --trimap 0 --crf-mode slow", "trimap crf-mode"),
+        ("tune-crf m d --rounds 9 --images 0 --grid fine", "rounds images grid"),
+        ("serve a r --set overlap=1025 --set model=pets --set limt=3", "set set"),
+    ],
+)
+def test_every_bad_option_is_named_at_once_as_it_is_typed(command: str, flags: str) -> None:
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 2, done.output
+    lines = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert sorted(line.split()[1].strip(":-") for line in lines) == sorted(flags.split())
+    assert not isinstance(done.exception, ValidationError | TypeError)
 
 
 def fresh_clients() -> None:
