@@ -179,20 +179,19 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def note(folder: str | Path, key: str, value: Any) -> str:
-    """Set one entry of a model's card, complete or not at all, and return the digest that the model has by it.
+def note(place: str | Path | Files, **entries: Any) -> str:
+    """Set entries of a model's card, complete or not at all, and return the digest that the model has by it.
 
-    ModelError for a bundled model, whose card comes with the package, and for a folder that cannot be written.
+    Without entries the card is written as it is: whether that can be done. ModelError where it cannot be read or written.
     """
-    if str(folder) in bundled():
-        raise ModelError(f"{folder} is bundled and stays as it is; copy its folder ({find(folder)}) and name the copy")
-    place, card_bytes, weights = read(folder)
-    card = _card_bytes({**_parse_card(place, card_bytes), key: value})
+    place = as_files(place)
     try:
-        LocalFiles(place).write(CARD, card)
+        data = place.read(CARD)
+        card = _card_bytes({**_parse_card(Path(str(place)), data), **entries}) if entries else data
+        place.write(CARD, card)
+        return digest(place.read(WEIGHTS), card)
     except OSError as error:
         raise ModelError(f"{place}: {CARD} cannot be written ({error.strerror or error})") from error
-    return digest(weights, card)
 
 
 def _card_bytes(card: dict[str, Any]) -> bytes:

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from deeplab.training import Progress
-from pipelines import storage
+from pipelines import remote, storage
+from pipelines.evaluate import evaluate as evaluate
 from pipelines.options import EvaluateOptions as EvaluateOptions
 from pipelines.options import Training, short
 from pipelines.registry import ALIAS, Registry
@@ -45,13 +46,16 @@ class TrainOptions(Training):
 
 
 def check_data(options: TrainOptions) -> dict[str, int]:
-    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one."""
+    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one.
+
+    Where broken pairs are to be skipped the training finds them all.
+    """
     from pipelines.pack import open_dataset
 
     counts = {}
     for split in (options.split, options.val_split):
         data = open_dataset(options.dataset, split, options.layout)
-        for index in range(0, len(data), max(1, len(data) // CHECKED_PAIRS)):
+        for index in () if options.skip_broken else range(0, len(data), max(1, len(data) // CHECKED_PAIRS)):
             data[index]
         counts[split] = len(data)
     return counts
@@ -93,15 +97,15 @@ def curve(out: str) -> list[dict[str, Any]]:
     return lines
 
 
-def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Figures of a model on a split, JSON-ready: model, images, mean_iou, iou by class and the other metrics.
+def evaluation(options: TrainOptions, model: str) -> EvaluateOptions:
+    """How the trained model, or the one that it is compared with, is measured: over the training's workers, each on what it has.
 
-    Raises ModelError, and DatasetError for a data set that cannot be used or is of other classes.
+    A training through a Jobs API is measured by this process, on its own device.
     """
-    from pipelines.evaluate import evaluate as run
-
-    figures = run(options, report)
-    return {key: value for key, value in figures.items() if key != "confusion"}
+    same = {"dataset", "layout", "start_timeout", "skip_broken"}
+    if not remote.is_jobs(options.address):
+        same |= {"workers", "address"}
+    return EvaluateOptions(model=model, split=options.val_split, **options.model_dump(include=same))
 
 
 def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
@@ -122,10 +126,8 @@ def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
         place.move(options.alias, entry, kept, None)
         return {"entry": entry, "moved": True, "reason": f"first holder of {options.alias}, mIoU {mine:.4f} on {where}"}
     reference = f"{options.registry}@{options.alias}"
-    same = options.model_dump(include={"dataset", "layout", "device"})
-    measured = EvaluateOptions(model=reference, split=options.val_split, **same)
     try:
-        theirs = evaluate(measured)["mean_iou"]
+        theirs = evaluate(evaluation(options, reference))["mean_iou"]
     except DatasetError as error:
         return {"entry": entry, "moved": False, "reason": f"{options.alias} stays on {holder.label}: {error}"}
     comparison = f"mIoU {mine:.4f} against {theirs:.4f} of {holder.label} on {where}"

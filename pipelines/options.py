@@ -185,6 +185,7 @@ class EvaluateOptions(BaseModel):
     workers: int = Field(default=1, ge=1, le=4096, description="Processes that score, through Ray")
     address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
     start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has no CPU to give")
+    skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
 
     @property
     def title(self) -> str:
@@ -197,7 +198,7 @@ class TuneOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="Model folder, whose card takes the winner; or a bundled model, without --write")
+    model: str = Field(description="Model folder or s3:// prefix, whose card takes the winner; or any other model, without write")
     dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images")
     split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to search on")
     layout: str = Field(default="auto", description="How the data set is laid out")

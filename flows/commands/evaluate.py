@@ -50,6 +50,7 @@ def evaluate(
     workers: Workers = 1,
     address: Address = None,
     start_timeout: Patience = 600,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken pairs out instead of refusing.")] = False,
     as_json: Json = False,
 ) -> None:
     """MODEL, or the masks of a results table, against the labels of DATASET: one confusion matrix, IoU per class.
@@ -127,7 +128,7 @@ def _figure(value: float | None) -> str:
 
 
 def tune_crf(
-    model: Annotated[str, typer.Argument(help="Model folder, whose card takes the winner.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Model folder or s3:// prefix, whose card takes the winner.", show_default=False)],
     dataset: Dataset,
     split: Annotated[str, typer.Option(help="Split to search on.")] = "val",
     layout: Layout = "auto",

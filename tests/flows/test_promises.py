@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 from prefect.states import Failed
 from pydantic import BaseModel, ValidationError
 from typer.testing import CliRunner
 
+from deeplab import checkpoint, zoo
+from deeplab.arithmetic import DeviceError
+from deeplab.checkpoint import ModelError
+from deeplab.crf import DenseCRF
 from deeplab.errors import UserError
 from flows.cli import app
 from flows.segment import transient
 from pipelines import jobs, options, storage
 from pipelines import s3 as store
+from pipelines.evaluate import evaluate
 from pipelines.inventory import ArchiveError
-from pipelines.results import ResultsTable
+from pipelines.registry import Registry, read_model
+from pipelines.results import ResultsError, ResultsTable
 from pipelines.segment import SegmentError
+from pipelines.train import train
+from pipelines.tune import tune
+from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
 
 PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_out": "o", "out": "o"}
 
@@ -125,3 +140,87 @@ def test_an_error_about_an_outage_passes_and_a_chunk_that_met_a_refusal_does_not
     assert storage.passes(listing)
     assert not storage.passes(ArchiveError("no such archive"))
     assert transient(None, None, Failed(data=SegmentError("chunk 1 of 2: no such bucket", passing=False))) is False
+
+
+def test_a_gpu_that_is_not_there_is_one_line_in_every_command(tmp_path: Path) -> None:
+    """In this process, and through Ray."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    data, given = str(make_dataset(tmp_path / "data", 2)), {"device": "cuda"}
+    commands = [
+        lambda: evaluate(options.EvaluateOptions(model="pets", dataset=str(tmp_path / "nowhere"), **given)),
+        lambda: tune(options.TuneOptions(model="pets", dataset=str(tmp_path / "nowhere"), **given)),
+        lambda: train(options.TrainOptions(dataset=data, model_out=str(tmp_path / "out"), batch_size=2, **given)),
+        lambda: DenseCRF(backend="torch", **given).labels(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 2), np.float32)),
+        lambda: evaluate(options.EvaluateOptions(model="pets", dataset=str(EXAMPLES), workers=2, **given)),
+    ]
+    for command in commands:
+        with pytest.raises(DeviceError, match=r"^device cuda: .* 'cpu' and 'auto' are accepted"):
+            command()
+    done = CliRunner().invoke(app, ["benchmark", "pets", "--device", "cuda"])
+    assert isinstance(done.exception, DeviceError)
+
+
+def test_a_search_that_could_not_be_kept_does_not_begin(s3: str, tmp_path: Path) -> None:
+    """Bundled, in a registry by alias or by folder, read-only: refused before the data are opened. A model on s3:// is written."""
+    registry = Registry(str(tmp_path / "registry"))
+    entry = registry.publish(str(make_model(tmp_path / "model")))
+    registry.move("production", entry, {}, None)
+    refused = {"pets": "pets is bundled", f"{registry.uri}@production": "in a registry", f"{registry.uri}/{entry}": "in a registry"}
+    if os.geteuid():
+        os.chmod(tmp_path / "model", 0o500)
+        refused[str(tmp_path / "model")] = "model.json cannot be written"
+    for reference, message in refused.items():
+        with pytest.raises(ModelError, match=message):
+            tune(options.TuneOptions(model=reference, dataset=str(tmp_path / "nowhere")))
+    os.chmod(tmp_path / "model", 0o700)
+    assert checkpoint.parse(*registry.read(entry)).label == checkpoint.load(tmp_path / "model").label
+    for name in (checkpoint.WEIGHTS, checkpoint.CARD):
+        storage.write_whole(f"{s3}/model/{name}", (tmp_path / "model" / name).read_bytes())
+    written = tune(options.TuneOptions(model=f"{s3}/model", dataset=str(EXAMPLES), images=1, rounds=0, device="cpu"))
+    stored = checkpoint.parse(*read_model(f"{s3}/model"))
+    assert stored.label == written["model"] and stored.card["crf"]["mean_iou"] == written["mean_iou"]
+
+
+def test_the_evaluation_after_a_training_computes_where_it_runs() -> None:
+    """Not on the training's device, which the process that evaluates may not have; over its workers, where it can reach them."""
+    given = {"dataset": "d", "out": "o", "device": "cuda", "workers": 3, "batch_size": 6, "start_timeout": 5, "skip_broken": True}
+    measured = jobs.evaluation(jobs.TrainOptions(**given, address="head:6379"), "r@production")
+    assert measured == options.EvaluateOptions(
+        model="r@production", dataset="d", workers=3, address="head:6379", start_timeout=5, skip_broken=True
+    )
+    through_jobs = jobs.evaluation(jobs.TrainOptions(**given, address="http://head:8265"), "o")
+    assert (through_jobs.device, through_jobs.workers, through_jobs.address) == ("auto", 1, None)
+
+
+def test_broken_pairs_that_a_training_skips_are_not_in_its_evaluation(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", 4)
+    (data / "labels" / "picture_1.png").write_bytes(b"x")
+    assert jobs.check_data(jobs.TrainOptions(dataset=str(data), out="o", skip_broken=True)) == {"train": 4, "val": 2}
+    with pytest.raises(UserError, match="picture_1"):
+        jobs.check_data(jobs.TrainOptions(dataset=str(data), out="o"))
+    torch.manual_seed(0)
+    classes = [{"name": name, "colour": [i, i, i]} for i, name in enumerate(("ground", "square"))]
+    card = {"name": "two", "architecture": {"name": "mobilenet-v2-aspp", "options": {}}, "classes": classes}
+    checkpoint.save(tmp_path / "two", zoo.build("mobilenet-v2-aspp", 2), card)
+    given = options.EvaluateOptions(model=str(tmp_path / "two"), dataset=str(data), device="cpu", skip_broken=True)
+    figures = evaluate(given)
+    assert (figures["images"], figures["skipped"]) == (1, ["picture_1"])
+    assert figures["pixels"] == evaluate(given.model_copy(update={"split": "val"}))["pixels"]
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "table" / "_delta_log").mkdir(parents=True)
+    with pytest.raises(ResultsError, match="masks are made already; --scales, --crf are for a model"):
+        evaluate(options.EvaluateOptions(model=str(tmp_path / "table"), dataset="d", crf=True, scales=(0.5,)))
+    with pytest.raises(ResultsError, match="pets: no results table; --rows-of"):
+        evaluate(options.EvaluateOptions(model="pets", dataset="d", rows_of="pets"))
+
+
+def test_run_takes_every_option_of_the_command_that_it_runs() -> None:
+    for name in ("segment", "evaluate"):
+        plain, run = (CliRunner().invoke(app, [*way, name, "--help"], env={"COLUMNS": "200"}).output for way in ([], ["run"]))
+        flags = set(re.findall(r"--[a-z][a-z-]+", plain))
+        assert flags <= set(re.findall(r"--[a-z][a-z-]+", run)) and len(flags) > 10
+    page = CliRunner().invoke(app, ["segment", "--help"], env={"COLUMNS": "400"}).output
+    assert "isht7, deconvnet, or card" in " ".join(page.split())
