@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Protocol
+
+# A file that is being written, or that a killed process left.
+STAGED = re.compile(r"\..+\.\d+\.\d+\.tmp", re.DOTALL)
 
 
 class Files(Protocol):
@@ -47,7 +51,7 @@ class LocalFiles:
         """To a second name, then a rename, so that a kill or a full disk leaves what was there before."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # as STAGED says
         try:
             with open(staging, "wb") as stream:
                 stream.write(data)
