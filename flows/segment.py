@@ -142,4 +142,6 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
         make_report(summary, report)
     emit_event("deeplab.segmentation.finished", resource, payload=asdict(summary))
     done = f"{summary.images} images done, {summary.errors} of them errors, {summary.already} had their row before"
+    if summary.elsewhere:
+        done += f", {summary.elsewhere} got it from another run meanwhile"
     return Completed(message=f"{done}; table version {summary.version}", data=asdict(summary))

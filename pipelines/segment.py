@@ -55,7 +55,8 @@ class Progress:
 
 @dataclass
 class Summary:
-    """What a run did; `images` were planned and done by it, `already` had their row before; `bound`: the stage that held it up."""
+    """What a run did; `images` have their row from it, `already` had it before, `elsewhere` got it from another run meanwhile.
+    `bound`: the stage that held it up."""
 
     run: str
     model: str
@@ -65,6 +66,7 @@ class Summary:
     passed_over: int = 0
     already: int = 0
     images: int = 0
+    elsewhere: int = 0
     errors: int = 0
     errors_by_reason: dict[str, int] = field(default_factory=dict)
     class_shares: dict[str, float] = field(default_factory=dict)
@@ -152,8 +154,9 @@ class Segmentation:
                 # Its transaction is in the log although rows are missing: they were taken out since, or are taken up again.
                 name = f"{chunk.id}-{before.version}" if before.knows(chunk.id) else chunk.id
                 self.table.refresh()
-                if self.table.knows(name):
-                    continue  # another run with the same work was faster
+                if self.table.knows(name):  # another run with the same work was faster
+                    self.summary.elsewhere += chunk.images.num_rows
+                    continue
                 yield Work(number, name, chunk.images)
                 self.table.refresh()
                 if self.summary.errors > self.options.max_error_rate * self.plan.images:
@@ -184,7 +187,8 @@ class Segmentation:
             run=self.summary.run,
             threads=1,
         )
-        base = Progress("segment", self.plan.images, self.summary.images, self.summary.errors, work.number, self.plan.chunk_count)
+        done = self.summary.images + self.summary.elsewhere
+        base = Progress("segment", self.plan.images, done, self.summary.errors, work.number, self.plan.chunk_count)
         _run_chunk(options, task, self.shipped, work.name, self.planned, work.images, self.summary, base, self.watch)
 
     def adopt(self, summary: Summary) -> None:
@@ -201,7 +205,7 @@ class Segmentation:
             summary.errors = sum(summary.errors_by_reason.values())
             summary.class_shares = account.class_shares(self.table, summary.model, summary.run)
             lost, doubled = account.lost_and_doubled(self.table, summary.model, self.plan.path)
-            if doubled or (lost and summary.images >= self.plan.images):
+            if doubled or (lost and summary.images + summary.elsewhere >= self.plan.images):
                 raise SegmentError(
                     f"{summary.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed"
                 )
@@ -317,11 +321,13 @@ def _run_chunk(
             summary.seconds_by_stage[stage] = summary.seconds_by_stage.get(stage, 0.0) + value
     ray.kill(counter)
     ray.kill(register)
-    summary.images += images.num_rows
+    summary.images += sink.rows
+    summary.elsewhere += images.num_rows - sink.rows
     summary.errors += sink.errors
-    metrics.committed(images.num_rows, sink.errors, seconds)
-    metrics.progress(base.total - summary.images, 0)
-    watch(Progress("commit", base.total, summary.images, summary.errors, base.chunk, base.chunks))
+    metrics.committed(sink.rows, sink.errors, seconds)
+    done = summary.images + summary.elsewhere
+    metrics.progress(base.total - done, 0)
+    watch(Progress("commit", base.total, done, summary.errors, base.chunk, base.chunks))
 
 
 def _root_cause(error: BaseException) -> BaseException:

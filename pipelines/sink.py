@@ -91,7 +91,7 @@ class ResultsSink(Datasink[list[PartFile]]):
         self.table_uri, self.model, self.run = table_uri, model, run
         self.chunk, self.expected, self.replaced = chunk, expected, list(replaced)
         self.planned, self.counter = planned, counter
-        self.errors = 0
+        self.rows = self.errors = 0  # that the commit brought; other runs brought the rest of what was expected
 
     @property
     def min_rows_per_write(self) -> int | None:
@@ -125,6 +125,9 @@ class ResultsSink(Datasink[list[PartFile]]):
         for attempt in range(COMMIT_TRIES):
             table.refresh()
             if table.knows(self.chunk):
+                # An earlier try of ours whose answer was lost, or another run with the same work.
+                if {part.path for part in parts} & set(table.files(self.model)):
+                    self.rows, self.errors = sum(part.rows for part in parts), sum(part.errors for part in parts)
                 return
             parts, seen = without_doubles(table, self.model, self.run, parts, seen)
             adds = [part.add_action(self.model) for part in parts]
@@ -132,10 +135,11 @@ class ResultsSink(Datasink[list[PartFile]]):
             if self.replaced:
                 rewritten, removes = without_errors(table, self.model, self.replaced)
                 adds += rewritten
-            self.errors = sum(part.errors for part in parts)
-            counts = {**self._seconds(), "images": str(sum(part.rows for part in parts)), "errors": str(self.errors)}
+            rows, errors = sum(part.rows for part in parts), sum(part.errors for part in parts)
+            counts = {**self._seconds(), "images": str(rows), "errors": str(errors)}
             try:
                 table.commit(self.chunk, adds, removes, {"run": self.run, **counts}, writing=self.model)
+                self.rows, self.errors = rows, errors
                 return
             except CommitConflict:
                 if attempt == COMMIT_TRIES - 1:

@@ -42,10 +42,15 @@ class Verdict:
 
 
 def verify(
-    table: ResultsTable, archive: str | None = None, model: str | None = None, report: Callable[[int, int], None] = lambda *_: None
+    table: ResultsTable,
+    archive: str | None = None,
+    model: str | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
 ) -> Verdict:
     """Read every file and decode every mask: all readable, masks of the image's size with the model's classes and the
-    counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`.
+    counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`, as `status`.
 
     `report`: files read and files in all. Memory holds one batch of rows; keys are compared on disk.
     """
@@ -76,7 +81,7 @@ def verify(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if archive is not None:
-        verdict.pending = int(status(table, archive, model)["archive"]["pending"])
+        verdict.pending = int(status(table, archive, model, include, exclude)["archive"]["pending"])
     return verdict
 
 

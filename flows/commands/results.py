@@ -18,9 +18,23 @@ Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the resu
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name or name@digest; default the one that wrote last.")]
 
 
+Include = Annotated[list[str] | None, typer.Option(help="As the archive was segmented with. Repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="As the archive was segmented with. Repeatable.")]
+
+
+def patterns(archive: str | None, include: list[str] | None, exclude: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """What of an archive counts. BadParameter for patterns without one."""
+    for name, given in (("--include", include), ("--exclude", exclude)):
+        if given and archive is None:
+            raise typer.BadParameter("says which images of --archive count; --archive is not there", param_hint=name)
+    return {"include": tuple(include or ()), "exclude": tuple(exclude or ())}
+
+
 def status(
     results: Results,
     archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row yet.")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -28,7 +42,7 @@ def status(
     from pipelines.results import ResultsTable
     from pipelines.status import status as read
 
-    found = read(ResultsTable.open(results), archive, model)
+    found = read(ResultsTable.open(results), archive, model, **patterns(archive, include, exclude))
     if as_json:
         print(json.dumps(found, indent=2))
         return

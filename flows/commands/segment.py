@@ -109,13 +109,18 @@ def print_summary(summary: Any) -> None:
     place = delta_location(summary.results)
     if summary.passed_over:
         stdout.print(f"{summary.passed_over} files without an image's name were passed over (--include '*' takes them)")
+    if not summary.images and summary.elsewhere:
+        stdout.print(f"another run brought the rows of all {summary.elsewhere} images meanwhile (model {summary.model})")
+        return
     if not summary.images:
         stdout.print(
             f"nothing to do: all {summary.already} images of the archive have their row in {place} (model {summary.model})"
         )
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {summary.already} had their row before")
+    meanwhile = f", {summary.elsewhere} got it from another run meanwhile" if summary.elsewhere else ""
+    already = f"{summary.already} had their row before{meanwhile}"
+    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {already}")
     for reason, count in summary.errors_by_reason.items():
         table.add_row("", f"{count} x {escape(reason)}")
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flows.commands.results import Model, Results
+from flows.commands.results import Exclude, Include, Model, Results, patterns
 from flows.terminal import bar, stdout
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -17,6 +17,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 def verify(
     results: Results,
     archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row.")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -27,10 +29,11 @@ def verify(
     from pipelines import upkeep
     from pipelines.results import ResultsTable
 
+    chosen = patterns(archive, include, exclude)
     table = ResultsTable.open(results)
     with bar("files") as display:
         label = table.pick_model(model) if model else None
-        found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total))
+        found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total), **chosen)
     if as_json:
         print(json.dumps(vars(found), indent=2))
     else:

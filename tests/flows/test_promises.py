@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from prefect.states import Failed
 from pydantic import BaseModel, ValidationError
 from typer.testing import CliRunner
 
-from deeplab import checkpoint, zoo
+from deeplab import checkpoint, masks, zoo
 from deeplab.arithmetic import DeviceError
 from deeplab.checkpoint import ModelError
 from deeplab.crf import DenseCRF
 from deeplab.errors import UserError
 from flows.cli import app
 from flows.segment import transient
-from pipelines import jobs, options, storage
+from pipelines import inventory, jobs, options, storage
 from pipelines import s3 as store
 from pipelines.evaluate import evaluate
 from pipelines.inventory import ArchiveError
 from pipelines.registry import Registry, read_model
-from pipelines.results import ResultsError, ResultsTable
+from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
 from pipelines.segment import SegmentError
+from pipelines.sink import write_part
 from pipelines.train import train
 from pipelines.tune import tune
-from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
+from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset, make_model
 
 PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_out": "o", "out": "o"}
 
@@ -224,3 +230,30 @@ def test_run_takes_every_option_of_the_command_that_it_runs() -> None:
         assert flags <= set(re.findall(r"--[a-z][a-z-]+", run)) and len(flags) > 10
     page = CliRunner().invoke(app, ["segment", "--help"], env={"COLUMNS": "400"}).output
     assert "isht7, deconvnet, or card" in " ".join(page.split())
+
+
+def test_the_patterns_that_an_archive_was_segmented_with_say_what_of_it_is_pending(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "photos", 6)
+    place = inventory.take(str(archive), tmp_path / "i.parquet", include=("a/*",)).path
+    model = checkpoint.load("pets")
+    table = ResultsTable.ensure(str(tmp_path / "results"))
+    table.register(model.label, model.card)
+    labels = np.zeros((60, 80), np.uint8)
+    made = [
+        {"uri": uri, "version": version, "status": "ok", "height": 60, "width": 80, "mask": masks.encode_png(labels, model.classes)}
+        | {"class_pixels": [("background", 4800)], "run": "run-1", "segmented_at": datetime(2026, 1, 2, tzinfo=UTC)}
+        for uri, version in zip(*(pq.read_table(place)[name].to_pylist() for name in ("uri", "version")), strict=True)
+    ]
+    table.commit("chunk", [write_part(table.uri, model.label, pa.Table.from_pylist(made, FILE_SCHEMA)).add_action(model.label)])
+
+    def asked(*arguments: str) -> tuple[int, dict[str, Any]]:
+        done = CliRunner().invoke(app, [*arguments, "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    where = (str(tmp_path / "results"), "--archive", str(archive))
+    for patterns in (("--include", "a/*"), ("--exclude", "b/*")):
+        assert asked("status", *where, *patterns)[1]["archive"]["pending"] == 0
+        assert asked("verify", *where, *patterns) == (0, {"files": 1, "rows": 3, "count": 0, "problems": [], "pending": 0})
+    assert asked("status", *where)[1]["archive"]["pending"] == asked("verify", *where)[1]["pending"] == 3
+    refused = CliRunner().invoke(app, ["verify", where[0], "--include", "a/*"])
+    assert refused.exit_code == 2 and "--include" in refused.output

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars
@@ -75,8 +76,30 @@ def test_a_row_that_another_run_brought_since_planning_is_left_out(table: Result
     planned = table.version
     put(table, "chunk-theirs", ("a", "ok"), ("b", "ok"))
     sink = ResultsSink(table.uri, MODEL, "run-2", "chunk-ours", 2, planned)
-    sink._commit([write_part(table.uri, MODEL, rows(("b", "ok"), ("c", "ok")))])
+    sink._commit([write_part(table.uri, MODEL, rows(("b", "ok"), ("c", "error")))])
     assert names(table) == ["file:///a", "file:///b", "file:///c"]
+    assert (sink.rows, sink.errors) == (1, 1)  # what a summary counts
+
+
+def test_a_chunk_that_another_run_brought_counts_as_theirs_and_one_whose_answer_was_lost_as_ours(
+    table: ResultsTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = table.version
+    put(table, "chunk-1", ("a", "ok"))
+    theirs = ResultsSink(table.uri, MODEL, "run-2", "chunk-1", 1, planned)
+    theirs._commit([write_part(table.uri, MODEL, rows(("a", "ok")))])
+    assert theirs.rows == 0
+    commit, answers = ResultsTable.commit, []
+
+    def lost(self: ResultsTable, *given: Any, **named: Any) -> int:
+        answers.append(commit(self, *given, **named))
+        raise CommitConflict("the answer was lost, and the second try met its own commit")
+
+    monkeypatch.setattr(ResultsTable, "commit", lost)
+    ours = ResultsSink(table.uri, MODEL, "run-2", "chunk-2", 1, planned)
+    ours._commit([write_part(table.uri, MODEL, rows(("b", "error")))])
+    assert len(answers) == 1 and (ours.rows, ours.errors) == (1, 1)
+    assert names(table) == ["file:///a", "file:///b"]
 
 
 def test_writers_that_commit_at_once_leave_one_row_per_image(table: ResultsTable) -> None:
