@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from deeplab import checkpoint
+from deeplab.crf.bridge import require_pydensecrf
 from deeplab.errors import UserError
 from pipelines import account, inventory, plan, registry, storage
 from pipelines.bound import bound
@@ -103,6 +104,8 @@ class Segmentation:
         # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
         crf = {"mode": options.crf_mode, "backend": options.crf_backend, "device": "auto", "deterministic": True, **arguments}
         self.crf = crf if options.crf else None
+        if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
+            require_pydensecrf()
         self.predictor = options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"})
         self.summary = Summary(f"run-{uuid.uuid4().hex[:12]}", self.model.label, storage.canonical(options.results))
 
