@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deeplab import checkpoint
+from deeplab.arithmetic import DeviceError
 from deeplab.datasets import DatasetError, LabelledFolder
 from deeplab.errors import UserError
 from pipelines import cluster, pack
@@ -147,7 +148,7 @@ def test_a_killed_process_costs_its_task_only_and_errors_come_as_themselves(
         list(results(spread(refuse, None, [0]), 60))
     with pytest.raises(ClusterError, match="RuntimeError: what nobody foresaw"):
         list(results(spread(break_down, None, [0]), 60))
-    with pytest.raises(ClusterError, match="device cuda: the cluster has no GPU"):
+    with pytest.raises(DeviceError, match="device cuda: the cluster has no GPU"):
         spread(refuse, None, [0], "cuda")
     monkeypatch.setattr(cluster, "resources", lambda: (0.0, 0.0))
     waiting = spread(die_once, tmp_path, [1] * 50)
