@@ -143,19 +143,28 @@ def _upright(pixels: Image.Image, orientation: int) -> Image.Image:
 
 
 def decode_labels(data: bytes) -> np.ndarray:
-    """Label image (8-bit palette or grey PNG, value = class id) -> H x W uint8; ImageError for anything else."""
+    """Label image (palette or grey PNG of 1 to 16 bits, value = class id) -> H x W uint8; ImageError for anything else.
+
+    Values are those of the file: Pillow spreads 2- and 4-bit grey over 0..255. Values above 255 are refused.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"labels of {image.width} x {image.height}: up to {MAX_PIXELS:,} pixels are accepted")
+            bits = data[24]  # of the header, which is a PNG's first chunk
             image.load()
-            if image.mode not in ("P", "L"):
-                raise ImageError(f"labels are 8-bit palette or grey PNG, this is mode {image.mode}")
-            return np.array(image)
+            if image.mode not in ("P", "1", "L", "I;16", "I"):
+                raise ImageError(f"labels are palette or grey PNG, this is mode {image.mode}")
+            values = np.array(image)
+            if image.mode == "L":
+                return values // np.uint8(255 // (2**bits - 1))
     except ImageError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error) as error:
         raise ImageError(f"labels are PNG: {_one_line(error)}") from error
+    if values.max() > 255:
+        raise ImageError(f"labels hold the value {values.max()}: up to 255 is accepted")
+    return values.astype(np.uint8)
 
 
 def _one_line(error: BaseException) -> str:

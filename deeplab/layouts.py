@@ -71,15 +71,25 @@ def _plain(files: Files, split: str) -> Listing:
     stems = lines(files, f"{split}.txt", lambda: _texts(files))
     if not stems:
         raise DatasetError(f"{files}/{split}.txt: lists no images")
-    images: dict[str, str] = {}
-    for name in files.names("images"):
-        path = PurePosixPath(name)
-        if path.suffix.lower() in EXTENSIONS:
-            images.setdefault(str(path.with_suffix("")), name)
+    images = _by_stem(files, "images", set(stems))
     missing = [stem for stem in stems if stem not in images]
     if missing:
         raise DatasetError(f"{files}/images: no image for {', '.join(missing[:5])} ({len(missing)} of {len(stems)})")
     return Listing(classes, [(stem, f"images/{images[stem]}", f"labels/{stem}.png") for stem in stems])
+
+
+def _by_stem(files: Files, folder: str, stems: set[str] | None = None) -> dict[str, str]:
+    """Stem -> the name of its image below a folder, of `stems` or of all. DatasetError for two images of one stem."""
+    images: dict[str, str] = {}
+    for name in files.names(folder):
+        path = PurePosixPath(name)
+        stem = str(path.with_suffix(""))
+        if path.suffix.lower() not in EXTENSIONS or (stems is not None and stem not in stems):
+            continue
+        if stem in images:
+            raise DatasetError(f"{files}/{folder}: {images[stem]} and {name} are two images for one label file; keep one of them")
+        images[stem] = name
+    return images
 
 
 def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[str, str, str]]:
@@ -140,9 +150,7 @@ def _cityscapes(files: Files, split: str) -> Listing:
 
 
 def _below(files: Files, images: str, labels: str) -> list[tuple[str, str, str]]:
-    names = [name for name in files.names(images) if PurePosixPath(name).suffix.lower() in EXTENSIONS]
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    return [(stem, f"{images}/{name}", f"{labels}/{stem}.png") for stem, name in zip(stems, names, strict=True)]
+    return [(stem, f"{images}/{name}", f"{labels}/{stem}.png") for stem, name in _by_stem(files, images).items()]
 
 
 def _ade20k(files: Files, split: str) -> Listing:

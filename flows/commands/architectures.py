@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import stdout
+from flows.terminal import print_json, stdout
 
 
 def import_weights(
@@ -65,7 +64,7 @@ def print_family(as_json: bool) -> None:
 
     rows = measure_all()
     if as_json:
-        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        print_json([row.as_dict() for row in rows])
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("name")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab.errors import UserError
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 
 def benchmark(
@@ -87,7 +86,7 @@ def benchmark(
     total = speed.estimate(found, images, cores or os.cpu_count() or 1, cards if on_gpu else 0, hourly_price)
     if as_json:
         told = {**dataclasses.asdict(found), "utilisation": found.utilisation, "estimate": dataclasses.asdict(total)}
-        print(json.dumps({"model": label, **told}, indent=2))
+        print_json({"model": label, **told})
         return
     _print(label, found, total)
 

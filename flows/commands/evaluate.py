@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.train import Layout
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 # The widths of the curve where none are given; the papers draw 1 to 40 pixels.
 CURVE = "1,2,3,5,7,10,15,20,30,40"
@@ -65,7 +65,7 @@ def evaluate(
     if plots is not None:
         _draw(summary, plots)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print_json(summary)
     else:
         _print(summary)
 
@@ -93,11 +93,12 @@ def _draw(summary: dict[str, Any], folder: Path) -> None:
     import numpy as np
 
     from deeplab.errors import UserError
+    from deeplab.json_text import json_text
     from deeplab.plots import confusion_matrix, trimap_curve
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (folder / "evaluation.json").write_text(json_text(summary, indent=2) + "\n")
         title = f"{summary['model']} on {summary['split']}"
         confusion_matrix(np.array(summary["confusion"]), list(summary["iou"]), title).save(folder / "confusion.png")
         before = summary.get("before_crf")
@@ -134,7 +135,7 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def tune_crf(
@@ -168,7 +169,7 @@ def tune_crf(
     with bar("steps") as display:
         found = tune(options, display.update)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     searched = found["searched_on"]
     stdout.print(

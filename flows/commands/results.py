@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import bar, stderr, stdout
+from flows.terminal import bar, print_json, stderr, stdout
 from pipelines.exports.formats import FORMATS
 
 Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the results table.", show_default=False)]
@@ -30,7 +29,7 @@ def status(
 
     found = read(ResultsTable.open(results), archive, model)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     stdout.print(f"{found['results']}  version {found['version']}")
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -94,7 +93,7 @@ def export(
             table, label, folder, form, lambda count: display.update("exporting", count, total[0] if total else None)
         )
     if as_json:
-        print(json.dumps({"format": form, "folder": str(folder), "model": label, **asdict(done)}, indent=2))
+        print_json({"format": form, "folder": str(folder), "model": label, **asdict(done)})
     else:
         for uri, reason in done.skipped.items():
             stderr.print(f"left out {escape(uri)}: {escape(reason)}")

@@ -15,7 +15,7 @@ from rich.markup import escape
 from flows import environment
 from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, USAGE, options_from, print_summary, refuse, segment
 from flows.commands.serve import parse_settings
-from flows.terminal import stderr, stdout
+from flows.terminal import print_json, stderr, stdout
 
 INTERRUPTED = 130
 
@@ -80,7 +80,7 @@ def run_segment(**given: Any) -> None:
     if code == DONE:
         summary = state.result()
         if given["as_json"]:
-            print(json.dumps({"state": state.name, **summary}, indent=2))
+            print_json({"state": state.name, **summary})
         else:
             print_summary(Summary(**summary))
     if not given["as_json"] or code != DONE:
@@ -90,7 +90,7 @@ def run_segment(**given: Any) -> None:
 
 def _print_and_exit(state: Any, code: int, as_json: bool) -> None:
     if code == DONE and as_json:
-        print(json.dumps({"state": state.name, **state.result()}, indent=2))
+        print_json({"state": state.name, **state.result()})
     else:
         tell(state, code)
     raise typer.Exit(code)

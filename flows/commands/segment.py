@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import bar, stderr, stdout
+from flows.terminal import bar, print_json, stderr, stdout
 
 DONE, FAILED, USAGE, TOO_MANY_ERRORS = 0, 1, 2, 3
 
@@ -84,7 +83,7 @@ def segment(
         except TooManyErrors as error:
             summary, code, failure = error.summary, TOO_MANY_ERRORS, str(error)
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary), indent=2))
+        print_json(dataclasses.asdict(summary))
     else:
         print_summary(summary)
     if failure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from difflib import get_close_matches
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.markup import escape
 from deeplab.presets import PRESETS
 from flows import stopping
 from flows.commands.architectures import print_family
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 Layout = Annotated[
     str,
@@ -120,7 +119,7 @@ def models(
     from deeplab.presets import PRESETS
 
     if model is not None:
-        print(json.dumps({"digest": checkpoint.load(model).digest, **checkpoint.read_card(model)}, indent=2))
+        print_json({"digest": checkpoint.load(model).digest, **checkpoint.read_card(model)})
         return
     if every:
         print_family(as_json)
@@ -128,14 +127,14 @@ def models(
     if presets:
         listed = {key: preset().as_dict() for key, preset in PRESETS.items()}
         if as_json:
-            print(json.dumps(listed, indent=2))
+            print_json(listed)
             return
         for key, preset in PRESETS.items():
             stdout.print(f"[bold]{key}[/]  {escape((preset.__doc__ or '').strip())}")
         return
     cards = {key: checkpoint.read_card(key) for key in checkpoint.bundled()}
     if as_json:
-        print(json.dumps({"models": cards, "architectures": {k: a.summary for k, a in zoo.ARCHITECTURES.items()}}, indent=2))
+        print_json({"models": cards, "architectures": {k: a.summary for k, a in zoo.ARCHITECTURES.items()}})
         return
     for key, card in cards.items():
         names = ", ".join(entry["name"] for entry in card["classes"])

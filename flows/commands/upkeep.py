@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from flows.commands.results import Model, Results
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -32,7 +31,7 @@ def verify(
         label = table.pick_model(model) if model else None
         found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total))
     if as_json:
-        print(json.dumps(vars(found), indent=2))
+        print_json(vars(found))
     else:
         for problem in found.problems:
             stdout.print(escape(problem), style="red")
@@ -74,7 +73,7 @@ def vacuum(
 
     files = upkeep.vacuum(ResultsTable.open(results), hours, delete=delete)
     if as_json:
-        print(json.dumps({"deleted": delete, "files": files}, indent=2))
+        print_json({"deleted": delete, "files": files})
         return
     for file in files[:20]:
         stdout.print(escape(file))
