@@ -183,9 +183,14 @@ def test_a_data_set_is_checked_pair_by_pair_and_a_broken_one_is_not_trained_on(t
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 800
     (data / "labels" / "picture_3.png").write_bytes(b"x")
+    exif = Image.Exif()
+    exif[274] = 3
+    turned = next((data / "images").glob("picture_2.*"))
+    Image.open(turned).save(turned, exif=exif)
     broken = deeplab("dataset", "check", data, "--json")
     assert broken.returncode == 1
-    assert list(json.loads(broken.stdout)[0]["broken"]) == ["picture_3"]
+    found = json.loads(broken.stdout)[0]
+    assert (list(found["broken"]), list(found["doubtful"])) == (["picture_3"], ["picture_2"])
     refused = deeplab("train", data, tmp_path / "out", "--device", "cpu")
     assert refused.returncode == 1
     assert "1 of 6 pairs of train are broken" in " ".join(refused.stderr.split())
