@@ -20,8 +20,8 @@ KINDS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOATING: "floating-point"}
 ASSOCIATED, ALPHA = 1, 2  # values of ExtraSamples: colours multiplied by their alpha, and not
 NOT_COMPRESSED, JPEGS = 1, (6, 7)  # 6 is what TIFF called JPEG at first
 FAX = (2, 3, 4)
-# LZW (5), JPEG, Deflate (two numbers), PackBits, LZMA, Zstandard, WebP.
-PILLOW_COMPRESSIONS = (NOT_COMPRESSED, *FAX, 5, *JPEGS, 8, 32946, 32773, 34925, 50000, 50001)
+# LZW (5), JPEG, Deflate (two numbers), PackBits, LZMA, Zstandard. The libtiff within Pillow's wheels has no WebP.
+PILLOW_COMPRESSIONS = (NOT_COMPRESSED, *FAX, 5, *JPEGS, 8, 32946, 32773, 34925, 50000)
 
 
 class NotTiff(ValueError):

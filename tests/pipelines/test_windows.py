@@ -75,6 +75,9 @@ FILES = {
     "tiff 4 bits": lambda: tiff(GREY // 16, nbits=4),
     "tiff 12 bits": lambda: tiff(GREY16 // 16, nbits=12),
     "tiff 16 bits white is zero": lambda: tiff(GREY16, photometric="MINISWHITE"),
+    "tiff 16 bits alpha multiplied in": lambda: tiff(
+        *(band // 2 for band in (GREY16, GREY16, GREY16)), np.maximum(GREY16, 32768), photometric="RGB", alpha="premultiplied"
+    ),
     "tiff of bands": lambda: tiff(GREY16, GREY16 // 2, GREY16 // 3, GREY16, GREY16, interleave="band"),
     "tiff palette and a value for no data": lambda: pillow(PALETTE, "TIFF", tiffinfo={42113: "3"}),
     "tiff ink": lambda: pillow(picture(RGB, "CMYK"), "TIFF", compression="tiff_lzw"),
@@ -101,6 +104,11 @@ def test_rows_are_those_of_the_decoded_image(name: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_rows_of_a_jpeg_differ_by_no_more_than_two_decoders_do(options: dict[str, object]) -> None:
     data = pillow(Image.open(PHOTO), "JPEG", quality=92, **options)
+    assert np.abs(rows_of(data).astype(int) - decode(data)).mean() < 1.5
+
+
+def test_rows_of_a_jpeg_within_a_tiff_differ_as_little() -> None:
+    data = tiff(*np.moveaxis(np.asarray(Image.open(PHOTO)), 2, 0), compress="jpeg", photometric="YCBCR", jpeg_quality=92)
     assert np.abs(rows_of(data).astype(int) - decode(data)).mean() < 1.5
 
 
