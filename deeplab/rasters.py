@@ -38,13 +38,16 @@ def opened(encoded: bytes, driver: str) -> Iterator[Any]:
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
 
-    with rasterio.Env(**GDAL), MemoryFile(encoded, filename="image") as memory:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # The prefix keeps GDAL from making RGB of ink and LAB by rules of its own.
-            file = rasterio.open(("GTIFF_RAW:" if driver == "GTiff" else "") + memory.name, driver=driver)
-        with file:
-            yield file
+    # For good: filters that are set and taken back are one for all threads.
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    # The prefix keeps GDAL from making RGB of ink and LAB by rules of its own.
+    prefix = "GTIFF_RAW:" if driver == "GTiff" else ""
+    with (
+        rasterio.Env(**GDAL),
+        MemoryFile(encoded, filename="image") as memory,
+        rasterio.open(prefix + memory.name, driver=driver) as file,
+    ):
+        yield file
 
 
 @dataclass(frozen=True)
