@@ -55,9 +55,10 @@ system: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/crf.py
-	$(BIN)/python benchmarks/flows.py
+	$(BIN)/python benchmarks/prefect_cost.py
 
 # The bundled model's training (docs/models.md).
 DATASET ?= ../shared/data/pets

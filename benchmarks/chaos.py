@@ -93,7 +93,7 @@ class Chaos:
             self.exits[str(code)] += 1
             if code not in (0, -signal.SIGKILL):
                 print(f"  driver ended with {code}: {self.driver.communicate()[1].strip().splitlines()[-1:]}")
-        arguments = ["--model", str(self.model), "--no-crf", "--chunk-size", "40", "--address", self.cluster.address, "--json"]
+        arguments = ["--model", str(self.model), "--no-crf", "--commit-every", "3", "--address", self.cluster.address, "--json"]
         self.driver = subprocess.Popen(
             self.command("segment", f"{self.place}/photos", f"{self.place}/results", *arguments),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,

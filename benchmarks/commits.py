@@ -10,17 +10,16 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 
 from pipelines import s3
+from pipelines.commit import Committer, PartFile, write_part
 from pipelines.results import FILE_SCHEMA, ResultsTable
-from pipelines.sink import PartFile, ResultsSink, write_part
 from tests import s3_server
 
 MODEL = "m@000000000000"
-FILES = 5  # a chunk of 20,000 images makes so many
+FILES = 5  # 20,000 images, between two commits, make so many
 
 
 def part(table_uri: str, number: int) -> PartFile:
@@ -39,15 +38,17 @@ def grow(root: Path, count: int) -> None:
     commits never read parts of their own run.
     """
     table = ResultsTable.ensure(str(root))
-    table.commit("chunk-0", [part(table.uri, number).add_action(MODEL) for number in range(FILES)])
+    table.commit("run-0", 1, [part(table.uri, number).add_action(MODEL) for number in range(FILES)], model=MODEL)
     log = root / "_delta_log"
     entry = [json.loads(line) for line in (log / f"{table.version:020d}.json").read_text().splitlines()]
     for number in range(1, count):
         for action in entry:
             if "add" in action:
                 action["add"]["path"] = f"{action['add']['path'].rpartition('-')[0]}-{uuid.uuid4().hex}.parquet"
-            if "txn" in action:
-                action["txn"]["appId"] = f"chunk-{number}"
+            if "txn" in action and action["txn"]["appId"].startswith("run-"):
+                action["txn"]["appId"] = f"run-{number}"
+            elif "txn" in action:
+                action["txn"]["version"] = table.version + number
         (log / f"{table.version + number:020d}.json").write_text("\n".join(map(json.dumps, entry)) + "\n")
     ResultsTable.open(str(root)).delta.create_checkpoint()
 
@@ -60,11 +61,12 @@ def copy(root: Path, prefix: str) -> None:
 
 
 def timed(uri: str, tries: int) -> dict[str, float]:
-    """Medians in seconds: opening the table as it is now and as it was when the run began, writing a chunk's parts, committing.
+    """Medians in seconds: opening the table as it is now and as it was when the run began, writing the parts, committing.
 
-    A commit is the sink's: it looks what other runs brought, commits under the chunk's transaction and reads the log on.
+    The commits are one run's: each looks what other runs brought, goes under the run's next transaction and reads the log on.
     """
     planned = ResultsTable.ensure(uri).version
+    committer = Committer(uri, MODEL, "run-0", planned)
     spent: dict[str, list[float]] = {"open": [], "open as planned": [], "write": [], "commit": []}
     cpu = []
 
@@ -81,9 +83,9 @@ def timed(uri: str, tries: int) -> dict[str, float]:
         start = time.perf_counter()
         parts = [part(uri, 1_000_000 + FILES * number + index) for index in range(FILES)]
         clock("write", start)
-        sink = ResultsSink(uri, MODEL, "run-0", f"timed-{planned}-{number}", FILES * 10, planned)
+        committer.add(parts)
         start, before = time.perf_counter(), time.process_time()
-        sink.on_write_complete(SimpleNamespace(write_returns=[parts]))
+        committer.commit()
         clock("commit", start)
         cpu.append(time.process_time() - before)
     medians = {name: statistics.median(values) for name, values in spent.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from measure import machine
 from PIL import Image
 
 from deeplab.crf import DenseCRF
@@ -230,10 +230,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     images = [np.array(Image.open(arguments.photos / name).convert("RGB")) for name in PHOTOS[: arguments.count]]
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    print(f"{cpu}, one core, thread CPU time, {arguments.rounds} rounds interleaved; load {os.getloadavg()[0]:.1f}")
+    print(f"{machine()}, one of them used, thread CPU time, {arguments.rounds} rounds interleaved; load {os.getloadavg()[0]:.1f}")
     sources: dict[str, Callable[[], Source]] = {
         "reference": lambda: from_tflite(arguments.reference),
         "model": lambda: from_model(arguments.model),

@@ -24,10 +24,10 @@ from PIL import Image
 from deeplab import masks
 from deeplab.classes import PETS
 from pipelines import storage
+from pipelines.commit import write_part
 from pipelines.export import export
 from pipelines.exports.formats import FORMATS
 from pipelines.results import FILE_SCHEMA, ResultsTable
-from pipelines.sink import write_part
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets"
 MODEL = "pets@000000000000"
@@ -68,7 +68,10 @@ def make(folder: Path, images: int) -> str:
             row = {"uri": path.as_uri(), "version": storage.local_version(path.stat()), "status": "ok", "mask": png, "run": "run"}
             rows.append({**row, "height": height, "width": width, "confidence": 0.9, "segmented_at": datetime.now(UTC)})
         table.commit(
-            f"chunk-{first}", [write_part(table.uri, MODEL, pa.Table.from_pylist(rows, schema=FILE_SCHEMA)).add_action(MODEL)]
+            f"run-{first}",
+            1,
+            [write_part(table.uri, MODEL, pa.Table.from_pylist(rows, schema=FILE_SCHEMA)).add_action(MODEL)],
+            model=MODEL,
         )
     return table.uri
 

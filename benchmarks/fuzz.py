@@ -16,8 +16,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import toy
 from measure import apart
-from overhead import make_model, trivial
 
 from tests.mutations import variants
 
@@ -77,18 +77,16 @@ def decode_all(paths: list[Path], keep: Path) -> None:
 def pipeline(archive: Path, model: Path, folder: Path) -> tuple[dict[str, int], int, int]:
     """Rows by status, rows in all and different images, of a run of the whole pipeline over the files."""
     os.setsid()
+    from pipelines import segment
     from pipelines.options import SegmentOptions
     from pipelines.results import ResultsTable
 
     results = folder / "results"
     options = SegmentOptions(archive=str(archive), results=str(results), model=str(model), crf=False, max_error_rate=1.0)
-    run = trivial(options, folder)
-    run.take_inventory()
-    run.make_plan()
-    with run.chunks() as chunks:
-        for work in chunks:
-            run.run_chunk(work)
-    run.check()
+    run = toy.begin(options)
+    listed = segment.take_inventory(run, folder)
+    todo = segment.make_plan(run, listed, folder)
+    segment.check(run, listed, todo, segment.execute(run, todo))
     found = ResultsTable.open(str(results)).query("SELECT uri, status FROM results").fetchall()
     return dict(Counter(status for _, status in found)), len(found), len({uri for uri, _ in found})
 
@@ -107,7 +105,7 @@ def main() -> None:
             (folder / "photos" / name).write_bytes(data)
         decode_all(sorted((folder / "photos").iterdir()), arguments.keep)
         if arguments.pipeline:
-            model = apart(make_model, folder / "model").result
+            model = apart(toy.make_model, folder / "model").result
             cost = apart(pipeline, folder / "photos", model, folder)
             by_status, rows, images = cost.result
             print(f"pipeline: {rows} rows {by_status} of {images} images; driver {cost}")

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from measure import apart
@@ -18,29 +19,36 @@ from tests import s3_server
 PER_FOLDER = 1000
 
 
-def fill(server: s3_server.Server, folder: Path, count: int) -> None:
-    """`count` keys below s3://archive/photos: the first folder is uploaded, the others are its copies.
+def fill(server: s3_server.Server, folder: Path, prefix: str, count: int, flat: bool) -> None:
+    """`count` keys below s3://archive/PREFIX, PER_FOLDER a folder or all in one (`flat`): the first are uploaded, the others
+    are their copies.
 
     A thousand uploads a second at best would take a quarter of an hour for a million keys, so the server's own
     metadata dump of the first folder is loaded again under other names: each key has an entry of its own in the
     server's database, which is what a listing reads.
     """
-    first = f"s3://{s3_server.BUCKET}/photos/000000"
+    first = f"s3://{s3_server.BUCKET}/{prefix}/000000"
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: s3.put(f"{first}/image-{n:09d}.jpg", b"%09d" % n * 100), range(min(count, PER_FOLDER))))
     saved, copies = folder / "first.meta", folder / "copies.meta"
-    place = f"/buckets/{s3_server.BUCKET}/photos/000000"
+    place = f"/buckets/{s3_server.BUCKET}/{prefix}/000000"
     _shell(server, f"fs.meta.save -o={saved} {place}")
     records = [record for record in _records(saved.read_bytes()) if record[0] == place]
     assert len(records) == min(count, PER_FOLDER), f"{len(records)} entries in the dump"
     with open(copies, "wb") as out:
         for number in range(1, -(-count // PER_FOLDER)):
-            there = f"/buckets/{s3_server.BUCKET}/photos/{number:06d}".encode()
+            there = place.encode() if flat else f"/buckets/{s3_server.BUCKET}/{prefix}/{number:06d}".encode()
+            shift = number * PER_FOLDER if flat else 0  # names of as many digits, so that the entry's lengths stay true
             for _, entry in records[: count - number * PER_FOLDER]:
-                record = b"\x0a" + bytes([len(there)]) + there + entry
+                named = re.sub(rb"(?<=image-)\d{9}", partial(_shifted, shift), entry)
+                record = b"\x0a" + bytes([len(there)]) + there + named
                 out.write(struct.pack(">I", len(record)) + record)
     if count > PER_FOLDER:
         _shell(server, f"fs.meta.load -v=false {copies}")
+
+
+def _shifted(shift: int, number: re.Match[bytes]) -> bytes:
+    return b"%09d" % (int(number[0]) + shift)
 
 
 def _records(dump: bytes) -> list[tuple[str, bytes]]:
@@ -68,8 +76,8 @@ def _shell(server: s3_server.Server, line: str) -> str:
     return done.stdout
 
 
-def take(uri: str, path: Path) -> int:
-    return inventory.take(uri, path).images
+def take(uri: str, path: Path, limit: int | None = None) -> int:
+    return inventory.take(uri, path, limit=limit).images
 
 
 def run(folder: Path, count: int) -> None:
@@ -78,13 +86,16 @@ def run(folder: Path, count: int) -> None:
     os.environ.update(server.environment)
     server.start()
     try:
-        start = time.perf_counter()
-        fill(server, folder, count)
-        print(f"filled {count} keys in {time.perf_counter() - start:.0f} s", flush=True)
-        cost = apart(take, f"s3://{s3_server.BUCKET}/photos", folder / "inventory.parquet")
-        assert cost.result == count, f"{cost.result} keys listed"
-        size = (folder / "inventory.parquet").stat().st_size / 1e6
-        rate = count / cost.seconds
-        print(f"list          {count} keys into {size:.1f} MB of Parquet in {cost}, {rate:.0f} keys/s")
+        for prefix, flat in (("photos", False), ("flat", True)):
+            start = time.perf_counter()
+            fill(server, folder, prefix, count, flat)
+            print(f"filled {count} keys in {time.perf_counter() - start:.0f} s", flush=True)
+            uri, path = f"s3://{s3_server.BUCKET}/{prefix}", folder / "inventory.parquet"
+            cost = apart(take, uri, path)
+            assert cost.result == count, f"{cost.result} keys listed"
+            shape = "in one folder" if flat else f"{PER_FOLDER} a folder"
+            size, rate = path.stat().st_size / 1e6, count / cost.seconds
+            print(f"list          {count} keys, {shape}, into {size:.1f} MB of Parquet in {cost}, {rate:.0f} keys/s", flush=True)
+            print(f"list          the first 3 of them in {apart(take, uri, path, 3)}", flush=True)
     finally:
         server.kill()

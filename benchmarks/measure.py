@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,14 @@ class Cost:
 
     def __str__(self) -> str:
         return f"{self.seconds:.1f} s ({self.cpu:.1f} s of CPU), peak memory {self.memory:.0f} MB"
+
+
+def machine() -> str:
+    """The processor's name and the number of cores, for the first line of what a benchmark prints."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor() or platform.machine())
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def peak_memory() -> float:
@@ -60,14 +70,17 @@ def _measured(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...])
 class SessionTime:
     """CPU seconds of all processes of this process's session by kind, those that have ended included.
 
-    Looks every `every` seconds, so what a process did in its last moment is missed; a worker's last moment is idle.
+    A kind of Ray's worker is what its process is titled: the actor, or the task that is at work in it. Looks every `every`
+    seconds, so what a process did in its last moment is missed; a worker's last moment is idle.
     """
 
     KINDS = ("gcs_server", "raylet", "ray::")
+    IDLE = "ray::IDLE"
 
     def __init__(self, every: float = 0.1) -> None:
         self.every, self.session = every, os.getsid(0)
-        self.spent: dict[tuple[int, str], tuple[str, float]] = {}
+        self.processes: dict[tuple[int, str], tuple[str, float]] = {}  # by number and start: latest kind, seconds so far
+        self.total: defaultdict[str, float] = defaultdict(float)
         self.lock, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -85,8 +98,11 @@ class SessionTime:
                         if int(fields[3]) == self.session:
                             seconds = (int(fields[11]) + int(fields[12])) / TICKS
                             key = int(folder.name), fields[19]
-                            known = self.spent.get(key, ("others", 0.0))[0]
-                            self.spent[key] = self._kind(folder) or known, seconds
+                            known, before = self.processes.get(key, ("others", 0.0))
+                            kind = self._kind(folder)
+                            kind = known if not kind or (kind == self.IDLE and known != "others") else kind
+                            self.total[kind] += seconds - before
+                            self.processes[key] = kind, seconds
 
     def _kind(self, folder: Path) -> str:
         """Empty for a process that has ended and waits for its parent."""
@@ -95,16 +111,13 @@ class SessionTime:
         title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
         for kind in self.KINDS:
             if kind in title:
-                return title if kind == "ray::" else kind
+                return title.partition(".")[0] if kind == "ray::" else kind  # an actor, whichever of its methods is at work
         return "others" if title else ""
 
     def now(self) -> dict[str, float]:
         """CPU seconds so far by kind of process."""
         self._look()
-        total: dict[str, float] = {}
-        for kind, seconds in self.spent.values():
-            total[kind] = total.get(kind, 0.0) + seconds
-        return total
+        return dict(self.total)
 
     def stop(self) -> None:
         self.over.set()

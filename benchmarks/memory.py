@@ -76,9 +76,7 @@ def main() -> None:
         watcher.start()
         start = time.perf_counter()
         scales = tuple(float(part) for part in arguments.scales.split(","))
-        options = SegmentOptions(
-            archive=str(archive), results=f"{folder}/results", model=arguments.model, scales=scales, chunk_size=1000
-        )
+        options = SegmentOptions(archive=str(archive), results=f"{folder}/results", model=arguments.model, scales=scales)
         summary = segment(options, watch)
         seconds = time.perf_counter() - start
         over.set()

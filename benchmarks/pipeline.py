@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+from measure import machine
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="pets")
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores; {arguments.images} photos of 320 pixels")
+    print(f"{machine()}; {arguments.images} photos of 320 pixels")
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "photos"
         archive.mkdir()

@@ -26,9 +26,9 @@ def uris(start: int, stop: int) -> list[str]:
 
 def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
     """An inventory and a results table (whose masks are 64 bytes) that holds its first `done` rows."""
+    from pipelines.commit import ROWS_PER_FILE, write_part
     from pipelines.inventory import SCHEMA
     from pipelines.results import FILE_SCHEMA, ResultsTable
-    from pipelines.sink import ROWS_PER_FILE, write_part
 
     inventory = root / "listed.parquet"
     with pq.ParquetWriter(inventory, SCHEMA) as writer:
@@ -50,6 +50,7 @@ def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
             columns = {
                 "uri": batch["uri"],
                 "version": batch["version"],
+                "read_version": pa.nulls(size, pa.string()),
                 "status": pa.array(["ok"] * size),
                 "error": pa.nulls(size, pa.string()),
                 "height": pa.array([375] * size, pa.int32()),
@@ -62,8 +63,8 @@ def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
                 "segmented_at": pa.array([now] * size, FILE_SCHEMA.field("segmented_at").type),
             }
             parts.append(write_part(table.uri, MODEL, pa.table(columns)).add_action(MODEL))
-    for start in range(0, len(parts), 5):  # 20,000 rows a commit, as the default chunk
-        table.commit(f"chunk-{start}", parts[start : start + 5])
+    for start in range(0, len(parts), 5):  # 20,000 rows a commit
+        table.commit(f"run-{start}", 1, parts[start : start + 5], model=MODEL)
     return inventory, root / "results"
 
 
@@ -76,10 +77,11 @@ def take(listed: Path, inventory: Path) -> int:
 
 def ours(inventory: Path, results: Path, todo: Path) -> int:
     from pipelines import plan
+    from pipelines.layout import CORE_BLOCK
     from pipelines.results import ResultsTable
 
     made = plan.make(inventory, ResultsTable.open(str(results)), MODEL, todo)
-    return sum(chunk.images.num_rows for chunk in made.chunks())
+    return sum(block.num_rows for block in made.blocks(16, *CORE_BLOCK))
 
 
 def check(results: Path, todo: Path) -> tuple[int, int]:

@@ -27,8 +27,8 @@ FOLDER = 1000  # links a folder
 def make(root: Path, rows: int) -> Path:
     from deeplab.classes import PETS
     from deeplab.masks import class_pixels, encode_png
+    from pipelines.commit import ROWS_PER_FILE, write_part
     from pipelines.results import FILE_SCHEMA, ResultsTable
-    from pipelines.sink import ROWS_PER_FILE, write_part
 
     photos = sorted(EXAMPLES.glob("*.jpg"))
     kinds = []
@@ -65,7 +65,7 @@ def make(root: Path, rows: int) -> Path:
                 made.append({**row, "status": "error", "error": f"decode: damaged or truncated: at byte {number}"})
         parts.append(write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(MODEL))
     for index in range(0, len(parts), 5):
-        table.commit(f"chunk-{index}", parts[index : index + 5], metadata={"run": f"run-{index * 4 // len(parts)}"})
+        table.commit(f"run-{index}", 1, parts[index : index + 5], notes={"run": f"run-{index * 4 // len(parts)}"}, model=MODEL)
     return root / "results"
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     command.add_argument("--s3", action=argparse.BooleanOptionalAction, default=True, help="also on a local S3 server")
     command = commands.add_parser("pipeline")
     command.add_argument("--images", type=int, nargs="+", default=[10_000, 30_000, 100_000])
-    command.add_argument("--chunk-size", type=int, default=20_000)
+    command.add_argument("--commit-every", type=float, default=60, help="seconds")
     command.add_argument("--plot", type=Path, help="write the costs as an SVG")
     command.add_argument("--data", type=Path, help="keep the measurements as JSON, one size after the other; those in it are kept")
     arguments = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
         else:
             import overhead
 
-            overhead.run(folder, arguments.images, arguments.chunk_size, arguments.plot, arguments.data)
+            overhead.run(folder, arguments.images, arguments.commit_every, arguments.plot, arguments.data)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,14 @@ from safetensors.torch import save as save_tensors
 from deeplab.classes import ClassTable
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
-from deeplab.files import Files, LocalFiles, as_files
+from deeplab.files import STAGED, Files, LocalFiles, as_files
+from deeplab.names import InvalidName, model_name
 from deeplab.network import SegmentationNetwork
 from deeplab.zoo import build
 
 FORMAT = "deeplab-model/1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
+WEIGHTS_DIGEST = "weights_sha256"  # in the card: which weights it is of
 TRAINING = "training.json"  # what a training run notes beside the model that it writes (deeplab.states)
 BUNDLED = Path(__file__).parent / "models"
 
@@ -128,14 +127,18 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
     network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()})
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values() if value.is_floating_point()):
         raise ModelError(f"{folder / WEIGHTS}: holds weights that are not finite")
+    if card.get(WEIGHTS_DIGEST) not in (None, hashlib.sha256(weight_bytes).hexdigest()):
+        raise ModelError(
+            f"{folder}: {CARD} is not of these weights: a save of the model is under way or was cut off; wait, or save it again"
+        )
     return Model(name, network.eval(), classes, card, digest(weight_bytes, card_bytes))
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a model may be written there: nothing, an empty folder, an earlier model or a training's folder."""
+    """Whether a model may be written there: nothing, an empty folder, an earlier or half a model, or a training's folder."""
     if not folder.exists() or (folder / CARD).exists() or (folder / TRAINING).exists():
         return True
-    return folder.is_dir() and not any(folder.iterdir())
+    return folder.is_dir() and {path.name for path in folder.iterdir() if not STAGED.fullmatch(path.name)} <= {WEIGHTS}
 
 
 def storable(network: SegmentationNetwork) -> bool:
@@ -151,48 +154,43 @@ def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
 
 
 def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str, Any]) -> None:
-    """Write a model folder, complete or not at all. Convolution weights go to float16; vectors stay float32.
+    """Write a model folder. Convolution weights go to float16; vectors stay float32.
 
-    `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` is set here. An existing
-    model folder is replaced; any other folder, and weights that are not finite, are refused (ModelError). In an object
-    store both files are one PUT each, the card last.
+    `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
+    here. An existing model folder is replaced; any other folder, weights that are not finite, and a name that
+    deeplab.names.model_name refuses are refused (ModelError). Whenever this is cut off, the place holds the old model, the new
+    one, or what `parse` refuses as neither (the new weights, and a card that is not of them or none), and the save can be done
+    again.
     """
     place = as_files(place)
+    try:
+        model_name(card["name"])
+    except InvalidName as error:
+        raise ModelError(f"{place}: not saved: {error}") from error
     if not storable(network):
         raise ModelError(f"{place}: not saved, as some weights are not finite in half precision")
-    if not isinstance(place, LocalFiles):
-        place.write(WEIGHTS, save_tensors(_stored(network)))
-        place.write(CARD, _card_bytes(card))
-        return
-    folder = place.root
-    if not replaceable(folder):
-        raise ModelError(f"{folder} exists and is no model folder; it is left alone")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (staging / WEIGHTS).write_bytes(save_tensors(_stored(network)))
-        (staging / CARD).write_bytes(_card_bytes(card))
-        folder.mkdir(exist_ok=True)
-        for name in (WEIGHTS, CARD):  # the card last: without it the folder is no model
-            os.replace(staging / name, folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    if isinstance(place, LocalFiles) and not replaceable(place.root):
+        raise ModelError(f"{place} exists and is no model folder; it is left alone")
+    weights = save_tensors(_stored(network))
+    if place.has(CARD) and WEIGHTS_DIGEST.encode() not in place.read(CARD):
+        place.remove(CARD)  # of an earlier version: it would pass for one of the new weights
+    place.write(WEIGHTS, weights)
+    place.write(CARD, _card_bytes({**card, WEIGHTS_DIGEST: hashlib.sha256(weights).hexdigest()}))
 
 
-def note(folder: str | Path, key: str, value: Any) -> str:
-    """Set one entry of a model's card, complete or not at all, and return the digest that the model has by it.
+def note(place: str | Path | Files, **entries: Any) -> str:
+    """Set entries of a model's card, complete or not at all, and return the digest that the model has by it.
 
-    ModelError for a bundled model, whose card comes with the package, and for a folder that cannot be written.
+    Without entries the card is written as it is: whether that can be done. ModelError where it cannot be read or written.
     """
-    if str(folder) in bundled():
-        raise ModelError(f"{folder} is bundled and stays as it is; copy its folder ({find(folder)}) and name the copy")
-    place, card_bytes, weights = read(folder)
-    card = _card_bytes({**_parse_card(place, card_bytes), key: value})
+    place = as_files(place)
     try:
-        LocalFiles(place).write(CARD, card)
+        data = place.read(CARD)
+        card = _card_bytes({**_parse_card(Path(str(place)), data), **entries}) if entries else data
+        place.write(CARD, card)
+        return digest(place.read(WEIGHTS), card)
     except OSError as error:
         raise ModelError(f"{place}: {CARD} cannot be written ({error.strerror or error})") from error
-    return digest(weights, card)
 
 
 def _card_bytes(card: dict[str, Any]) -> bytes:
@@ -219,4 +217,9 @@ def _parse_card(folder: Path, data: bytes) -> dict[str, Any]:
     found = card.get("format") if isinstance(card, dict) else None
     if found != FORMAT:
         raise ModelError(f"{folder / CARD}: format {found!r}; this version reads {FORMAT!r}")
+    if "name" in card:
+        try:
+            model_name(card["name"])
+        except InvalidName as error:
+            raise ModelError(f"{folder / CARD}: {error}") from error
     return card

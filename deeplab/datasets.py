@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab import layouts
 from deeplab.files import Files, as_files
-from deeplab.images import ImageError, decode, decode_labels
+from deeplab.images import ImageError, decode, decode_labels, header
 from deeplab.layouts import DatasetError as DatasetError
 from deeplab.losses import IGNORE
 
@@ -48,7 +48,11 @@ class LabelledFolder:
         return len(self.stems)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.decode(index, self.read(self.images[index]), self.read(self.labels[index]))
+        return self.decode(index, *self.encoded(index))
+
+    def encoded(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes of an image's file and of its labels'. DatasetError that names the file at fault."""
+        return self.read(self.images[index]), self.read(self.labels[index])
 
     def read(self, name: str) -> bytes:
         """The bytes of an image or label file. DatasetError that names it."""
@@ -69,6 +73,12 @@ class LabelledFolder:
         except ImageError as error:
             raise DatasetError(f"{path}: {error}") from error
         if found.shape != image.shape[:2]:
+            stated = header(image_bytes)
+            if stated is not None and stated.orientation >= 5 and found.shape == image.shape[1::-1]:
+                raise DatasetError(
+                    f"{path}: labels are {found.shape}, as the image is stored; with its EXIF orientation {stated.orientation} "
+                    f"it is {image.shape[:2]} (rows, columns): turn the labels, too, or write the image without that tag"
+                )
             raise DatasetError(f"{path}: labels are {found.shape}, the image is {image.shape[:2]} (rows, columns)")
         ids = self.ids[found]
         if (ids < 0).any():
@@ -80,7 +90,8 @@ class LabelledFolder:
 
     def without(self, stems: Sequence[str]) -> LabelledFolder:
         """The same split less some pairs. DatasetError when none is left."""
-        left = [index for index, stem in enumerate(self.stems) if stem not in set(stems)]
+        out = set(stems)
+        left = [index for index, stem in enumerate(self.stems) if stem not in out]
         if not left:
             raise DatasetError(f"{self.files}: every pair of {self.split} is broken")
         smaller = copy.copy(self)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
+
+from deeplab import text_lists
+
+# What lists an archive passes over: a folder with the first, and the files of a folder that the second names.
+MARKER, MARKED_FILES = ".deeplab-output", ".deeplab-output-files"
+MARKER_TEXT = b"Written by deeplab, which passes this folder over when it lists the images of an archive above it.\n"
+# A file that is being written, or that a killed process left.
+STAGED = re.compile(r"\..+\.\d+\.\d+\.tmp", re.DOTALL)
 
 
 class Files(Protocol):
@@ -41,13 +52,16 @@ class LocalFiles:
         return str(self.root)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return path.read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         """To a second name, then a rename, so that a kill or a full disk leaves what was there before."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # as STAGED says
         try:
             with open(staging, "wb") as stream:
                 stream.write(data)
@@ -74,3 +88,36 @@ class LocalFiles:
 def as_files(place: str | Path | Files) -> Files:
     """A local path as LocalFiles; any other place as it is."""
     return LocalFiles(place) if isinstance(place, str | Path) else place
+
+
+def mark_output(place: Files, folder: str = "") -> bool:
+    """Mark a folder as ours, before anything is written there, so that its pictures are not taken for an archive's.
+
+    False, and no mark, where it holds something already that may be someone else's. OSError where it cannot be written.
+    """
+    name = f"{folder}/{MARKER}" if folder else MARKER
+    if place.has(name):
+        return True
+    if place.has(folder) and place.names(folder):
+        return False
+    place.write(name, MARKER_TEXT)
+    return True
+
+
+def mark_files(paths: Iterable[Path]) -> None:
+    """Mark pictures that we wrote on disk among files of others."""
+    folders: dict[Path, set[str]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, set()).add(path.name)
+    for folder, names in folders.items():
+        if not (folder / MARKER).exists():
+            marked = names | marked_files(folder)
+            LocalFiles(folder).write(MARKED_FILES, "".join(f"{name}\n" for name in sorted(marked)).encode())
+
+
+def marked_files(folder: Path) -> set[str]:
+    """The names of a folder's files that `mark_files` has marked; none where the mark is gone or damaged."""
+    try:
+        return {line for _, line in text_lists.lines((folder / MARKED_FILES).read_bytes(), str(folder))}
+    except (OSError, text_lists.ListError):
+        return set()

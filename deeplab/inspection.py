@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deeplab.images import header
 from deeplab.layouts import DatasetError
 from deeplab.losses import IGNORE
 from deeplab.sampling import Labelled
@@ -18,7 +19,8 @@ from deeplab.sampling import Labelled
 class Inspection:
     """`pixels`: labelled pixels per class id, then the ignored ones; `images`: in how many pairs each of them occurs.
 
-    `broken`: stem -> what is wrong with the pair; it counts nowhere else. `sizes`: (height, width) -> pairs.
+    `broken`: stem -> what is wrong with the pair; it counts nowhere else. `doubtful`: stem -> what may be wrong with it.
+    `sizes`: (height, width) -> pairs.
     """
 
     split: str
@@ -27,6 +29,7 @@ class Inspection:
     pixels: np.ndarray
     images: np.ndarray
     broken: dict[str, str] = field(default_factory=dict)
+    doubtful: dict[str, str] = field(default_factory=dict)
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def shares(self) -> dict[str, float]:
@@ -55,22 +58,37 @@ def inspect(data: Labelled, threads: int = 0, report: Callable[[int, int], None]
     classes = len(data.classes)
     result = Inspection(data.split, data.classes, len(data), np.zeros(classes + 1, np.int64), np.zeros(classes + 1, np.int64))
 
-    def examine(index: int) -> tuple[tuple[int, int], np.ndarray] | str:
+    def examine(index: int) -> tuple[tuple[int, int], np.ndarray, str] | str:
         try:
-            _, labels = data[index]
+            encoded = data.encoded(index)
+            _, labels = data.decode(index, *encoded)
         except DatasetError as error:
             return str(error)
         counts = np.bincount(labels.ravel(), minlength=256)
-        return labels.shape, np.append(counts[:classes], counts[IGNORE])
+        return labels.shape, np.append(counts[:classes], counts[IGNORE]), _doubt(encoded[0], labels.shape)
 
     with ThreadPoolExecutor(threads or max(4 if data.remote else 1, os.cpu_count() or 1)) as pool:
         for index, found in enumerate(pool.map(examine, range(len(data)))):
             if isinstance(found, str):
                 result.broken[data.stems[index]] = found
             else:
-                size, counts = found
+                size, counts, doubt = found
+                if doubt:
+                    result.doubtful[data.stems[index]] = f"{data.stems[index]}: {doubt}"
                 result.sizes[size] = result.sizes.get(size, 0) + 1
                 result.pixels += counts
                 result.images += counts > 0
             report(index + 1, len(data))
     return result
+
+
+def _doubt(image: bytes, size: tuple[int, ...]) -> str:
+    """Whether labels of that size fit an image both as it is stored and as its EXIF orientation turns it; empty if not."""
+    stated = header(image)
+    turn = stated.orientation if stated is not None else 1
+    if not 2 <= turn <= 8 or (turn >= 5 and size[0] != size[1]):
+        return ""
+    return (
+        f"the image is turned by its EXIF orientation {turn}, and labels of its size fit with and without that: "
+        "look whether they lie right (--sheet), and turn them if they were drawn on the stored pixels"
+    )

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from deeplab import text_lists
 from deeplab.classes import CITYSCAPES, VOC
 from deeplab.errors import UserError
 from deeplab.files import Files
 from deeplab.images import EXTENSIONS
 from deeplab.losses import IGNORE
+from deeplab.names import stem
 
 
 class DatasetError(UserError):
@@ -53,9 +55,9 @@ def read(files: Files, split: str, layout: str = "auto") -> Listing:
 def lines(files: Files, name: str, others: Callable[[], list[str]]) -> list[str]:
     """The lines of a text file that are not empty; `others` says what splits there are, for the error."""
     try:
-        return [line.strip() for line in files.read(name).decode().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{files}/{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        return [line for _, line in text_lists.lines(files.read(name), f"{files}/{name}")]
+    except text_lists.ListError as error:
+        raise DatasetError(str(error)) from error
     except OSError as error:
         listed = ", ".join(sorted(others())) or "none"
         raise DatasetError(f"{files}/{name}: cannot be read ({error.strerror or error}); splits here: {listed}") from error
@@ -71,15 +73,23 @@ def _plain(files: Files, split: str) -> Listing:
     stems = lines(files, f"{split}.txt", lambda: _texts(files))
     if not stems:
         raise DatasetError(f"{files}/{split}.txt: lists no images")
-    images: dict[str, str] = {}
-    for name in files.names("images"):
-        path = PurePosixPath(name)
-        if path.suffix.lower() in EXTENSIONS:
-            images.setdefault(str(path.with_suffix("")), name)
+    images = _by_stem(files, "images", set(stems))
     missing = [stem for stem in stems if stem not in images]
     if missing:
         raise DatasetError(f"{files}/images: no image for {', '.join(missing[:5])} ({len(missing)} of {len(stems)})")
-    return Listing(classes, [(stem, f"images/{images[stem]}", f"labels/{stem}.png") for stem in stems])
+    return Listing(classes, [(name, f"images/{images[name]}", f"labels/{name}.png") for name in stems])
+
+
+def _by_stem(files: Files, folder: str, stems: set[str] | None = None) -> dict[str, str]:
+    """Stem -> the name of its image below a folder, of `stems` or of all. DatasetError for two images of one stem."""
+    images: dict[str, str] = {}
+    for name in files.names(folder):
+        if PurePosixPath(name).suffix.lower() not in EXTENSIONS or (stems is not None and stem(name) not in stems):
+            continue
+        if other := images.get(stem(name)):
+            raise DatasetError(f"{files}/{folder}: {other} and {name} are two images for one label file; keep one of them")
+        images[stem(name)] = name
+    return images
 
 
 def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[str, str, str]]:
@@ -89,7 +99,7 @@ def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[st
         parts = line.split()
         if len(parts) == 2 and "/" in line:
             image, label = (part.lstrip("/") for part in parts)
-            pairs.append((PurePosixPath(image).stem, image, label))
+            pairs.append((stem(image).rsplit("/", 1)[-1], image, label))
         else:
             pairs.append((parts[0], f"JPEGImages/{parts[0]}.jpg", f"{labels}/{parts[0]}.png"))
     return pairs
@@ -133,16 +143,14 @@ def _cityscapes(files: Files, split: str) -> Listing:
     pairs = []
     for name in files.names(f"leftImg8bit/{split}"):
         if name.endswith("_leftImg8bit.png"):
-            stem = name.removesuffix("_leftImg8bit.png")
-            pairs.append((stem, f"leftImg8bit/{split}/{name}", f"gtFine/{split}/{stem}_gtFine_labelIds.png"))
+            scene = name.removesuffix("_leftImg8bit.png")
+            pairs.append((scene, f"leftImg8bit/{split}/{name}", f"gtFine/{split}/{scene}_gtFine_labelIds.png"))
     values = dict.fromkeys([*range(34), IGNORE], IGNORE) | {label: train for train, label in enumerate(CITYSCAPES_IDS)}
     return Listing(list(CITYSCAPES.names), pairs, values)
 
 
 def _below(files: Files, images: str, labels: str) -> list[tuple[str, str, str]]:
-    names = [name for name in files.names(images) if PurePosixPath(name).suffix.lower() in EXTENSIONS]
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    return [(stem, f"{images}/{name}", f"{labels}/{stem}.png") for stem, name in zip(stems, names, strict=True)]
+    return [(stem, f"{images}/{name}", f"{labels}/{stem}.png") for stem, name in _by_stem(files, images).items()]
 
 
 def _ade20k(files: Files, split: str) -> Listing:

@@ -12,6 +12,7 @@ import torch
 from deeplab import fused
 from deeplab.arithmetic import best_precision, device_named
 from deeplab.folding import folded
+from deeplab.images import LEAST_STRIDE
 from deeplab.multiscale import Fusion, multiscale_scores, winning_classes
 from deeplab.network import SegmentationNetwork
 
@@ -54,8 +55,8 @@ class Predictor:
             raise ValueError(f"fusion {fusion!r}: 'max' and 'mean' are accepted")
         if precision not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"precision {precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
-        if not 64 <= overlap + 64 <= tile:
-            raise ValueError(f"tile {tile}, overlap {overlap}: the tile must exceed the overlap by at least 64 pixels")
+        if not 0 <= overlap <= tile - LEAST_STRIDE:
+            raise ValueError(f"tile {tile}, overlap {overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels")
         self.device = device_named(device)
         self.precision = best_precision(self.device) if precision == "auto" else precision
         self.dtype = DTYPES[self.precision]

@@ -16,7 +16,10 @@ from deeplab.transforms import Augmentation
 
 
 class Labelled(Protocol):
-    """One split of a data set: item i is (RGB H x W x 3 uint8, labels H x W uint8); `remote` as in deeplab.files."""
+    """One split of a data set: item i is (RGB H x W x 3 uint8, labels H x W uint8); `remote` as in deeplab.files.
+
+    `encoded` are the bytes that item i is made of, and `decode` makes it of them; both raise DatasetError.
+    """
 
     classes: list[str]
     stems: list[str]
@@ -26,6 +29,10 @@ class Labelled(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def encoded(self, index: int) -> tuple[bytes, bytes]: ...
+
+    def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -23,7 +23,7 @@ from deeplab.arithmetic import device_named
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
 from deeplab.evaluation import evaluate
-from deeplab.files import Files, as_files
+from deeplab.files import Files, as_files, mark_output
 from deeplab.losses import labelled_pixels
 from deeplab.network import SegmentationNetwork
 from deeplab.object_crops import ObjectCrops
@@ -38,6 +38,7 @@ from deeplab.states import TrainingError
 from deeplab.transforms import Augmentation
 
 SHOWN = 6  # validation images on the sheet of sample predictions
+LOADER_GRACE_SECONDS = 120  # from SIGTERM to the end of a loader process whose parent has not ended it
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
@@ -217,6 +218,7 @@ def train(
             try:
                 if better:
                     checkpoint.save(out, network, _card(card, config, classes, best))
+                mark_output(out, SAMPLES)
                 out.write(sheet, _jpeg(shown, classes, f"step {done}, mIoU {summary['mean_iou']:.3f}"))
                 out.write(METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
             except OSError as error:
@@ -313,7 +315,7 @@ def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device
         batch_sampler=shares,
         num_workers=loaders,
         pin_memory=where.type == "cuda",
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_the_end_to_the_parent,
         multiprocessing_context=context,
     )
     try:
@@ -323,8 +325,15 @@ def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device
         raise type(error)(lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_the_end_to_the_parent(worker: int) -> None:
+    """In a loader process: Ctrl-C, a closed terminal, systemd, Slurm and others signal the parent and its children alike.
+
+    The parent needs its batches until it has saved the state. Then it ends the loaders, which also end when it is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # The parent's own last means is SIGTERM, too: it works, but late.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADER_GRACE_SECONDS))
 
 
 def _jpeg(shown: list[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str) -> bytes:

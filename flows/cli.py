@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from deeplab.errors import UserError
+from flows import environment, failures, stopping
 from flows.commands import architectures, benchmark, dataset, evaluate, report, results, run, segment, serve, train, upkeep
+from flows.terminal import stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +33,21 @@ app = typer.Typer(
     [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]deeplab serve[/] on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
-    130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.""",
+    130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.
+    An error is one line; --debug prints its traceback.""",
 )
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error; also DEEPLAB_DEBUG=1.")] = False,
+) -> None:
+    if debug:
+        os.environ[failures.DEBUG] = "1"  # for the processes that the command starts, too
+    if notice := environment.prepare():
+        stderr.print(notice, soft_wrap=True, markup=False, style="dim")
+
+
 app.command("segment")(segment.segment)
 app.command("status")(results.status)
 app.command("show")(results.show)
@@ -40,6 +55,7 @@ app.command("export")(results.export)
 app.command("report")(report.report)
 app.command("view")(report.view)
 app.command("verify")(upkeep.verify)
+app.command("repair")(upkeep.repair)
 app.command("compact")(upkeep.compact)
 app.command("vacuum")(upkeep.vacuum)
 app.command("drop-model")(upkeep.drop_model)
@@ -62,19 +78,32 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: every foreseen trouble is one line on stderr and an exit code, never a traceback."""
-    # A terminated run ends like an interrupted one: Ray is taken down, committed chunks stay.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    """Entry point: every trouble is one line on stderr and an exit code, and a traceback only with --debug."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8 is printed as \\xe9
+    # A run that is ended, or whose terminal is closed, ends like an interrupted one: what is finished is committed, and Ray is
+    # taken down. A signal that is ignored stays ignored, as `nohup` wants it.
+    for number, code in stopping.EXIT_CODES.items():
+        if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_, code=code: sys.exit(code))
+    failures.silence()
     try:
-        app()
+        app(_debug_first(sys.argv[1:]))
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there")
+            stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there", soft_wrap=True)
         raise
-    except UserError as error:
-        stderr.print("[red]error[/]:", escape(str(error)))
+    except Exception as error:
+        failures.report(error)
         sys.exit(1)
+
+
+def _debug_first(arguments: list[str]) -> list[str]:
+    """--debug belongs to every command, so it may stand anywhere."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    others = [word for word in arguments[:end] if word != "--debug"]
+    return ["--debug"] * (len(others) < end) + others + arguments[end:]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from deeplab.errors import UserError
+from flows import failures
 from pipelines import remote
 from pipelines.jobs import TrainOptions
 from pipelines.options import SegmentOptions
+
+failures.in_log("prefect.flow_runs", "prefect.task_runs", "prefect.engine")  # here, as every flow has these hooks
 
 GRACE_SECONDS = 5.0
 MARKER = "PREFECT__FLOW_RUN_ID"

@@ -47,6 +47,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _percent(progress: Progress) -> float:
+    everything = progress.already + progress.total
+    return 100.0 * (progress.already + progress.done) / everything if everything else 100.0
+
+
 class Watcher:
     """Tells the run's page how far the work is; use as a context inside a flow.
 
@@ -61,10 +66,9 @@ class Watcher:
         self.client = get_client(sync_client=True)
         self.artifact: Any = create_progress_artifact(0.0, key=key, description="starting")
         self.supervised = "PREFECT__FLOW_RUN_ID" in os.environ
-        self.already = 0
         self.latest = (0.0, "starting")
         self.begun = time.monotonic()
-        self.phase, self.started, self.first, self.logged, self.committed = "", time.monotonic(), 0, 0.0, 0
+        self.phase, self.started, self.first, self.logged = "", time.monotonic(), 0, 0.0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._send, name="progress", daemon=True)
 
@@ -96,11 +100,8 @@ class Watcher:
         elif progress.phase == "plan":
             self.show(0, f"planning: {progress.total:,} images in the archive", log=True)
         elif progress.phase == "start":
-            self.show(
-                self._percent(progress),
-                f"{progress.total:,} images to do in {progress.chunks} chunks, {self.already:,} have their row; starting Ray",
-                log=True,
-            )
+            had = f"{progress.already:,} have their row"
+            self.show(_percent(progress), f"{progress.total:,} images to do, {had}; starting Ray", log=True)
         else:
             self.counting(progress)
 
@@ -109,23 +110,17 @@ class Watcher:
         if self.phase != "counting":
             self.phase, self.started, self.first = "counting", now, progress.done
             self.begun = now
-        if progress.phase == "commit":
-            self.committed = progress.done
         rate = (progress.done - self.first) / max(now - self.started, 1e-9)
-        parts = [f"{progress.done:,} of {progress.total:,} {self.unit} done, {self.committed:,} committed"]
+        parts = [f"{progress.done:,} of {progress.total:,} {self.unit} done, {progress.committed:,} committed"]
         parts += [f"{rate:.1f} {self.unit}/s"] if rate > 0 else []
         parts += [f"{progress.errors:,} errors"]
         if rate > 0 and progress.done < progress.total:
             parts.append(f"about {duration((progress.total - progress.done) / rate)} left")
-        if self.already:
-            parts.append(f"{self.already:,} had their row before")
+        if progress.already:
+            parts.append(f"{progress.already:,} had their row before")
         # Only a commit is final: short of the last one the ring stays below 100.
-        whole = progress.phase == "commit" and progress.done >= progress.total
-        self.show(100.0 if whole else min(99.0, self._percent(progress)), ", ".join(parts), log=progress.phase == "commit")
-
-    def _percent(self, progress: Progress) -> float:
-        everything = self.already + progress.total
-        return 100.0 * (self.already + progress.done) / everything if everything else 100.0
+        whole = progress.committed >= progress.total
+        self.show(100.0 if whole else min(99.0, _percent(progress)), ", ".join(parts), log=progress.phase == "commit")
 
     def _send(self) -> None:
         sent: tuple[float, str] | None = None

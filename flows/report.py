@@ -26,6 +26,7 @@ def markdown(summary: Summary, previous: dict[str, float], previous_name: str, h
         ("had their row before", f"{summary.already:,}"),
         ("images in the archive", f"{summary.archive_images:,}"),
         ("passed over by name", f"{summary.passed_over:,}"),
+        ("outputs of deeplab in the archive, passed over", f"{summary.outputs:,}"),
         ("rate", f"{summary.images_per_second:.2f} images/s over {duration(summary.seconds)}, workers starting included"),
         ("model", f"`{summary.model}`"),
         ("table", f"`{summary.results}`, version {summary.version}"),

@@ -1,4 +1,4 @@
-"""`segment-archive`: the segmentation as a flow of a few tasks: preflight, inventory, plan, chunks, verify, report."""
+"""`segment-archive`: the segmentation as a flow of a few tasks: preflight, inventory, plan, segment, verify, report."""
 
 import tempfile
 from dataclasses import asdict
@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
+from prefect.runtime import task_run
 from prefect.states import Completed
 
 from flows.hooks import leave_nothing_behind
@@ -18,22 +19,20 @@ from flows.options import ReportOptions
 from flows.progress import Watcher, slug
 from flows.report import publish
 from flows.settings import hourly_price, one_at_a_time
-from pipelines import cluster, inventory, plan, remote, storage
+from pipelines import remote, storage
+from pipelines import segment as steps
+from pipelines.inventory import Inventory
 from pipelines.options import SegmentOptions
-from pipelines.remote import JobFailed
-from pipelines.segment import Progress, Segmentation, SegmentError, Summary, TooManyErrors, Work
+from pipelines.plan import Plan
+from pipelines.segment import Outcome, Progress, Run, Summary, TooManyErrors, Watch
 
 
 def transient(task: Any, run: Any, state: State[Any]) -> bool:
     """Whether another try may help: storage or the cluster was in trouble, not the user's input."""
     try:
         state.result()
-    except (SegmentError, JobFailed, ConnectionError, TimeoutError):
-        return True
-    except OSError as error:
-        return not isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError)
-    except Exception:
-        return False
+    except Exception as error:
+        return storage.passes(error)
     return False
 
 
@@ -42,54 +41,57 @@ again = {"cache_policy": NO_CACHE, "retries": 2, "retry_delay_seconds": [5, 60],
 
 
 @task(name="preflight", cache_policy=NO_CACHE)
-def preflight(options: SegmentOptions, folder: Path, watcher: Watcher) -> Segmentation:
+def preflight(options: SegmentOptions) -> Run:
     """The model can be read and is whole; a Jobs API that is to do the work answers, and takes our token."""
     if remote.is_jobs(options.address):
         remote.Jobs(str(options.address))
-    return Segmentation(options, folder, watcher.segmenting)
+    return steps.begin(options)
 
 
 @task(name="inventory", **again)
-def take_inventory(run: Segmentation) -> inventory.Inventory:
-    return run.take_inventory()
+def take_inventory(run: Run, folder: Path, watch: Watch) -> Inventory:
+    return steps.take_inventory(run, folder, watch)
 
 
 @task(name="plan", **again)
-def make_plan(run: Segmentation) -> plan.Plan:
-    return run.make_plan()
+def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch) -> Plan:
+    return steps.make_plan(run, listed, folder, watch)
 
 
-@task(name="chunk", task_run_name="chunk {work.number} of {count}", **again)
-def run_chunk(run: Segmentation, work: Work, count: int) -> None:
-    """One Ray Data execution and one commit; a repetition finds what is committed and does nothing."""
-    run.run_chunk(work)
+@task(name="segment", **again)
+def segment(run: Run, listed: Inventory, todo: Plan, folder: Path, watch: Watch) -> tuple[Plan, Outcome]:
+    """The stream with its commits; a repetition plans again and does what is missing."""
+    if task_run.run_count > 1:
+        todo = steps.make_plan(run, listed, folder, watch)
+    return todo, steps.execute(run, todo, watch)
+
+
+@task(name="verify", **again)
+def verify(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
+    """Each planned image has exactly one row, and errors are below the limit."""
+    return steps.check(run, listed, todo, outcome)
 
 
 @task(name="job", **again)
-def run_job(run: Segmentation, place: str, watcher: Watcher) -> None:
-    """All chunks, as one job on the cluster whose Jobs API `address` names; a repetition attaches to the job that runs."""
-    options, logger = run.options, get_run_logger()
+def run_job(options: SegmentOptions, place: str, watch: Watch) -> Summary:
+    """All of it as one job on the cluster whose Jobs API `address` names; a repetition attaches to the job that runs."""
+    logger = get_run_logger()
     jobs = remote.Jobs(str(options.address))
 
     def started(job: str, attached: bool) -> None:
         logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
         create_link_artifact(link=jobs.page(job), key=f"ray-{slug(place)}", description=f"Ray dashboard, job {job}")
-        run.watch(Progress("start", run.plan.images, chunks=run.plan.chunk_count))
 
     def event(told: dict[str, Any]) -> None:
-        progress = Progress(**{name: told[name] for name in ("phase", "total", "done", "errors", "chunk", "chunks")})
-        if progress.phase in ("segment", "commit"):
-            # A job that began before this run counts from its own plan.
-            watcher.already = max(0, run.summary.archive_images - progress.total)
-            run.watch(progress)
+        watch(Progress(**{name: told[name] for name in Progress.__dataclass_fields__}))
 
-    run.adopt(Summary(**remote.run(jobs, "segment", options, started, event, logger.info)))
+    return Summary(**remote.run(jobs, "segment", options, started, event, logger.info))
 
 
 @task(name="verify", **again)
-def verify(run: Segmentation) -> Summary:
-    """Each planned image has exactly one row, and errors are below the limit."""
-    return run.check()
+def verify_job(options: SegmentOptions, summary: Summary) -> Summary:
+    """The rows that the job says it wrote are in the table, each once, and errors are below the limit."""
+    return steps.check_rows(summary, options.max_error_rate)
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -113,38 +115,33 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
     resource = {"prefect.resource.id": f"deeplab.results.{slug(place)}", "prefect.resource.name": place}
     with (
         one_at_a_time(place),  # two would do work twice, not harm
-        tempfile.TemporaryDirectory(prefix="deeplab-") as folder,
+        tempfile.TemporaryDirectory(prefix="deeplab-") as name,
         Watcher(f"progress-{slug(place)}") as watcher,
     ):
-        run = preflight(options, Path(folder), watcher)
+        folder = Path(name)
 
         def watch(progress: Progress) -> None:
             watcher.segmenting(progress)
             if progress.phase == "commit":
-                run.table.refresh()
-                payload = {"chunk": progress.chunk, "chunks": progress.chunks, "images": progress.done, "errors": progress.errors}
-                emit_event("deeplab.chunk.committed", resource, payload={**payload, "version": run.table.version})
+                payload = {"images": progress.committed, "errors": progress.errors, "version": progress.version}
+                emit_event("deeplab.rows.committed", resource, payload=payload)
 
-        run.watch = watch
-        take_inventory(run)
-        todo = make_plan(run)
-        watcher.already = todo.done
-        if not todo.images:
-            watcher.show(100, f"nothing to do: all {todo.done:,} images have their row", log=True)
-        elif remote.is_jobs(options.address):
-            run_job(run, place, watcher)
-        else:
-            with run.chunks() as chunks:
-                if url := cluster.dashboard():
-                    create_link_artifact(link=url, key=f"ray-{slug(place)}", description="Ray dashboard")
-                for work in chunks:
-                    run_chunk(run, work, todo.chunk_count)
+        run = preflight(options)
         try:
-            summary = verify(run)
-        except TooManyErrors:
-            make_report(run.summary, report)  # what is good is committed, and the errors are what the reader wants to see
+            if remote.is_jobs(options.address):
+                summary = verify_job(options, run_job(options, place, watch))
+            else:
+                listed = take_inventory(run, folder, watch)
+                todo, outcome = segment(run, listed, make_plan(run, listed, folder, watch), folder, watch)
+                summary = verify(run, listed, todo, outcome)
+        except TooManyErrors as error:
+            make_report(error.summary, report)  # what is good is committed, and the errors are what the reader wants to see
             raise
         make_report(summary, report)
     emit_event("deeplab.segmentation.finished", resource, payload=asdict(summary))
+    if not summary.images:
+        return Completed(message=f"nothing to do: all {summary.already} images have their row", data=asdict(summary))
     done = f"{summary.images} images done, {summary.errors} of them errors, {summary.already} had their row before"
+    if summary.elsewhere:
+        done += f", {summary.elsewhere} got it from another run meanwhile"
     return Completed(message=f"{done}; table version {summary.version}", data=asdict(summary))

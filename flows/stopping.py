@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request: work that can save itself does so, and a second signal ends it at once."""
+"""SIGTERM, Ctrl-C and a closed terminal as a request: work that can save itself does so, and a second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 @contextmanager
@@ -20,7 +20,9 @@ def request() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         asked.append(EXIT_CODES[signal.Signals(number)])
 
-    before = {number: signal.signal(number, note) for number in EXIT_CODES}
+    # What is ignored stays ignored, as `nohup` wants it.
+    heeded = [number for number in EXIT_CODES if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield lambda: asked[0] if asked else 0
     finally:

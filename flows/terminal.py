@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,9 +22,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from deeplab.json_text import json_text
+
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
-LINE_SECONDS = 10.0
+LINE_SECONDS = 5.0
+
+
+def print_json(value: Any) -> None:
+    """The result of a command as JSON on stdout."""
+    print(json_text(value, indent=2))
 
 
 class RateColumn(ProgressColumn):

@@ -18,7 +18,7 @@ from flows.hooks import leave_nothing_behind
 from flows.progress import Watcher, duration, slug
 from flows.report import picture_url
 from pipelines import jobs, remote
-from pipelines.jobs import EvaluateOptions, TrainOptions
+from pipelines.jobs import TrainOptions
 from pipelines.registry import Registry
 from pipelines.remote import JobFailed
 
@@ -115,8 +115,8 @@ def train_model(options: TrainOptions) -> State[dict[str, Any]]:
         counts = check_data(options)
         watcher.show(0, ", ".join(f"{count:,} images in {split}" for split, count in counts.items()), log=True)
         train(options, watcher)
-        same = options.model_dump(include={"dataset", "layout", "device"})
-        figures = score(EvaluateOptions(model=options.out, split=options.val_split, **same), watcher)
+        figures = score(jobs.evaluation(options, options.out), watcher)
+        del figures["confusion"]  # too much for an event
         registered = register(options, figures) if options.registry else None
         make_report(options, figures, registered)
         watcher.show(100, f"mIoU {figures['mean_iou']:.4f} on {options.val_split}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
-
-from pipelines.results import ResultsTable
+from pipelines import sql
+from pipelines.results import ResultsTable, done_versions
 
 
 def reason_of(error: str) -> str:
@@ -24,6 +23,18 @@ def errors_by_reason(table: ResultsTable, model: str, run: str) -> dict[str, int
             model,
         ).fetchall()
     )
+
+
+def rows_of(table: ResultsTable, model: str, run: str) -> tuple[int, int]:
+    """Rows of a run, and how many of them are errors."""
+    counted = table.query("SELECT count(*), count(*) FILTER (status <> 'ok') FROM results WHERE run = ?", [run], model).fetchone()
+    return counted or (0, 0)
+
+
+def images_of(table: ResultsTable, model: str, run: str) -> int:
+    """Images, as (uri, version), of a run's rows."""
+    counted = "SELECT count(*) FROM (SELECT DISTINCT uri, version FROM results WHERE run = ?)"
+    return int((table.query(counted, [run], model).fetchone() or (0,))[0])
 
 
 def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
@@ -54,14 +65,17 @@ def previous_run(table: ResultsTable, run: str) -> tuple[str, str] | None:
 
 
 def lost_and_doubled(table: ResultsTable, model: str, planned: Path) -> tuple[int, int]:
-    """Of the images in the Parquet file `planned`: how many have no row of `model`, and how many rows have a double."""
-    with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '700MB'; SET temp_directory = '{planned.parent}'")
+    """Of the images (uri, version) in the Parquet file `planned`: how many lack a row of `model`, and how many rows are doubles."""
+    with sql.connect(planned.parent) as connection:
         connection.register("planned", connection.read_parquet(str(planned)))
         connection.register("results", table.dataset(model))
-        connection.execute("CREATE TABLE found AS SELECT uri, version FROM results SEMI JOIN planned USING (uri)")
-        lost = connection.execute("SELECT count(*) FROM planned ANTI JOIN found USING (uri)").fetchone()[0]
+        with table.reading():
+            connection.execute(
+                "CREATE TABLE rows_of_plan AS SELECT uri, version, read_version FROM results SEMI JOIN planned USING (uri)"
+            )
+        done = done_versions("rows_of_plan")
+        lost = connection.execute(f"SELECT count(*) FROM planned ANTI JOIN ({done}) USING (uri, version)").fetchone()[0]
         doubled = connection.execute(
-            "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM found GROUP BY uri, version)"
+            "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM rows_of_plan GROUP BY uri, version)"
         ).fetchone()[0]
     return int(lost), int(doubled)

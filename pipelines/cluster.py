@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
 from deeplab.errors import UserError
 
 CONNECT_SECONDS = 30
 OBJECT_STORE_BYTES = 2 << 30
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's program
+ROOT = Path(__file__).resolve().parents[1]  # where this process found our packages
+# Joins a cluster in a process that can be ended; its last line is what went wrong.
+PROBE = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
+except BaseException as error:
+    sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
+"""
+NO_TOKEN = ("InvalidAuthToken", "AuthenticationError")
 
 
 class ClusterError(UserError):
     """The Ray cluster cannot be reached or started; the message says which and what to check."""
+
+    passing = True
 
 
 @contextmanager
@@ -32,7 +48,8 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
 
     Without an address a cluster that happens to run on this host is never joined, and no other host reaches what starts.
     A Ray that the caller started is used and left as it is. Ray's SIGTERM handler, which would turn a cancellation into a
-    crash, is undone. Raises ClusterError when `address` does not answer within CONNECT_SECONDS.
+    crash, is undone. Workers import our packages from where this process did, whatever lies in the current folder.
+    Raises ClusterError when `address` does not answer within CONNECT_SECONDS.
     """
     if ray.is_initialized():
         yield
@@ -52,11 +69,14 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
             # Ray keeps as many idle processes as there are CPUs; those of other stages must not crowd out the ones that hold
             # the network, which serve the next block.
             os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (cpus or os.cpu_count() or 1) + 2))
+            # Ray would write a token for itself into the home folder, which a service's user may not have.
+            if token() is None:
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             with _loopback():
-                ray.init(address="local", num_cpus=cpus, object_store_memory=memory, **quiet)
+                ray.init(address="local", num_cpus=cpus, object_store_memory=memory, job_config=_job_config(), **quiet)
         else:
             _check(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config())
     except (RuntimeError, ValueError, ConnectionError, OSError) as error:
         if isinstance(error, ClusterError):
             raise
@@ -102,16 +122,67 @@ def _check(address: str) -> None:
             raise ClusterError(f"no answer from {address} ({error}); is a Ray head running there, and its port open?") from error
     elif address != "auto":
         raise ClusterError(f"address {address!r}: host:port of a Ray head or 'auto' is accepted")
-    probe = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", probe, address], capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False
+    code, last = _probe(address)
+    if any(sign in last for sign in NO_TOKEN) and "RAY_AUTH_MODE" not in os.environ and token() is not None:
+        # Ray joins without its token unless the mode says so, which it read when it was imported. A driver in that mode answers
+        # nobody who has none, so a cluster that asks for none must be joined in the other.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        ray._raylet.Config.initialize("")
+        code, last = _probe(address)
+    if any(sign in last for sign in NO_TOKEN):
+        known = "does not know the token that is set here" if token() else "asks for a token, and none is set here"
+        remedy = (
+            "RAY_AUTH_TOKEN, or a file that RAY_AUTH_TOKEN_PATH names, must hold the cluster's (on its head: ray get-auth-token)"
         )
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ClusterError(f"cannot join {address}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        raise ClusterError(f"{address} {known} ({NO_TOKEN[0]}): {remedy}")
+    if code is None:
+        raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s")
+    if code:
+        advice = "; both must be the same" if "Version mismatch" in last else ""
+        raise ClusterError(f"cannot join {address}: {last or f'exit code {code}'}{advice}")
+
+
+def _probe(address: str) -> tuple[int | None, str]:
+    """Join and leave in another process: its exit code (None: it had to be ended) and the last line of its stderr."""
+    command = [sys.executable, "-P", "-c", PROBE, address]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        deadline = threading.Timer(CONNECT_SECONDS, process.kill)
+        deadline.start()
+        try:
+            last = ""
+            for line in process.stderr or ():
+                last = line.strip() or last
+                if NO_TOKEN[0] in line:  # Ray would try again for 20 s
+                    process.kill()
+                    break
+            code = process.wait()
+        finally:
+            deadline.cancel()
+    return (None if code < 0 else code), last
+
+
+def token() -> str | None:
+    """Ray's authentication token, from where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return None
+    if value := os.environ.get("RAY_AUTH_TOKEN"):
+        return value.strip()
+    place = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    try:
+        return Path(place).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _job_config() -> JobConfig:
+    """Workers import our packages from ROOT.
+
+    Ray puts the driver's current folder before all others in its workers' path, and a folder pipelines/ in it, or another
+    checkout, would run in them instead. What it calls a client's job has no such folder. Installed packages need no entry;
+    one would put them before Python's own library.
+    """
+    installed = str(ROOT) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    return JobConfig(_client_job=True, _py_driver_sys_path=[] if installed else [str(ROOT)])
 
 
 @dataclass(frozen=True)

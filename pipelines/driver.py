@@ -11,11 +11,13 @@ import json
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 from deeplab.errors import UserError
 from deeplab.training import Progress as Steps
-from pipelines.remote import EVENT
+from pipelines import storage
+from pipelines.remote import EVENT, UNFORESEEN
 from pipelines.segment import Progress as Images
 from pipelines.segment import TooManyErrors
 
@@ -63,7 +65,11 @@ def main(kind: str, text: str) -> int:
         tell("result", final=True, result=dataclasses.asdict(error.summary))  # whoever asked counts them again
         return 0
     except UserError as error:
-        tell("error", final=True, error=type(error).__name__, message=str(error))
+        tell("error", final=True, error=type(error).__name__, message=str(error), passing=storage.passes(error))
+        return 1
+    except Exception as error:  # the watcher gets one line; the whole text stays in the job's log
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        tell("error", final=True, error=UNFORESEEN, message=message, traceback=traceback.format_exc())
         return 1
     tell("result", final=True, result=result)
     return 0

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from deeplab import checkpoint
+from deeplab.arithmetic import device_named
 from deeplab.crf import DenseCRF
 from deeplab.datasets import DatasetError, LabelledFolder
 from deeplab.evaluation import Evaluation, predict
+from deeplab.inspection import inspect
 from deeplab.predictor import Predictor
 from pipelines.options import EvaluateOptions
 from pipelines.pack import Packed, open_dataset
 from pipelines.registry import read_model
+from pipelines.results import ResultsError
 from pipelines.stored_masks import StoredMasks, is_table, require_classes
 
 IMAGES_PER_TASK = 16  # seconds of work on a CPU; a task that is lost costs no more
 ROWS_PER_TASK = 256  # masks that are only read and counted
+MAKING = ("scales", "flip", "fusion", "crf", "crf_params", "crf_mode", "precision")  # options that make a mask what it is
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Work:
     options: EvaluateOptions
     model: tuple[Path, bytes, bytes] | None
     masks: StoredMasks | None
+    skipped: list[str]
 
 
 def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
@@ -37,19 +42,28 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
 
     With one worker and no address it runs in this process, otherwise as Ray tasks, which are done again where a worker
     or node dies. Of a results table, images whose row is an error count as missed in every pixel (`without_mask`); an
-    image without any row is refused. Raises ModelError, ResultsError, DatasetError, ClusterError.
+    image without any row is refused. Raises ModelError, ResultsError, DatasetError, DeviceError, ClusterError.
     """
+    here = options.workers == 1 and options.address is None
+    of_table = is_table(options.model)
+    _require_fitting(options, of_table)
+    if here and not of_table:
+        device_named(options.device)
     data = open_dataset(options.dataset, options.split, options.layout)
+    skipped = list(inspect(data).broken) if options.skip_broken else []
+    data = data.without(skipped) if skipped else data
     about: dict[str, Any] = {"dataset": options.dataset, "split": options.split, "images": len(data)}
-    if is_table(options.model):
+    if skipped:
+        about["skipped"] = skipped
+    if of_table:
         masks = StoredMasks.of(options.model, options.rows_of, data)
-        work = Work(uuid.uuid4().hex, options, None, masks)
+        work = Work(uuid.uuid4().hex, options, None, masks, skipped)
         label, names = masks.label, masks.classes
         about |= {"results": options.model, "crf": masks.refined, "without_mask": masks.missing}
     else:
         source = read_model(options.model)
         model = checkpoint.parse(*source)
-        work = Work(uuid.uuid4().hex, options, source, None)
+        work = Work(uuid.uuid4().hex, options, source, None, skipped)
         label, names = model.label, list(model.classes.names)
         require_classes(data, names, label)
         crf = _engine(options, model)
@@ -59,7 +73,7 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
     size = max(1, min(size, len(data) // (4 * options.workers)))
     shares = [range(first, min(first + size, len(data))) for first in range(0, len(data), size)]
     done = 0
-    if options.workers == 1 and options.address is None:
+    if here:
         for each in shares:
             result += share(work, each)
             done += len(each)
@@ -77,6 +91,18 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
     return {"model": label, **about, **result.summary(names)}
 
 
+def _require_fitting(options: EvaluateOptions, of_table: bool) -> None:
+    """Refuse options that would change nothing: masks of a table are made, and a model has no rows."""
+    if not of_table:
+        if options.rows_of is not None:
+            raise ResultsError(f"{options.model}: no results table; --rows-of names a model of one")
+        return
+    without = [name for name in MAKING if getattr(options, name) != EvaluateOptions.model_fields[name].default]
+    if without:
+        flags = ", ".join("--" + name.replace("_", "-") for name in without)
+        raise ResultsError(f"{options.model}: a results table, whose masks are made already; {flags} are for a model")
+
+
 _prepared: dict[str, tuple[LabelledFolder | Packed, Predictor | None, DenseCRF | None]] = {}
 
 
@@ -87,6 +113,7 @@ def share(work: Work, indices: Sequence[int]) -> Evaluation:
         _prepared.clear()
         model = checkpoint.parse(*work.model) if work.model else None
         data = open_dataset(options.dataset, options.split, options.layout)
+        data = data.without(work.skipped) if work.skipped else data
         _prepared[work.id] = data, _predictor(options, model) if model else None, _engine(options, model) if model else None
     data, predictor, crf = _prepared[work.id]
     result = Evaluation.empty(len(data.classes), options.trimap, crf is not None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplab import masks
+from deeplab.files import mark_files
 from deeplab.images import ImageError
 from deeplab.sheet import contact_sheet
 from pipelines import geotiff, shards
@@ -31,7 +32,10 @@ def export(table: ResultsTable, model: str, folder: Path, form: str, report: Cal
         geotiff.require(f"--format {form}")
     write = FORMATS[form].load()
     source = Masks(table, model, folder, report)
-    write(source)
+    try:
+        write(source)
+    finally:
+        source.mark()
     return source.done
 
 
@@ -65,5 +69,6 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(entries, table.classes(model), model).save(path)
+    mark_files([path])
     result.files = result.images = len(entries)
     return result

@@ -12,7 +12,7 @@ import numpy as np
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
 from deeplab.images import ImageError, header
-from pipelines.windows import GDAL, opened
+from deeplab.rasters import GDAL, opened
 
 
 class GeoTIFFError(UserError):

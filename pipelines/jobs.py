@@ -4,61 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from deeplab.presets import PRESETS
 from deeplab.training import Progress
-from pipelines import storage
+from pipelines import remote, storage
+from pipelines.evaluate import evaluate as evaluate
 from pipelines.options import EvaluateOptions as EvaluateOptions
-from pipelines.options import short
+from pipelines.options import Training, short
 from pipelines.registry import ALIAS, Registry
 
 CHECKED_PAIRS = 50
 
 
-class TrainOptions(BaseModel):
-    """One training, and the alias that the model may take."""
+class TrainOptions(Training):
+    """One training, and the alias that the model may take. An unfinished training in `out` is gone on with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images (docs/training.md)")
     out: str = Field(description="Model folder or s3:// prefix to write; an unfinished training in it is gone on with")
-    preset: str = Field(default="finetune", description="Training preset", json_schema_extra={"enum": list(PRESETS)})
-    init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors")
-    layout: str = Field(default="auto", pattern=r"^[\w-]+$", description="How the data set is laid out (docs/training.md)")
-    split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
-    val_split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to choose and compare on")
-    name: str | None = Field(default=None, pattern=r"^[\w.-]+$", description="Name in the model card; default the folder's")
-    steps: int | None = Field(default=None, ge=1, description="Instead of the preset's steps")
-    batch_size: int | None = Field(default=None, ge=1, le=4096, description="Instead of the preset's batch size")
-    crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
-    learning_rate: float | None = Field(default=None, gt=0, le=10, description="Instead of the preset's learning rate")
-    schedule: Literal["poly", "step"] | None = Field(default=None, description="Instead of the preset's fall of the rate")
-    objective: Literal["single", "official", "kazuto"] | None = Field(default=None, description="One loss, or one per scale (MSC)")
-    ema: float | None = Field(default=None, ge=0, lt=1, description="Instead of the preset's running mean of the weights; 0 is off")
-    seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
-    precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Instead of the preset's")
-    clip_norm: float | None = Field(default=None, ge=0, description="Instead of the preset's greatest gradient; 0 is off")
-    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Instead of the preset's")
-    validate_every: int | None = Field(default=None, ge=1, description="Instead of the preset's steps between validations")
-    accumulate: int = Field(default=1, ge=1, le=4096, description="Passes per worker that make one step")
-    compile: bool = Field(default=False, description="Run the network through torch.compile")
-    checkpoint_every: int = Field(default=0, ge=0, description="Also save the state every so many steps")
-    keep: int = Field(default=2, ge=1, description="Newest states that stay; the best step's stays too")
-    skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train")
-    loaders: int = Field(default=1, ge=0, le=64, description="Processes that load images, per worker")
-    workers: int = Field(default=1, ge=1, le=4096, description="Processes that train together")
-    min_workers: int | None = Field(default=None, ge=1, description="Go on with as few when nodes are lost")
-    resize_every: float = Field(default=60, gt=0, description="Seconds between looks for nodes, with min_workers")
     address: str | None = Field(
         default=None, description="Ray cluster (host:port or 'auto'), or its Jobs API (http://host:8265); none starts Ray here"
     )
-    retries: int = Field(default=3, ge=0, description="Restarts from the last state after a worker or node died")
-    start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for the cluster to give the workers")
-    licence: str = Field(default="not stated", description="Licence of the data, for the model card")
     registry: str | None = Field(default=None, description="Folder or s3:// prefix of the model registry; none registers nothing")
     alias: str = Field(
         default="production",
@@ -66,12 +32,12 @@ class TrainOptions(BaseModel):
         description="Alias that moves to the model if its mIoU on val_split is not worse",
     )
 
-    @field_validator("preset")
+    @field_validator("val_split")
     @classmethod
-    def _known(cls, preset: str) -> str:
-        if preset not in PRESETS:
-            raise ValueError(f"one of {', '.join(PRESETS)} is accepted")
-        return preset
+    def _another(cls, val_split: str, info: ValidationInfo) -> str:
+        if val_split == info.data.get("split"):
+            raise ValueError("the best weights cannot be chosen on what they are trained on; another split is accepted")
+        return val_split
 
     @property
     def title(self) -> str:
@@ -80,20 +46,18 @@ class TrainOptions(BaseModel):
 
 
 def check_data(options: TrainOptions) -> dict[str, int]:
-    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one."""
-    from deeplab.datasets import DatasetError
+    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one.
+
+    Where broken pairs are to be skipped the training finds them all.
+    """
     from pipelines.pack import open_dataset
 
     counts = {}
     for split in (options.split, options.val_split):
         data = open_dataset(options.dataset, split, options.layout)
-        for index in range(0, len(data), max(1, len(data) // CHECKED_PAIRS)):
+        for index in () if options.skip_broken else range(0, len(data), max(1, len(data) // CHECKED_PAIRS)):
             data[index]
         counts[split] = len(data)
-    if len(counts) < 2:
-        raise DatasetError(
-            f"{options.dataset}: split {options.split} to train on and to choose on; two different ones are accepted"
-        )
     return counts
 
 
@@ -133,15 +97,15 @@ def curve(out: str) -> list[dict[str, Any]]:
     return lines
 
 
-def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Figures of a model on a split, JSON-ready: model, images, mean_iou, iou by class and the other metrics.
+def evaluation(options: TrainOptions, model: str) -> EvaluateOptions:
+    """How the trained model, or the one that it is compared with, is measured: over the training's workers, each on what it has.
 
-    Raises ModelError, and DatasetError for a data set that cannot be used or is of other classes.
+    A training through a Jobs API is measured by this process, on its own device.
     """
-    from pipelines.evaluate import evaluate as run
-
-    figures = run(options, report)
-    return {key: value for key, value in figures.items() if key != "confusion"}
+    same = {"dataset", "layout", "start_timeout", "skip_broken"}
+    if not remote.is_jobs(options.address):
+        same |= {"workers", "address"}
+    return EvaluateOptions(model=model, split=options.val_split, **options.model_dump(include=same))
 
 
 def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
@@ -162,10 +126,8 @@ def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
         place.move(options.alias, entry, kept, None)
         return {"entry": entry, "moved": True, "reason": f"first holder of {options.alias}, mIoU {mine:.4f} on {where}"}
     reference = f"{options.registry}@{options.alias}"
-    same = options.model_dump(include={"dataset", "layout", "device"})
-    measured = EvaluateOptions(model=reference, split=options.val_split, **same)
     try:
-        theirs = evaluate(measured)["mean_iou"]
+        theirs = evaluate(evaluation(options, reference))["mean_iou"]
     except DatasetError as error:
         return {"entry": entry, "moved": False, "reason": f"{options.alias} stays on {holder.label}: {error}"}
     comparison = f"mIoU {mine:.4f} against {theirs:.4f} of {holder.label} on {where}"

@@ -9,9 +9,9 @@ from pipelines.cluster import Resources
 # What a process that scores comes to (`benchmarks/memory.py`: 1.8 GB with the bundled model and photos of up to 1000 x 1000; larger
 # networks and images take more). Where memory is short, fewer work at a time and none is killed.
 PROCESS_BYTES = 2 << 30
-# Ray Data costs the driver 3 ms a block, so a block should hold a second of work or more; what dies with a process is a block.
+# Ray Data costs the driver 3 to 8 ms a block, so a block should hold a second of work or more; what dies with a process is a block.
 # About 5 s of `pets` on a core, and a third of a second on a GPU that scores 800 images a second.
-CORE_BLOCK, GPU_BLOCK = (256, 4 << 20), (256, 64 << 20)
+CORE_BLOCK, GPU_BLOCK = (128, 4 << 20), (256, 64 << 20)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from deeplab.images import MAX_PIXELS, Header, ImageError, decode, header
-from pipelines import s3, shards, storage
+from pipelines import faults, s3, shards, storage
 
 READ_THREADS = 8
 # A window is what the network is given at a time: enough images to fill its batches, and no more pixels than this
@@ -27,11 +27,13 @@ READ_BYTES = 200_000_000
 class Loaded:
     """An image's encoded bytes and pixels (H x W x 3 uint8), or the error that it ends with; seconds that it took.
 
-    Without pixels or error it is too large to be decoded whole.
+    `version` is the one that was listed, `read_version` that of the bytes where it is another. Without pixels or error the
+    image is too large to be decoded whole.
     """
 
     uri: str
     version: str
+    read_version: str | None
     error: str | None
     encoded: bytes
     header: Header | None
@@ -41,15 +43,23 @@ class Loaded:
 
 
 def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
-    """(bytes, version of those bytes, reason why not). A place that is gone or barred is a reason; all else raises.
+    """(bytes, version of those bytes, reason why not). What is the image's own fault is a reason; the system's raises.
 
-    Other errors are the system's (a store that is down): they are tried again for a while and then fail the block, so
-    that an outage never turns into rows.
+    The latter (a store that is down, no memory) is tried again for a while and then fails the block, so that an outage
+    never turns into rows.
     """
     try:
         return *storage.outlast(lambda: shards.fetch(uri, expected)), None
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        return b"", expected, f"read: {error.strerror or 'no such object'}"
+    except faults.OWN as error:
+        return b"", expected, f"read: {faults.reason(error)}"
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # nothing of storage's; it would end every run at this image
+        return b"", expected, f"read: {_unforeseen(error)}"
+
+
+def _unforeseen(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 Read = tuple[bytes, str, str | None, float]  # bytes, version, error, seconds
@@ -75,30 +85,30 @@ class Loader:
         if images and storage.is_s3(images[0][0]):
             s3.client()  # takes a second in a new process, in which all threads would seem to read
         waiting = deque(images)
-        reads: deque[tuple[str, int, Future[Read]]] = deque()
+        reads: deque[tuple[str, str, int, Future[Read]]] = deque()
         held: dict[str, int] = {}  # bytes of the window that the caller is about to work on
 
         def start() -> tuple[dict[str, int], list[Future[Loaded]]]:
             """Have the next window decoded: bytes of its images, and what comes of them."""
-            total = sum(held.values()) + sum(size for _, size, _ in reads)
+            total = sum(held.values()) + sum(size for _, _, size, _ in reads)
             while waiting and len(reads) < 2 * WINDOW and (total + waiting[0][2] <= READ_BYTES or not total):
                 uri, version, size = waiting.popleft()
-                reads.append((uri, size, self.threads.submit(self._read, uri, version)))
+                reads.append((uri, version, size, self.threads.submit(self._read, uri, version)))
                 total += size
             if reads:
-                decoding([*held, *(uri for uri, _, _ in islice(reads, WINDOW))])
+                decoding([*held, *(uri for uri, _, _, _ in islice(reads, WINDOW))])
             sizes: dict[str, int] = {}
             pending: list[Future[Loaded]] = []
             pixels = 0
             while reads and len(sizes) < WINDOW:
-                uri, size, found = reads[0]
+                uri, version, size, found = reads[0]
                 told = header(found.result()[0])
                 pixels += told.pixels if told else 0
                 if sizes and pixels > WINDOW_PIXELS:
                     break
                 reads.popleft()
                 sizes[uri] = size
-                pending.append(self.threads.submit(self._decode, uri, told, *found.result()))
+                pending.append(self.threads.submit(self._decode, uri, version, told, *found.result()))
             return sizes, pending
 
         sizes, pending = start()
@@ -115,7 +125,9 @@ class Loader:
         start = time.perf_counter()
         return *read(uri, expected), time.perf_counter() - start
 
-    def _decode(self, uri: str, told: Header | None, encoded: bytes, version: str, error: str | None, seconds: float) -> Loaded:
+    def _decode(
+        self, uri: str, version: str, told: Header | None, encoded: bytes, read_version: str, error: str | None, seconds: float
+    ) -> Loaded:
         start = time.perf_counter()
         pixels = None
         if error is None and told is not None and told.pixels > self.max_pixels:
@@ -126,4 +138,9 @@ class Loader:
                 pixels = decode(encoded, self.max_pixels)
             except ImageError as reason:
                 error = f"decode: {reason}"
-        return Loaded(uri, version, error, encoded, told, pixels, seconds, time.perf_counter() - start)
+            except MemoryError:
+                raise
+            except Exception as unforeseen:  # of a decoder; it would end every run at this image
+                error = f"decode: {_unforeseen(unforeseen)}"
+        changed = read_version if read_version != version else None
+        return Loaded(uri, version, changed, error, encoded, told, pixels, seconds, time.perf_counter() - start)

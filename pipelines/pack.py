@@ -17,7 +17,7 @@ from PIL import Image
 
 from deeplab.classes import ClassTable
 from deeplab.datasets import DatasetError, LabelledFolder
-from deeplab.files import Files
+from deeplab.files import Files, mark_output
 from deeplab.images import ImageError, decode, decode_labels
 from deeplab.losses import IGNORE
 from deeplab.masks import encode_png
@@ -46,12 +46,13 @@ def pack(
     total, done, pairs = sum(map(len, splits)), 0, 0
     index: dict[str, Any] = {"format": FORMAT, "classes": splits[0].classes, "splits": {}}
     for data in splits:
+        mark_output(target, data.split)
         files: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         size = 0
         for position, stem in enumerate(data.stems):
-            encoded = data.read(data.images[position])
-            image, ids = data.decode(position, encoded, data.read(data.labels[position]))
+            encoded, labels = data.encoded(position)
+            image, ids = data.decode(position, encoded, labels)
             for part_stem, window in _tiles(stem, ids.shape, tile):
                 part = encoded if window is None else _png(image[window])
                 rows.append({"stem": part_stem, "image": part, "labels": encode_png(ids if window is None else ids[window], table)})
@@ -122,23 +123,36 @@ class Packed:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.decode(index, *self.encoded(index))
+
+    def encoded(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes of an image and of its labels. DatasetError that names the pair."""
         name, row = self.rows[index]
-        where = f"{self.place}/{name}, pair {self.stems[index]}"
         try:
-            found = self._file(name).read_row_group(row, columns=["image", "labels"])
-            image, labels = decode(found["image"][0].as_py()), decode_labels(found["labels"][0].as_py())
-        except (OSError, ImageError, pa.ArrowException) as error:
+            pair = self._file(name).read_row_group(row, columns=["image", "labels"])
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{self._where(index)}: {error}") from error
+        return pair["image"][0].as_py(), pair["labels"][0].as_py()
+
+    def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """What pair `index` holds, given its bytes. DatasetError that names the pair."""
+        where = self._where(index)
+        try:
+            image, labels = decode(image_bytes), decode_labels(label_bytes)
+        except ImageError as error:
             raise DatasetError(f"{where}: {error}") from error
         wrong = (labels >= len(self.classes)) & (labels != IGNORE)
         if labels.shape != image.shape[:2] or wrong.any():
             raise DatasetError(f"{where}: labels of {labels.shape} with values that are no class; the pack is damaged")
         return image, labels
 
+    def _where(self, index: int) -> str:
+        return f"{self.place}/{self.rows[index][0]}, pair {self.stems[index]}"
+
     def _file(self, name: str) -> pq.ParquetFile:
         key = os.getpid(), name  # an open file does not survive a fork into a loader process
         if key not in self._open:
-            system, path = storage.filesystem(f"{self.place}/{name}")
-            self._open[key] = pq.ParquetFile(system.open_input_file(path), pre_buffer=True)
+            self._open[key] = pq.ParquetFile(storage.open_file(storage.below(self.place, name)), pre_buffer=True)
         return self._open[key]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -146,7 +160,8 @@ class Packed:
 
     def without(self, stems: Sequence[str]) -> Packed:
         """The same split less some pairs. DatasetError when none is left."""
-        left = [index for index, stem in enumerate(self.stems) if stem not in set(stems)]
+        out = set(stems)
+        left = [index for index, stem in enumerate(self.stems) if stem not in out]
         if not left:
             raise DatasetError(f"{self.place}: every pair of {self.split} is broken")
         smaller = copy.copy(self)

@@ -6,8 +6,10 @@ image column of that row group once for all images of it that it is given.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines.faults import EntryError, reason
+from pipelines.object_file import open_object
 
 SUFFIX = ".parquet"
 # Columns that hold encoded images, by the names that people give them; of type binary, or struct with a binary `bytes`.
@@ -38,24 +41,33 @@ def image_column(schema: pa.Schema) -> str | None:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def open_file(shard: str) -> pq.ParquetFile:
-    system, path = storage.filesystem(shard)
-    return pq.ParquetFile(system.open_input_file(path))
-
-
-def members(shard: str, version: str) -> Iterator[tuple[str, int, str]]:
-    """(row, bytes, version) of every row, from the footer alone; bytes are the row group's mean."""
-    metadata = open_file(shard).metadata
+def members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int]]:
+    """(row, group, place in it, bytes) of every row, from the footer alone; bytes are the row group's mean. Nothing where
+    there is no column of images. Raises ValueError where the footer is damaged, and what `stream` raises.
+    """
+    with _arrow_errors():
+        file = pq.ParquetFile(stream)
+    if image_column(file.schema_arrow) is None:
+        return
     row = 0
-    for group in range(metadata.num_row_groups):
-        of = metadata.row_group(group)
+    for group in range(file.metadata.num_row_groups):
+        of = file.metadata.row_group(group)
         for place in range(of.num_rows):
             # Digits enough that the order of names is the order of rows, so that a group's images stay together.
-            yield f"{row:09d}", of.total_byte_size // of.num_rows, f"{version}@{group}+{place}"
+            yield f"{row:09d}", group, place, of.total_byte_size // of.num_rows
             row += 1
+
+
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
+    """Arrow's errors as ValueError in one line; it calls damage an OSError, too. (`open_object` raises its own in their place.)"""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 def read(shard: str, listed: str, group: int, place: int) -> bytes:
@@ -72,39 +84,23 @@ def read(shard: str, listed: str, group: int, place: int) -> bytes:
 
 @lru_cache(maxsize=2)
 def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
-    """The image column of a row group; the reason where it is damaged, so that it is not read again for every image."""
-    found = storage.stat_all([shard])[0]
-    if found is None or found.version != listed:
-        raise ValueError("the shard changed after it was listed; the next run lists it anew")
-    file = open_file(shard)
-    name = image_column(file.schema_arrow)
-    if name is None or group >= file.metadata.num_row_groups:
-        raise ValueError("the shard holds no such image")
-    if (size := _column_bytes(file.metadata.row_group(group), name)) > MAX_GROUP_BYTES:
-        raise ValueError(f"its row group holds {size} bytes of images; up to {MAX_GROUP_BYTES} are accepted, write smaller ones")
+    """The image column of a row group; the reason why not, so that it is not read again for every image."""
     try:
-        column: Any = file.read_row_group(group, columns=[name]).column(0)
-    except (OSError, pa.ArrowException):
-        # Arrow calls a damaged page what it calls a store that is away. The latter's bytes cannot be had; and where the
-        # store was away for a moment only, the second reading goes well.
-        _touch(shard, file.metadata.row_group(group), name)
-        try:
-            column = open_file(shard).read_row_group(group, columns=[name]).column(0)
-        except (OSError, pa.ArrowException) as error:
-            return f"its row group is damaged ({str(error).splitlines()[0]})"
+        with open_object(shard, listed) as stream, _arrow_errors():
+            file = pq.ParquetFile(stream)
+            name = image_column(file.schema_arrow)
+            if name is None or group >= file.metadata.num_row_groups:
+                return "the shard holds no such image"
+            if (size := _column_bytes(file.metadata.row_group(group), name)) > MAX_GROUP_BYTES:
+                return f"its row group holds {size} bytes of images; up to {MAX_GROUP_BYTES} are accepted, write smaller ones"
+            column: Any = file.read_row_group(group, columns=[name]).column(0)
+    except EntryError as error:
+        return reason(error)
+    except ValueError as error:
+        return f"its row group is damaged ({error})"
     for part in name.split(".")[1:]:
         column = pa.chunked_array([pc.struct_field(chunk, part) for chunk in column.chunks])
     return column
-
-
-def _touch(shard: str, group: Any, name: str) -> None:
-    """Read the bytes of a column of a row group; raises the store's own error where it does not give them."""
-    system, path = storage.filesystem(shard)
-    with system.open_input_file(path) as stream:
-        for column in (group.column(index) for index in range(group.num_columns)):
-            if column.path_in_schema == name:
-                start = column.dictionary_page_offset or column.data_page_offset
-                stream.read_at(column.total_compressed_size, start)
 
 
 def _column_bytes(group: Any, name: str) -> int:

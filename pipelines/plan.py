@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.results import ResultsTable
+from pipelines import sql
+from pipelines.results import ResultsTable, done_versions
 
 SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())])
 # Images that are sorted by size together, so that those of a block are alike and batches fill up.
 SORTED = 20_000
-# The end of a plan is cut finer, so that no task is still at a long block when all others are done. Ray Data costs 3 ms of the
+# The end of a plan is cut finer, so that no task is still at a long block when all others are done. Ray Data costs 3 to 8 ms of the
 # driver's CPU a block, which even a few images outweigh.
 SMALLEST = 4
 
@@ -30,7 +30,7 @@ class Plan:
 
     path: Path
     model: str
-    version: int | None
+    version: int
     images: int
     done: int
     archive: int
@@ -48,7 +48,7 @@ class Plan:
                 ends = pc.cumulative_sum(pc.fill_null(rows["bytes"], 0)).to_numpy()
                 start = 0
                 while start < rows.num_rows:
-                    most = max(SMALLEST, min(images, left // (4 * slots)))
+                    most = max(SMALLEST, min(images, left // (2 * slots)))
                     before = ends[start - 1] if start else 0
                     by_size = int(ends.searchsorted(before + size, side="right"))
                     stop = min(start + most, max(by_size, start + 1), rows.num_rows)
@@ -59,29 +59,31 @@ class Plan:
 def make(inventory: Path, table: ResultsTable | None, model: str, path: Path, *, retry_errors: bool = False) -> Plan:
     """Anti-join `inventory` with the rows of `model` in `table` (None: an empty one) into the Parquet file `path`.
 
-    An image is done when its uri and version have a row; with `retry_errors` only when that row is ok. An image that
-    the inventory names twice is planned once.
+    An image is done when a row of its uri has its listed version, as `version` or as `read_version` (it changed between
+    listing and reading, and now the listing has caught up); with `retry_errors` only when that row is ok. Of an image that
+    the inventory names more than once (a tar may hold a name twice) the last entry counts, as when a tar is unpacked.
     """
-    with duckdb.connect() as connection:
-        connection.execute(
-            f"SET memory_limit = '700MB'; SET preserve_insertion_order = false; SET temp_directory = '{path.parent}'"
-        )
-        source = connection.read_parquet(str(inventory))
+    with sql.connect(path.parent) as connection:
+        connection.execute("SET preserve_insertion_order = false")
+        source = connection.read_parquet(str(inventory), file_row_number=True)
         connection.register("inventory", source)
         connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
         if table is not None:
             connection.register("results", table.dataset(model))
-            wanted = "WHERE status = 'ok'" if retry_errors else ""
-            connection.execute(f"INSERT INTO done SELECT uri, version FROM results {wanted}")
-        connection.execute(
-            f"""
-            COPY (
-                SELECT uri, max(version) AS version, max(bytes) AS bytes FROM inventory
-                ANTI JOIN done USING (uri, version)
-                GROUP BY uri ORDER BY uri
-            ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)
+            where = "status = 'ok'" if retry_errors else "TRUE"
+            with table.reading():
+                connection.execute(f"INSERT INTO done {done_versions(where=where)}")
+        missing = connection.sql(
+            """
+            FROM (
+                SELECT uri, arg_max(version, file_row_number) AS version, arg_max(bytes, file_row_number) AS bytes
+                FROM inventory GROUP BY uri
+            )
+            ANTI JOIN done USING (uri, version)
+            ORDER BY uri
             """
         )
+        missing.write_parquet(str(path), compression="zstd")
         archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
     images = pq.read_metadata(path).num_rows
-    return Plan(path, model, table.version if table is not None else None, images, archive - images, archive)
+    return Plan(path, model, table.version if table is not None else 0, images, archive - images, archive)

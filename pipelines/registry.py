@@ -16,6 +16,7 @@ from typing import Any
 from deeplab import checkpoint
 from deeplab.checkpoint import CARD, WEIGHTS, ModelError
 from deeplab.errors import UserError
+from deeplab.files import Files
 from pipelines import s3, storage
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -47,15 +48,15 @@ class Registry:
         """Copy a model (folder, s3:// prefix or bundled) into the registry and return its entry; the same is stored once."""
         source = read_model(model)
         parsed = checkpoint.parse(*source)
-        entry = f"{parsed.name}-{parsed.digest[:12]}"
+        entry = entry_of(parsed)
         # The card last: without it the folder is no model.
         for name, data in ((WEIGHTS, source[2]), (CARD, source[1])):
-            storage.write_whole(f"{self.uri}/{entry}/{name}", data)
+            storage.write_whole(storage.below(self.uri, f"{entry}/{name}"), data)
         return entry
 
     def read(self, entry: str) -> tuple[Path, bytes, bytes]:
         """What `checkpoint.read` gives, of an entry here. Raises ModelError."""
-        return read_folder(f"{self.uri}/{entry}")
+        return read_folder(storage.below(self.uri, entry))
 
     def alias(self, name: str) -> Alias | None:
         """Where an alias points; None when there is no such."""
@@ -90,18 +91,44 @@ class Registry:
         return f"{self.uri}/aliases/{name}.json"
 
 
+def is_alias(reference: str) -> bool:
+    """Whether a model is named as REGISTRY@ALIAS."""
+    _, at, name = reference.rpartition("@")
+    return bool(at) and ("/" not in name if storage.is_s3(reference) else not storage.local_path(reference).exists())
+
+
+def changeable(reference: str, model: checkpoint.Model) -> Files:
+    """The folder of `model`, local or s3://, whose card can be changed. ModelError for others, with what to do instead.
+
+    Models in a registry never change, as their names hold their digests, and bundled ones come with the package.
+    """
+    instead = "--no-write only prints what is found; a copy of its folder takes it"
+    if reference in checkpoint.bundled():
+        raise ModelError(f"{reference} is bundled and stays as it is: {instead} ({checkpoint.find(reference)})")
+    if is_alias(reference) or storage.canonical(reference).rpartition("/")[2] == entry_of(model):
+        raise ModelError(f"{reference} lies in a registry, where models stay as they are: {instead}")
+    place = storage.files(reference)
+    checkpoint.note(place)
+    return place
+
+
+def entry_of(model: checkpoint.Model) -> str:
+    """The folder of a model in a registry."""
+    return f"{model.name}-{model.digest[:12]}"
+
+
 def read_model(reference: str) -> tuple[Path, bytes, bytes]:
     """What `checkpoint.read` gives, of a bundled model, a model folder (local or s3://) or REGISTRY@ALIAS.
 
     Raises ModelError where there is no such model.
     """
-    place, at, name = reference.rpartition("@")
-    if at and not Path(reference).exists():
+    if is_alias(reference):
+        place, _, name = reference.rpartition("@")
         found = Registry(place).alias(name)
         if found is None:
             raise ModelError(f"no model {reference}: the registry {place} has no alias {name}")
         return Registry(place).read(found.entry)
-    return read_folder(reference) if storage.is_s3(reference) else checkpoint.read(reference)
+    return read_folder(reference)
 
 
 def read_folder(uri: str) -> tuple[Path, bytes, bytes]:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,19 +24,22 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from deeplab.errors import UserError
-from pipelines.cluster import ClusterError
+from pipelines.cluster import ClusterError, token
 
 REQUEST_SECONDS = 30
 POLL_SECONDS = 1.0
 ABSENCE_SECONDS = 120.0  # a head that is silent for so long is gone for this try
 STOP_SECONDS = 8.0  # Ray gives a stopped job 3 s before it kills it
 EVENT = "deeplab"  # the key that marks a line of the job as an event
+UNFORESEEN = "Unforeseen"  # the class of an error event that is none of our own
 
 Tell = Callable[[dict[str, Any]], None]
 
 
 class JobFailed(UserError):
     """The job ended for a reason of the system's, or was stopped by someone else; another try may help."""
+
+    passing = True
 
 
 class JobRefused(UserError):
@@ -51,16 +53,6 @@ class JobRefused(UserError):
 def is_jobs(address: str | None) -> bool:
     """Whether an address is a Jobs API (http://host:8265), and not a cluster to join."""
     return address is not None and address.startswith(("http://", "https://"))
-
-
-def token() -> str | None:
-    """Ray's authentication token, from where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return None
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
-        return given.strip()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
 class _Client(JobSubmissionClient):
@@ -111,7 +103,7 @@ class Jobs:
         number = int(attempts[-1].submission_id.rpartition("-")[2]) + 1 if attempts else 1
         job = f"{name}-{number}"
         text = options.model_dump_json(exclude={"address"}, exclude_defaults=True)
-        command = f"exec python -m pipelines.driver {kind} {shlex.quote(text)}"
+        command = f"exec python -P -m pipelines.driver {kind} {shlex.quote(text)}"
         try:
             self.client.submit_job(entrypoint=command, submission_id=job, metadata={"deeplab": kind})
         except RuntimeError:
@@ -229,8 +221,8 @@ def run(
         with suppress(Exception):
             jobs.stop(name)
         raise
-    if error is not None and error["error"] in ("SegmentError", "ClusterError"):
-        raise JobFailed(f"job {job}: {error['message']}")
+    if error is not None and (error["passing"] or error["error"] == UNFORESEEN):
+        raise JobFailed(f"job {job}: {error['message']}; its log: {jobs.page(job)}")
     if error is not None:
         raise JobRefused(error["error"], error["message"])
     if details.status == JobStatus.SUCCEEDED and result is not None:

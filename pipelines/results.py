@@ -5,22 +5,34 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
+from deeplab.files import MARKER, MARKER_TEXT
 from pipelines import s3, storage
+from pipelines.s3_answers import as_answered
+from pipelines.sql import connect
 
+# Columns that came later: nullable, and absent from tables and files of earlier releases, where every row has null. The next
+# run that writes adds them to a table's schema; a further one is a line here.
+ADDED = [
+    pa.field("read_version", pa.string()),
+]
 SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -36,13 +48,16 @@ SCHEMA = pa.schema(
         pa.field("refined", pa.string()),
         pa.field("run", pa.string(), nullable=False),
         pa.field("segmented_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        *ADDED,
     ]
 )
 # In the files themselves the partition column is left out: readers take it from the log, or from the folder's name.
 FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
-REGISTER_TRIES = 10
+# Columns by which files are skipped; none is ever null.
+SKIPPING = ("uri", "status", "run")
+ALTER_TRIES = 10
 CHECKPOINT_EVERY = 100  # commits, as is Delta's default: what a reader of the log then has to read one by one
 
 
@@ -65,31 +80,37 @@ class ResultsTable:
     def open(cls, uri: str, version: int | None = None, patient: bool = False) -> ResultsTable:
         """The table at `uri`, as it is now or was at `version`. `patient`: outages of the store are outlasted, as a run should.
 
-        ResultsError when there is none, it is another's, or its schema is of another version.
+        ResultsError when there is none, it is another's, or its schema is of another version; StorageError for a place where
+        none can lie.
         """
         uri = storage.canonical(uri)
+        location = storage.delta_location(uri)
         try:
-            options = storage.delta_options(uri, patient)
-            delta = DeltaTable(storage.delta_location(uri), version=version, storage_options=options)
+            delta = DeltaTable(location, version=version, storage_options=storage.delta_options(uri, patient))
         except TableNotFoundError as error:
             raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
         except (DeltaError, OSError) as error:
-            raise ResultsError(f"{uri}: the table cannot be read ({_one_line(error)})") from error
+            raise _trouble(uri, "the table cannot be read", error) from error
         found = delta.metadata().configuration.get(FORMAT_KEY)
         if found is None:
             raise ResultsError(f"{uri}: a Delta table, but not a results table of ours; choose another place")
         if found != FORMAT:
             raise ResultsError(f"{uri}: a results table of format {found!r}; this version reads and writes {FORMAT!r}")
-        have = {field.name: field.type for field in pa.schema(delta.schema().to_arrow())}
-        wrong = [f"{f.name} {have.get(f.name, 'missing')}" for f in SCHEMA if not _same_type(have.get(f.name), f.type)]
+        have = {field.name: field.type for field in _columns(delta)}
+        expected = [field for field in SCHEMA if field.name in have or field not in ADDED]
+        wrong = [f"{f.name} {have.get(f.name, 'missing')}" for f in expected if not _same_type(have.get(f.name), f.type)]
         if wrong:
             raise ResultsError(f"{uri}: columns differ from this version's schema: {', '.join(wrong)}")
         return cls(uri, delta)
 
     @classmethod
     def ensure(cls, uri: str) -> ResultsTable:
-        """The table at `uri` for a run, created empty where there is none. ResultsError for a place that holds something else."""
+        """The table at `uri` for a run, created empty where there is none, with this release's columns.
+
+        ResultsError for a place that holds something else.
+        """
         uri = storage.canonical(uri)
+        location = storage.delta_location(uri)  # refuses a place that cannot be before anything is made there
         if not storage.is_s3(uri):
             path = storage.local_path(uri)
             if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "_delta_log").is_dir()):
@@ -107,7 +128,7 @@ class ResultsTable:
                 raise ResultsError(f"{uri}: holds something that is no results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
-                    storage.delta_location(uri),
+                    location,
                     SCHEMA,
                     mode="ignore",
                     partition_by=["model"],
@@ -120,8 +141,13 @@ class ResultsTable:
                 )
             except (DeltaError, OSError) as error:
                 if not _is_table(uri):
-                    raise ResultsError(f"{uri}: a table cannot be created ({_one_line(error)})") from error
-        return cls.open(uri, patient=True)
+                    raise _trouble(uri, "a table cannot be created", error) from error
+        table = cls.open(uri, patient=True)
+        table._add_columns()
+        place = storage.files(uri)
+        if not place.has(MARKER):
+            place.write(MARKER, MARKER_TEXT)
+        return table
 
     def refresh(self) -> None:
         """See commits made since the table was opened. Raises StorageError."""
@@ -158,26 +184,74 @@ class ResultsTable:
 
     def register(self, model: str, card: dict[str, Any]) -> None:
         """Store a model's card once, so that no mask is without its meaning. ResultsError when the log takes no entry."""
-        for left in reversed(range(REGISTER_TRIES)):
-            if model in self.models():
+        properties = {MODEL_KEY + model: json.dumps(card)}
+        self._alter(
+            lambda: model in self.models(),
+            lambda: self.delta.alter.set_table_properties(properties, raise_if_not_exists=False),
+            f"the card of {model}",
+        )
+
+    def _add_columns(self) -> None:
+        """Give a table of an earlier release the columns of ADDED; its files stay as they are, and have null there."""
+        absent = [field for field in ADDED if field.name not in _columns(self.delta).names]
+        self._alter(
+            lambda: {field.name for field in absent} <= set(_columns(self.delta).names),
+            lambda: self.delta.alter.add_columns(DeltaSchema.from_arrow(pa.schema(absent)).fields),
+            f"the columns {', '.join(field.name for field in absent)}",
+        )
+
+    def _alter(self, done: Callable[[], bool], change: Callable[[], None], what: str) -> None:
+        """Make `change` to the table's metadata until it is `done`. ResultsError when the log takes no entry."""
+        for left in reversed(range(ALTER_TRIES)):
+            if done():
                 return
             try:
                 with _stored(self.uri):
-                    self.delta.alter.set_table_properties({MODEL_KEY + model: json.dumps(card)}, raise_if_not_exists=False)
-            except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very card
+                    change()
+            except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very change
                 if not left:
-                    raise ResultsError(f"{self.uri}: the card of {model} was refused ({_one_line(error)}); try again") from error
+                    raise ResultsError(f"{self.uri}: the log refused {what} ({_one_line(error)}); try again") from error
             self.refresh()
 
     def dataset(self, model: str | None = None) -> pads.Dataset:
-        """All rows as a pyarrow dataset, of one model if asked."""
-        return self.delta.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)] if model else None)
+        """All rows as a pyarrow dataset, of one model if asked; columns that the table does not have yet are null."""
+        system, root = storage.filesystem(self.uri)
+        rows = self.delta.to_pyarrow_dataset(
+            # The Delta library's own is Python, into which Arrow's threads then call: one that still does when the
+            # interpreter ends aborts the process ("terminate called without an active exception").
+            filesystem=pafs.SubTreeFileSystem(root, system),
+            file_pruning_predicate=[("model", "=", model)] if model else None,
+        )
+        schema = pa.schema([*rows.schema, *(field for field in ADDED if field.name not in rows.schema.names)])
+        ranges = self._ranges()
+        # Of a column without statistics in the log, deltalake 1.6 promises Arrow values between null and null, so that a
+        # filter on it passes nothing, or all. Files are promised to hold what the log does say of them, and nothing else.
+        fragments = []
+        for fragment in rows.get_fragments():
+            promise = pc.field("model") == pads.get_partition_keys(fragment.partition_expression)["model"]
+            for name, low, high in ranges.get(fragment.path, ()):
+                promise &= (pc.field(name) >= low) & (pc.field(name) <= high)
+            fragments.append(rows.format.make_fragment(fragment.path, rows.filesystem, promise))
+        return pads.FileSystemDataset(fragments, schema, rows.format, rows.filesystem)
+
+    def _ranges(self) -> dict[str, list[tuple[str, str, str]]]:
+        """(column, smallest, largest) of the columns whose filters should skip files, by the path of the file."""
+        actions = pa.table(self.delta.get_add_actions(flatten=True))
+        ranges: dict[str, list[tuple[str, str, str]]] = {}
+        for name in SKIPPING:
+            if f"min.{name}" in actions.column_names:
+                columns = [actions[column].to_pylist() for column in ("path", f"min.{name}", f"max.{name}")]
+                for path, low, high in zip(*columns, strict=True):
+                    if low is not None and high is not None:
+                        ranges.setdefault(path, []).append((name, low, high))
+        return ranges
 
     def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
-        """Run SQL with DuckDB, in which the table is called `results`."""
-        connection = duckdb.connect()
+        """Run SQL with DuckDB, in which the table is called `results`; the answer has fetchall(), fetchone(), df() and others."""
+        connection = connect()
         connection.register("results", self.dataset(model))
-        return connection.execute(sql, list(parameters))
+        with self.reading():
+            return connection.execute(sql, list(parameters))
 
     def last_commit(self, run: str) -> int:
         """The number of a run's newest commit in the log, as far as that was read (see `refresh`); 0 for none."""
@@ -185,13 +259,31 @@ class ResultsTable:
             return self.delta.transaction_version(run) or 0
 
     def files(self, model: str) -> dict[str, str | None]:
-        """The Parquet files of a model's rows, relative to the table, each with the run that wrote it (None: several)."""
+        """The Parquet files of a model's rows, each with the run that wrote it (None: several).
+
+        Paths are relative to the table and decoded: the log's are URIs, and so `%20` in it is a space of the file's name.
+        """
         actions = pa.table(self.delta.get_add_actions(flatten=True))
         if not actions.num_rows:
             return {}
         names = ("path", "partition.model", "min.run", "max.run")
         columns = [actions[name].to_pylist() if name in actions.column_names else [None] * actions.num_rows for name in names]
         return {unquote(path): low if low == high else None for path, of, low, high in zip(*columns, strict=True) if of == model}
+
+    def open_file(self, path: str) -> pq.ParquetFile:
+        """One of `files`, or a part that is not committed yet. OSError, ArrowInvalid where it is gone or no Parquet."""
+        system, root = storage.filesystem(self.uri)
+        # Nothing is read ahead: whole columns of masks would pile up before a slower reader.
+        return pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """ResultsError for rows that cannot be read in the body: a file that the log names is gone or damaged."""
+        try:
+            yield
+        except (FileNotFoundError, pa.ArrowInvalid, duckdb.InvalidInputException) as error:
+            reason = _one_line(error)
+            raise ResultsError(f"{self.uri}: rows cannot be read ({reason}); `deeplab verify` says what is wrong") from error
 
     def commit(
         self,
@@ -234,7 +326,27 @@ def _is_table(uri: str) -> bool:
     try:
         return DeltaTable.is_deltatable(storage.delta_location(uri), storage.delta_options(uri))
     except (DeltaError, OSError) as error:
-        raise ResultsError(f"{uri}: the Delta library cannot look for a table there ({_one_line(error)})") from error
+        raise _trouble(uri, "the Delta library cannot look for a table there", error) from error
+
+
+def _trouble(uri: str, what: str, error: Exception) -> UserError:
+    """An outage of a store as one, which passes; anything else that the Delta library met as a ResultsError."""
+    if isinstance(error, UserError):
+        return error
+    answered = _answered(uri, error)
+    if isinstance(error, OSError) and answered.passing:
+        return answered
+    return ResultsError(f"{uri}: {what} ({_one_line(error)})")
+
+
+def done_versions(rows: str = "results", where: str = "TRUE") -> str:
+    """SQL for the (uri, version) of images that are done by `rows`: as they were listed and, where that differs, as read."""
+    read = f"SELECT uri, read_version FROM {rows} WHERE read_version IS NOT NULL AND {where}"
+    return f"SELECT uri, version FROM {rows} WHERE {where} UNION ALL {read}"
+
+
+def _columns(delta: DeltaTable) -> pa.Schema:
+    return pa.schema(delta.schema().to_arrow())
 
 
 def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
@@ -256,11 +368,19 @@ def _same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
 
 @contextmanager
 def _stored(uri: str) -> Iterator[None]:
-    """Trouble that the Delta library has with the store, as a StorageError in one line."""
+    """Trouble that the Delta library has with the storage, as a StorageError in one line; a conflict stays one."""
     try:
         yield
-    except OSError as error:
-        raise s3.StorageError(f"{uri}: the store cannot be reached or broke off ({_one_line(error)})") from error
+    except CommitFailedError:
+        raise
+    except (OSError, DeltaError) as error:
+        raise _answered(uri, error) from error
+
+
+def _answered(uri: str, error: Exception) -> storage.StorageError:
+    """What a store says may pass; what a disk says (it is full, it is read-only) stays."""
+    line = _one_line(error)
+    return as_answered(uri, error, line) if storage.is_s3(uri) else storage.StorageError(f"{uri}: {line}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,11 +8,12 @@ buckets take them.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -21,18 +22,20 @@ from typing import Any
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, SSLError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from deeplab.errors import UserError
+from deeplab.files import MARKER
+from pipelines.faults import EntryError, Outage, StorageError, require_fitting
+from pipelines.local import READ_SECONDS
+from pipelines.s3_answers import FAILURES, as_os_error, unusable
 
 LIST_THREADS = 16
+PAGE = 1000  # keys in an answer to a listing, the most that S3 gives
+FOLDERS_AT_ONCE = 10_000  # whose names are in memory while they are listed
 # With growing pauses of random length, and fewer when many threads ask at once; storage.outlast goes on from there.
 TRIES = 8
 PROBES = "_probe"
-
-
-class StorageError(UserError, OSError):
-    """A place cannot be reached, read or written; the message names it and what is accepted."""
+MAX_KEY_BYTES = 1024
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -49,8 +52,11 @@ def endpoint() -> str | None:
 
 @lru_cache(maxsize=1)
 def signed() -> bool:
-    """Whether there are credentials to sign with."""
-    return boto3.Session().get_credentials() is not None
+    """Whether there are credentials to sign with. StorageError where there is half of them, or a profile that is not there."""
+    try:
+        return boto3.Session().get_credentials() is not None
+    except BotoCoreError as error:
+        raise StorageError(unusable(error, endpoint())) from error
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +69,7 @@ def client() -> Any:
         request_checksum_calculation=checksums,
         retries={"mode": "standard", "max_attempts": TRIES},
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=READ_SECONDS,
         max_pool_connections=2 * LIST_THREADS,
         s3={"addressing_style": "path" if endpoint() else "auto"},
         signature_version=None if signed() else UNSIGNED,
@@ -73,54 +79,54 @@ def client() -> Any:
 
 
 def _as_os_error(error: Exception, uri: str) -> OSError:
-    """What the store answered, as the OSError that a local file would give; all else is a StorageError."""
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code == "NoSuchBucket":
-            return StorageError(f"{uri}: there is no such bucket")
-        if code in ("NoSuchKey", "404", "NotFound"):
-            return FileNotFoundError(2, "No such object", uri)
-        if code == "InvalidObjectState":
-            return PermissionError(13, "object is in cold storage and must be restored first", uri)
-        if code == "AccessDenied" or (code == "403" and status == 403):
-            return PermissionError(13, "Access denied", uri)
-        return StorageError(f"{uri}: the store answered {code} ({status})")
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return StorageError(
-            f"{uri}: the certificate of {endpoint() or 'S3'} is not trusted; for an authority of your own, AWS_CA_BUNDLE and "
-            "SSL_CERT_FILE must both name the file of its certificate"
-        )
-    # Botocore's own messages may hold the whole request; its kind says enough.
-    return StorageError(f"{uri}: {endpoint() or 'S3'} cannot be reached or broke off ({type(error).__name__})")
+    return as_os_error(error, uri, endpoint())
+
+
+def _kind(error: OSError) -> type[StorageError]:
+    return Outage if isinstance(error, Outage) else StorageError
+
+
+def _object(uri: str) -> tuple[str, str]:
+    """Bucket and key of an object that is to be read. EntryError for a URI that cannot name one."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        raise EntryError(errno.EINVAL, "s3://bucket/key is accepted", uri)
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise EntryError(errno.EILSEQ, "a key is UTF-8, and this has other bytes", uri) from error
+    if size > MAX_KEY_BYTES:
+        raise EntryError(errno.ENAMETOOLONG, f"a key has up to {MAX_KEY_BYTES} bytes, and this {size}", uri)
+    return bucket, key
 
 
 def get(uri: str) -> tuple[bytes, str]:
-    """All bytes of an object and the ETag of just these bytes. FileNotFoundError, PermissionError, StorageError."""
-    bucket, key = split(uri)
+    """All bytes of an object and the ETag of just these bytes. Errors of `faults.OWN`, StorageError."""
+    bucket, key = _object(uri)
     try:
         answer = client().get_object(Bucket=bucket, Key=key)
+        require_fitting(int(answer["ContentLength"]), uri)
         return answer["Body"].read(), _version(answer["ETag"])
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         raise _as_os_error(error, uri) from error
 
 
 def get_range(uri: str, start: int, length: int) -> tuple[bytes, str]:
     """`length` bytes from `start`, and the whole object's ETag; errors as `get`."""
-    bucket, key = split(uri)
+    bucket, key = _object(uri)
     try:
         answer = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
         return answer["Body"].read(), _version(answer["ETag"])
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         raise _as_os_error(error, uri) from error
 
 
 def head(uri: str) -> tuple[int, str] | None:
-    """Size and ETag of an object, None where there is none; PermissionError and StorageError as `get`."""
-    bucket, key = split(uri)
+    """Size and ETag of an object, None where there is none; other errors as `get`."""
+    bucket, key = _object(uri)
     try:
         answer = client().head_object(Bucket=bucket, Key=key)
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         reason = _as_os_error(error, uri)
         if isinstance(reason, FileNotFoundError):
             return None
@@ -143,7 +149,7 @@ def put(uri: str, data: bytes, *, only_new: bool = False, unchanged: str | None 
         try:
             client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
             return True
-        except (ClientError, BotoCoreError) as error:
+        except FAILURES as error:
             if not (condition and _does_not_hold(error, unchanged is not None)):
                 raise _as_os_error(error, uri) from error
         try:
@@ -166,7 +172,7 @@ def delete(uri: str) -> None:
     bucket, key = split(uri)
     try:
         client().delete_object(Bucket=bucket, Key=key)
-    except (ClientError, BotoCoreError) as error:
+    except FAILURES as error:
         raise _as_os_error(error, uri) from error
 
 
@@ -185,7 +191,7 @@ def require_conditional_put(prefix: str, replacing: bool = False) -> None:
         elif replacing and (put(uri, b"third", unchanged="0" * 32) or not put(uri, b"fourth", unchanged=get(uri)[1])):
             lacking = "If-Match"
     except OSError as error:
-        raise StorageError(f"{prefix}: cannot be written ({error.strerror or error})") from error
+        raise _kind(error)(f"{prefix}: cannot be written ({error.strerror or error})") from error
     with suppress(PermissionError):  # without the right to delete the probe stays; nothing else here deletes
         delete(uri)
     if lacking:
@@ -201,33 +207,40 @@ def is_free(prefix: str) -> bool:
     return all(uri.startswith(root) for uri, _, _ in list_objects(prefix))
 
 
-def list_objects(prefix: str) -> Iterator[tuple[str, int, str]]:
+def list_objects(prefix: str, output: Callable[[str], None] | None = None) -> Iterator[tuple[str, int, str]]:
     """(URI, size, ETag) of every object below a prefix, in no special order, page by page: memory does not grow.
 
-    Folders are listed side by side by LIST_THREADS threads. Names that begin with a dot, and folder markers, are left out.
+    A page is asked for when the one before has been taken. Folders are listed side by side by LIST_THREADS threads. Names
+    that begin with a dot, and folder markers, are left out; with `output`, folders below the prefix that this program wrote
+    (`deeplab.files.mark_output`), too, which it hears of.
     """
     bucket, key = split(prefix)
     root = f"{key.rstrip('/')}/" if key else ""
     try:
-        folders, objects = [root], []
+        folders = [root]
         for _ in range(4):  # go down until there is work for all threads
             if len(folders) >= LIST_THREADS:
                 break
             below: list[str] = []
             for folder in folders:
-                for page in _pages(bucket, folder, "/"):
-                    objects.append(_objects(bucket, page, root))
-                    below += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
-            folders = [folder for folder in below if not hidden(folder[len(root) :])]
-        for found in objects:
-            yield from found
+                for page in _pages(bucket, folder, "/", root, output):
+                    yield from _objects(bucket, page, root)
+                    names = [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+                    below += [name for name in names if not hidden(name[len(root) :])]
+                    if len(below) >= FOLDERS_AT_ONCE:
+                        yield from _side_by_side(bucket, below, root, output)
+                        below = []
+            folders = below
         if folders:
-            yield from _side_by_side(bucket, folders, root)
-    except (ClientError, BotoCoreError) as error:
-        raise StorageError(f"{prefix}: cannot be listed ({_reason(_as_os_error(error, prefix))})") from error
+            yield from _side_by_side(bucket, folders, root, output)
+    except FAILURES as error:
+        reason = _as_os_error(error, prefix)
+        raise _kind(reason)(f"{prefix}: cannot be listed ({_reason(reason)})") from error
 
 
-def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[str, int, str]]:
+def _side_by_side(
+    bucket: str, folders: list[str], root: str, output: Callable[[str], None] | None
+) -> Iterator[tuple[str, int, str]]:
     pages: queue.Queue[list[tuple[str, int, str]] | Exception | None] = queue.Queue(maxsize=4 * LIST_THREADS)
     stop = threading.Event()
 
@@ -241,7 +254,7 @@ def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[
     def walk(folder: str) -> None:
         try:
             if not stop.is_set():
-                for page in _pages(bucket, folder):
+                for page in _pages(bucket, folder, "", root, output):
                     hand_over(_objects(bucket, page, root))
                     if stop.is_set():
                         return
@@ -267,8 +280,27 @@ def _side_by_side(bucket: str, folders: list[str], root: str) -> Iterator[tuple[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pages(bucket: str, folder: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
-    yield from client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter)
+def _pages(bucket: str, folder: str, delimiter: str, root: str, output: Callable[[str], None] | None) -> Iterator[dict[str, Any]]:
+    """The pages of a listing. With `output`, from the marker of a folder other than `root` on without what is in it."""
+    ours = None
+    paginator = client().get_paginator("list_objects_v2")
+    for page in paginator.paginate(Bucket=bucket, Prefix=folder, Delimiter=delimiter, PaginationConfig={"PageSize": PAGE}):
+        if output is None:
+            yield page
+            continue
+        kept = []
+        for entry in page.get("Contents", ()):
+            key = entry["Key"]
+            # Keys come in the order of their names, and none that we write comes before the marker.
+            if key.rpartition("/")[2] == MARKER and key != root + MARKER and not (ours and key.startswith(ours)):
+                ours = key.removesuffix(MARKER)
+                output(f"s3://{bucket}/{ours}")
+            if not (ours and key.startswith(ours)):
+                kept.append(entry)
+        if ours == folder:
+            yield {"Contents": kept}
+            return
+        yield {**page, "Contents": kept}
 
 
 def _objects(bucket: str, page: dict[str, Any], root: str) -> list[tuple[str, int, str]]:

@@ -1,28 +1,78 @@
-"""Segmenting an archive: inventory, plan, then one Ray Data execution and one commit per chunk."""
+"""Segmenting an archive: inventory, plan, one stream with a commit every few seconds, check.
+
+`segment` takes the steps in order. They are apart for callers that watch, retry or schedule each of them; each returns what
+the next one takes, and all are safe to repeat.
+"""
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from deeplab import checkpoint
+from deeplab.crf.bridge import require_pydensecrf
 from deeplab.errors import UserError
 from pipelines import account, inventory, plan, registry, storage
 from pipelines.bound import bound
-from pipelines.layout import layout as layout_of
+from pipelines.commit import Committed
+from pipelines.inventory import Inventory
 from pipelines.options import SegmentOptions
+from pipelines.plan import Plan
 from pipelines.results import ResultsTable
-from pipelines.stages import Task
+
+if TYPE_CHECKING:
+    from pipelines.stages import Task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told: `phase` is inventory, plan, start, segment or commit; images count this run's only.
+
+    `committed`: those that have their row, `version`: the table's, `already`: images of the archive that had their row before.
+    A phase `commit` follows each commit.
+    """
+
+    phase: str
+    total: int = 0
+    done: int = 0
+    errors: int = 0
+    committed: int = 0
+    version: int | None = None
+    already: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    `images`, `errors`: its rows in the table; `already`: images that had their row before; `elsewhere`: images whose row another
+    run brought meanwhile; `outputs` of this program in the archive were passed over; `bound`: the stage that held it up.
+    """
+
+    run: str
+    model: str
+    results: str
+    version: int | None = None
+    archive_images: int = 0
+    passed_over: int = 0
+    outputs: int = 0
+    already: int = 0
+    images: int = 0
+    errors: int = 0
+    elsewhere: int = 0
+    commits: int = 0
+    errors_by_reason: Mapping[str, int] = field(default_factory=dict)
+    class_shares: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
+    images_by_node: Mapping[str, int] = field(default_factory=dict)
+    images_per_second: float = 0.0
+    bound: str = ""
 
 
 class TooManyErrors(UserError):
@@ -34,297 +84,218 @@ class TooManyErrors(UserError):
 
 
 class SegmentError(UserError):
-    """A chunk could not be finished for a reason of the system's; earlier chunks stay committed."""
+    """The stream ended early; what was finished by then is committed. `passing`: for a reason of the system's."""
 
-
-@dataclass
-class Progress:
-    """What a watcher is told: `phase` is inventory, plan, start, segment or commit; images count this run's only."""
-
-    phase: str
-    total: int = 0
-    done: int = 0
-    errors: int = 0
-    chunk: int = 0
-    chunks: int = 0
-
-
-@dataclass
-class Summary:
-    """What a run did; `images` were planned and done by it, `already` had their row before; `bound`: the stage that held it up."""
-
-    run: str
-    model: str
-    results: str
-    version: int | None = None
-    archive_images: int = 0
-    passed_over: int = 0
-    already: int = 0
-    images: int = 0
-    errors: int = 0
-    errors_by_reason: dict[str, int] = field(default_factory=dict)
-    class_shares: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    seconds_by_stage: dict[str, float] = field(default_factory=dict)
-    images_per_second: float = 0.0
-    bound: str = ""
+    def __init__(self, message: str, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 Watch = Callable[[Progress], None]
 
 
+def unwatched(progress: Progress) -> None:
+    """The watch of a run that nobody looks at."""
+
+
 @dataclass(frozen=True)
-class Work:
-    """One chunk of a run: its number (from 1), the name of its transaction, its images (uri, version, bytes)."""
+class Run:
+    """One run: what was asked for, the model as `checkpoint.read` gives and as it is, and the run's id."""
 
-    number: int
-    name: str
-    images: pa.Table
+    options: SegmentOptions
+    source: tuple[Path, bytes, bytes]
+    model: checkpoint.Model
+    id: str
+
+    @property
+    def results(self) -> str:
+        return storage.canonical(self.options.results)
 
 
-class Segmentation:
-    """One run, step by step: inventory, plan, chunks on a Ray session, check. `segment` takes them in order.
+@dataclass(frozen=True)
+class Outcome:
+    """What a stream brought: its commits, the seconds that it took, what bounded it, and whether it was cut short by errors."""
 
-    The steps are apart for callers that watch, retry or schedule each of them; all of them are safe to repeat.
-    `folder` holds the inventory and the plan while the run lasts. Raises ModelError for a model that cannot be used.
+    committed: Committed
+    seconds: float = 0.0
+    bound: str = ""
+    cut: bool = False
+
+
+def begin(options: SegmentOptions) -> Run:
+    """A run of these options. Raises ModelError for a model that cannot be used."""
+    if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
+        require_pydensecrf()
+    source = registry.read_model(options.model)
+    return Run(options, source, checkpoint.parse(*source), f"run-{uuid.uuid4().hex[:12]}")
+
+
+def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:
+    """List the archive into a file of `folder`. Raises ArchiveError."""
+    watch(Progress("inventory"))
+    options = run.options
+    path = folder / "inventory.parquet"
+    return inventory.take(options.archive, path, include=options.include, exclude=options.exclude, limit=options.limit)
+
+
+def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch = unwatched) -> Plan:
+    """What of the inventory the table has no row of; the table is made where there is none. Raises ResultsError."""
+    watch(Progress("plan", total=listed.images))
+    table = ResultsTable.ensure(run.results)
+    return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", retry_errors=run.options.retry_errors)
+
+
+def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
+    """Segment and commit what is planned, on a Ray that is started here or joined. Raises ClusterError, SegmentError.
+
+    Whatever ends it, Ctrl-C too, what is finished is committed first. The stream is cut short when so many rows are errors
+    that the run fails in any case.
     """
+    if not todo.images:
+        return Outcome(Committed(version=todo.version))
+    import ray
 
-    def __init__(self, options: SegmentOptions, folder: Path, watch: Watch = lambda progress: None) -> None:
-        self.options, self.folder, self.watch = options, folder, watch
-        self.source = registry.read_model(options.model)
-        self.model = checkpoint.parse(*self.source)
-        arguments = self.model.crf(options.crf_params) if options.crf else {}
-        # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
-        crf = {"mode": options.crf_mode, "backend": options.crf_backend, "device": "auto", "deterministic": True, **arguments}
-        self.crf = crf if options.crf else None
-        self.predictor = options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"})
-        self.summary = Summary(f"run-{uuid.uuid4().hex[:12]}", self.model.label, storage.canonical(options.results))
+    from pipelines import cluster, stream
+    from pipelines.commit import Committer
+    from pipelines.layout import layout
+    from pipelines.metrics import Metrics
+    from pipelines.sink import Sink
 
-    def take_inventory(self) -> inventory.Inventory:
-        """List the archive. Raises ArchiveError."""
-        self.watch(Progress("inventory"))
-        found = inventory.take(
-            self.options.archive,
-            self.folder / "inventory.parquet",
-            include=self.options.include,
-            exclude=self.options.exclude,
-            limit=self.options.limit,
+    options = run.options
+    ResultsTable.open(run.results, patient=True).register(run.model.label, run.model.card)
+    watch(Progress("start", todo.images, already=todo.done))
+    with cluster.session(options.address):
+        committer = Committer(run.results, run.model.label, run.id, todo.version, options.retry_errors)
+        metrics = Metrics(run.results, run.model.label)
+        sink = Sink(committer, options.commit_every)
+        reported = sink.committed
+
+        def report() -> bool:
+            nonlocal reported
+            phase, before, reported = "segment" if reported is sink.committed else "commit", reported, sink.committed
+            metrics.progress(todo.images - reported.images - reported.left_out, sink.finished - reported.images - reported.left_out)
+            metrics.committed(before, reported)
+            done = reported.images + reported.left_out
+            watch(Progress(phase, todo.images, sink.finished, reported.errors, done, reported.version, todo.done))
+            return reported.errors <= options.max_error_rate * todo.images
+
+        try:
+            with ExitStack() as after, sink:  # the sink is closed first
+                spread = layout(cluster.resources())
+                ended = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
+        except Exception as error:
+            done = f"{sink.committed.images} of {todo.images} images are committed"
+            lost = f", {committer.uncommitted} more are finished and could not be committed" if committer.uncommitted else ""
+            root = _root_cause(error)
+            passing = storage.passes(root) or not isinstance(root, UserError | OSError)
+            raise SegmentError(f"the run stopped, {done}{lost}: {_one_line(root)}", passing) from error
+        report()
+        sentence = ""
+        with suppress(Exception):  # a cluster that is going away now has nothing to say, and the work is done
+            sentence = bound(sink.committed.seconds, ended.seconds, layout(cluster.resources()))
+        return Outcome(sink.committed, ended.seconds, sentence, ended.cut)
+
+
+def task_of(run: Run) -> Task:
+    """What the stages need to know of a run."""
+    from pipelines.stages import Task
+
+    options, network = run.options, run.model.network
+    arguments = run.model.crf(options.crf_params) if options.crf else {}
+    # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
+    crf = {"mode": options.crf_mode, "backend": options.crf_backend, "device": "auto", "deterministic": True, **arguments}
+    return Task(
+        classes=run.model.classes,
+        stride=network.stride,
+        align_corners=network.align_corners,
+        predictor=options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"}),
+        crf=crf if options.crf else None,
+        max_pixels=options.max_pixels,
+        run=run.id,
+        threads=1,
+    )
+
+
+def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
+    """Read back what the run committed. Raises SegmentError where rows are lost or doubled, TooManyErrors."""
+    table = ResultsTable.open(run.results, patient=True)
+    label, committed = run.model.label, outcome.committed
+    images, errors = account.rows_of(table, label, run.id)
+    summary = Summary(
+        run.id,
+        label,
+        run.results,
+        version=table.version,
+        archive_images=listed.images,
+        passed_over=listed.passed_over,
+        outputs=listed.outputs,
+        already=todo.done,
+        images=images,
+        errors=errors,
+        elsewhere=committed.left_out,
+        commits=committed.commits,
+        errors_by_reason=account.errors_by_reason(table, label, run.id) if errors else {},
+        class_shares=account.class_shares(table, label, run.id) if images else {},
+        seconds=outcome.seconds,
+        seconds_by_stage=committed.seconds,
+        images_by_node=committed.nodes,
+        images_per_second=images / outcome.seconds if outcome.seconds else 0.0,
+        bound=outcome.bound,
+    )
+    lost, doubled = account.lost_and_doubled(table, label, todo.path) if todo.images else (0, 0)
+    if doubled or (lost and not outcome.cut):
+        raise SegmentError(
+            f"{run.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed, and the same "
+            "command does what is missing"
         )
-        self.summary.archive_images, self.summary.passed_over = found.images, found.passed_over
-        return found
+    return within_limit(summary, run.options.max_error_rate)
 
-    def make_plan(self) -> plan.Plan:
-        """What of the inventory the table has no row of; the table is made where there is none. Raises ResultsError."""
-        self.watch(Progress("plan", total=self.summary.archive_images))
-        self.table = ResultsTable.ensure(self.options.results)
-        self.planned = self.table.version
-        self.plan = plan.make(
-            self.folder / "inventory.parquet",
-            self.table,
-            self.model.label,
-            self.folder / "plan.parquet",
-            chunk_size=self.options.chunk_size,
-            retry_errors=self.options.retry_errors,
+
+def check_rows(summary: Summary, max_error_rate: float) -> Summary:
+    """Find the rows of a run that another process did. Raises SegmentError where they are not there, each once; TooManyErrors."""
+    table = ResultsTable.open(summary.results, patient=True)
+    rows, distinct = account.rows_of(table, summary.model, summary.run)[0], account.images_of(table, summary.model, summary.run)
+    if not rows == distinct == summary.images:
+        raise SegmentError(f"{summary.results}: {rows} rows of {distinct} images for {summary.images} images of {summary.run}")
+    return within_limit(summary, max_error_rate)
+
+
+def within_limit(summary: Summary, max_error_rate: float) -> Summary:
+    """The summary itself, or TooManyErrors."""
+    if summary.errors > max_error_rate * summary.images:
+        share = summary.errors / summary.images
+        raise TooManyErrors(
+            f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
+            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
+            summary,
         )
-        self.summary.already, self.summary.version = self.plan.done, self.table.version
-        return self.plan
-
-    @contextmanager
-    def chunks(self) -> Iterator[Iterator[Work]]:
-        """Ray for the body, with the chunks that nobody has committed yet; `run_chunk` does one. Raises ClusterError.
-
-        The iterator ends early when so many rows are errors that the run fails in any case.
-        """
-        import ray
-
-        from pipelines import cluster
-
-        self.table.register(self.model.label, self.model.card)
-        before = ResultsTable.open(self.table.uri, self.planned, patient=True)
-        self.watch(Progress("start", total=self.plan.images, chunks=self.plan.chunk_count))
-
-        def pending() -> Iterator[Work]:
-            for number, chunk in enumerate(self.plan.chunks(), 1):
-                # Its transaction is in the log although rows are missing: they were taken out since, or are taken up again.
-                name = f"{chunk.id}-{before.version}" if before.knows(chunk.id) else chunk.id
-                self.table.refresh()
-                if self.table.knows(name):
-                    continue  # another run with the same work was faster
-                yield Work(number, name, chunk.images)
-                self.table.refresh()
-                if self.summary.errors > self.options.max_error_rate * self.plan.images:
-                    break  # the share can only stay above the limit
-
-        with cluster.session(self.options.address):
-            self.shipped = ray.put(self.source)
-            started = time.perf_counter()
-            try:
-                yield pending()
-            finally:
-                self.summary.seconds = time.perf_counter() - started
-                self.summary.images_per_second = self.summary.images / self.summary.seconds if self.summary.seconds else 0.0
-                with suppress(Exception):  # a cluster that died is what ended the body, and is told of by that
-                    layout = layout_of(*cluster.resources(), cluster.memory(), self.plan.images)
-                    self.summary.bound = bound(self.summary.seconds_by_stage, self.summary.seconds, layout)
-
-    def run_chunk(self, work: Work) -> None:
-        """Segment and commit one chunk. Raises SegmentError; a repetition finds what was committed and does nothing."""
-        options = self.options
-        task = Task(
-            classes=self.model.classes,
-            stride=self.model.network.stride,
-            align_corners=self.model.network.align_corners,
-            predictor=self.predictor,
-            crf=self.crf,
-            max_pixels=options.max_pixels,
-            run=self.summary.run,
-            threads=1,
-        )
-        base = Progress("segment", self.plan.images, self.summary.images, self.summary.errors, work.number, self.plan.chunk_count)
-        _run_chunk(options, task, self.shipped, work.name, self.planned, work.images, self.summary, base, self.watch)
-
-    def adopt(self, summary: Summary) -> None:
-        """Take over what another process did of this run's plan."""
-        self.summary = summary
-
-    def check(self) -> Summary:
-        """Read back what this run committed. Raises SegmentError where rows are lost or doubled, TooManyErrors."""
-        summary, options = self.summary, self.options
-        self.table.refresh()
-        summary.version = self.table.version
-        if summary.images:
-            summary.errors_by_reason = account.errors_by_reason(self.table, summary.model, summary.run)
-            summary.errors = sum(summary.errors_by_reason.values())
-            summary.class_shares = account.class_shares(self.table, summary.model, summary.run)
-            lost, doubled = account.lost_and_doubled(self.table, summary.model, self.plan.path)
-            if doubled or (lost and summary.images >= self.plan.images):
-                raise SegmentError(
-                    f"{summary.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed"
-                )
-            if summary.errors > options.max_error_rate * summary.images:
-                share = summary.errors / summary.images
-                raise TooManyErrors(
-                    f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
-                    f"{options.max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
-                    summary,
-                )
-        return summary
+    return summary
 
 
-def segment(options: SegmentOptions, watch: Watch = lambda progress: None) -> Summary:
+def segment(options: SegmentOptions, watch: Watch = unwatched) -> Summary:
     """Bring the results table up to date with the archive: exactly one row per (image, version, model).
 
-    Raises ArchiveError, ModelError, ResultsError, ClusterError for what cannot start, SegmentError when a chunk
-    fails, TooManyErrors at the end. Whatever is raised, committed chunks stay, and the next run goes on from them.
+    Raises ArchiveError, ModelError, ResultsError, ClusterError for what cannot start, SegmentError when the stream ends early,
+    TooManyErrors at the end. Whatever is raised, committed rows stay, and the next run goes on from them.
     """
-    with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
-        run = Segmentation(options, Path(folder), watch)
-        run.take_inventory()
-        if run.make_plan().images:
-            with run.chunks() as chunks:
-                for work in chunks:
-                    run.run_chunk(work)
-        return run.check()
+    run = begin(options)
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as name:
+        folder = Path(name)
+        listed = take_inventory(run, folder, watch)
+        todo = make_plan(run, listed, folder, watch)
+        return check(run, listed, todo, execute(run, todo, watch))
 
 
-def _run_chunk(
-    options: SegmentOptions,
-    task: Task,
-    model: Any,
-    name: str,
-    planned: int,
-    images: pa.Table,
-    summary: Summary,
-    base: Progress,
-    watch: Watch,
-) -> None:
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    from pipelines import cluster
-    from pipelines.custody import Register
-    from pipelines.metrics import Metrics
-    from pipelines.progress import Counter, Reporter
-    from pipelines.sink import ResultsSink, row_key
-    from pipelines.stages import Score, refine, whole
-
-    layout = layout_of(*cluster.resources(), cluster.memory(), images.num_rows)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a block of large images takes longer than Ray's half an hour
-    # Ray Data would split the CPUs evenly between segmenting and writing, which needs next to none. Rows are small and no more
-    # tasks run than there are CPUs, so nothing piles up. With GPUs scores do, and its limits stay.
-    context.op_resource_reservation_enabled = layout.scorers is not None
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
-    counter: Any = Counter.remote()  # type: ignore[attr-defined]
-    register = ray.remote(num_cpus=0)(Register).remote()
-    report = Reporter(counter)
-    starts = range(0, images.num_rows, layout.images_per_block)
-    blocks = [images.slice(start, layout.images_per_block).combine_chunks() for start in starts]
-    dataset = ray.data.from_arrow(blocks)
-    blockwise: dict[str, Any] = {"batch_size": layout.images_per_block, "batch_format": "pyarrow"}
-    if layout.scorers is None:
-        blockwise |= {"num_cpus": layout.cpus, "concurrency": min(layout.tasks, len(blocks))}
-        dataset = dataset.map_batches(whole, fn_args=(model, task, report, register), **blockwise)
-    else:
-        dataset = dataset.map_batches(
-            Score,
-            fn_constructor_args=(model, task, report, register),
-            compute=ActorPoolStrategy(size=layout.scorers),
-            num_cpus=layout.scorer_cpus,
-            num_gpus=1,
-            **blockwise,
-        )
-        rest: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": layout.cpus}
-        dataset = dataset.map_batches(refine, fn_args=(task, report, register), **rest)
-    named = zip(images["uri"].to_pylist(), images["version"].to_pylist(), strict=True)
-    # A row for a file that was not there gives way to any row for it.
-    replaced = [row_key(uri, version) for uri, found in named for version in (found, inventory.MISSING)]
-    replaced = replaced if options.retry_errors else []
-    sink = ResultsSink(summary.results, summary.model, summary.run, name, images.num_rows, planned, replaced, counter)
-    finished = threading.Event()
-
-    metrics = Metrics(summary.results, summary.model)
-    metrics.progress(base.total - base.done, 0)
-
-    def poll() -> None:
-        while not finished.wait(0.5):
-            with suppress(Exception):  # the counter serves the display only; its node may be gone
-                done, errors, _ = ray.get(counter.totals.remote(), timeout=5)
-                metrics.progress(base.total - base.done, done)
-                watch(Progress("segment", base.total, base.done + done, base.errors + errors, base.chunk, base.chunks))
-
-    poller = threading.Thread(target=poll, daemon=True)
-    poller.start()
-    try:
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": layout.write_cpus})
-    except Exception as error:
-        raise SegmentError(f"chunk {base.chunk} of {base.chunks} was not committed: {_root_cause(error)}") from error
-    finally:
-        finished.set()
-        poller.join()
-    seconds: dict[str, float] = {}
-    with suppress(Exception):
-        seconds = ray.get(counter.totals.remote(), timeout=10)[2]
-        for stage, value in seconds.items():
-            summary.seconds_by_stage[stage] = summary.seconds_by_stage.get(stage, 0.0) + value
-    ray.kill(counter)
-    ray.kill(register)
-    summary.images += images.num_rows
-    summary.errors += sink.errors
-    metrics.committed(images.num_rows, sink.errors, seconds)
-    metrics.progress(base.total - summary.images, 0)
-    watch(Progress("commit", base.total, summary.images, summary.errors, base.chunk, base.chunks))
-
-
-def _root_cause(error: BaseException) -> str:
-    """The innermost error, or our own about it, in one line: Ray wraps what a worker raised several times."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The innermost error, or our own about it: Ray wraps what a worker raised several times."""
     while True:
         inner = getattr(error, "cause", None) or (None if isinstance(error, UserError) else error.__cause__)
         if inner is None or inner is error:
-            break
+            return error
         error = inner
+
+
+def _one_line(error: BaseException) -> str:
     # Ray Data adds its own view and advice on its settings below what was raised.
     own = ("To change retry attempts", "Failed to apply UDF transform")
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(own)]

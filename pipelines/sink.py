@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from pipelines.commit import ROWS_PER_FILE, Committed, Committer, PartFile, write_part
+from pipelines import storage
+from pipelines.commit import ROWS_PER_FILE, Committer, PartFile, write_part
 from pipelines.results import FILE_SCHEMA
 
 # Of part files that are being written at a time. With more to write the stream waits, and with it, by Ray Data's own
 # limits, all that works: so a store that is away fills no memory.
 WRITES = 8
 PART_BYTES = 128 << 20  # of large masks fewer rows go into a file
+SMALL_BYTES = 8 << 20  # the driver writes so few itself: a process that starts for them takes a second
 TICK_SECONDS = 0.2
 
 
@@ -37,6 +39,10 @@ def write_blocks(table_uri: str, model: str, *blocks: pa.Table) -> PartFile:
     seconds = dict(zip(spent["stage"].to_pylist(), spent["seconds_sum"].to_pylist(), strict=True))
     nodes = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["node"]).to_pylist()}
     return write_part(table_uri, model, rows.select(FILE_SCHEMA.names), seconds, nodes)
+
+
+def _size(blocks: Iterable[Block]) -> int:
+    return sum(block.metadata.size_bytes for block in blocks)
 
 
 class Sink:
@@ -79,9 +85,8 @@ class Sink:
             self._raise()
             for block in blocks:
                 self._blocks.append(block)
-                self.finished += block.metadata.num_rows or 0
-            rows, size = (sum(getattr(b.metadata, name) or 0 for b in self._blocks) for name in ("num_rows", "size_bytes"))
-            if rows >= ROWS_PER_FILE or size >= PART_BYTES:
+                self.finished += block.metadata.num_rows
+            if sum(block.metadata.num_rows for block in self._blocks) >= ROWS_PER_FILE or _size(self._blocks) >= PART_BYTES:
                 self._flush()
 
     def check(self) -> None:
@@ -127,12 +132,30 @@ class Sink:
             self._changed.notify_all()
 
     def _commit(self) -> None:
+        blocks: list[Block] = []
         with self._changed:
+            if _size(self._blocks) <= SMALL_BYTES:
+                blocks, self._blocks = self._blocks, blocks
             self._flush()
         try:
+            if blocks:
+                self._write_here(blocks)
             self._collect(wait=True)
         finally:  # what could be written is committed, whatever happened to the rest
-            self.committed = self.committer.commit()
+            self.committed = storage.outlast(self.committer.commit)
+
+    def _write_here(self, blocks: list[Block]) -> None:
+        try:
+            tables = ray.get([block.ref for block in blocks])
+            self.committer.add([write_blocks(self.committer.table.uri, self.committer.model, *tables)])
+        except Exception:
+            self._keep(blocks)
+            raise
+
+    def _keep(self, blocks: list[Block]) -> None:
+        """Blocks that could not be written, for the next try."""
+        with self._changed:
+            self._blocks = [*blocks, *self._blocks]
 
     def _collect(self, wait: bool) -> None:
         """Hand part files whose writing has ended to the committer; `wait`: those that are being written now, too.
@@ -153,7 +176,6 @@ class Sink:
                 self.committer.add([ray.get(ready[0])])
             except Exception as error:
                 reasons.append(error)
-                with self._changed:
-                    self._blocks = [*blocks, *self._blocks]
+                self._keep(blocks)
         if reasons:
             raise reasons[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from deeplab.arithmetic import DeviceError
 from deeplab.errors import UserError
 from pipelines import cluster
 from pipelines.cluster import ClusterError
@@ -19,11 +20,11 @@ def spread(function: Callable[..., Any], shared: Any, items: Sequence[Any], devi
     """References to function(shared, item) of every item: a task each, with a CPU and, if `device` and cluster allow, a GPU.
 
     `shared` travels once; items may be references themselves. With `returns` above 1 the function returns so many
-    values, and each item has a list of references. Call it inside cluster.session. ClusterError for cuda without a GPU.
+    values, and each item has a list of references. Call it inside cluster.session. DeviceError for cuda without a GPU.
     """
-    gpus = cluster.resources()[1]
+    gpus = cluster.resources().gpus
     if device == "cuda" and gpus < 1:
-        raise ClusterError("device cuda: the cluster has no GPU; cpu and auto are accepted")
+        raise DeviceError("device cuda: the cluster has no GPU; 'cpu' and 'auto' are accepted")
     gpu = device != "cpu" and gpus >= 1
     task = ray.remote(function).options(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=RETRIES, num_returns=returns)
     where = ray.put(shared)
@@ -41,7 +42,7 @@ def results(references: Sequence[Any], timeout: float) -> Iterator[tuple[int, An
     try:
         while pending:
             ended, pending = ray.wait(pending, num_returns=min(len(pending), 100), timeout=0.5)
-            if cluster.resources()[0] >= 1:
+            if cluster.resources().cpus >= 1:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > timeout:
                 raise ClusterError(f"no node with a CPU for {timeout:.0f} s: the cluster has none to give; add nodes, start again")

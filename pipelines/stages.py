@@ -39,6 +39,7 @@ SCORED = pa.schema(
     [
         ("uri", pa.string()),
         ("version", pa.string()),
+        ("read_version", pa.string()),
         ("error", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
@@ -67,6 +68,7 @@ class Scored:
     scores: np.ndarray | None = None  # float16, C x h x w at the network's stride
     confidence: float | None = None
     finished: dict[str, Any] | None = None  # columns of the results table, and nothing else here
+    read_version: str | None = None  # of the bytes, where it is not the listed one
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, so far
 
 
@@ -128,17 +130,18 @@ class Scorer:
             scores = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
             each = (time.perf_counter() - start) / len(window)
             for image in window:
+                scored = Scored(image.uri, image.version, image.error, read_version=image.read_version)
                 seconds = {"read": image.read_seconds, "decode": image.decode_seconds}
-                if image.error is not None:
-                    images.append(Scored(image.uri, image.version, image.error, seconds=seconds))
-                elif image.pixels is None:
-                    start = time.perf_counter()
-                    large = self._large(image)
-                    images.append(replace(large, seconds={**seconds, "large": time.perf_counter() - start}))
-                else:
+                if image.pixels is not None:
                     found, size = next(scores), image.pixels.shape[:2]
-                    scored = Scored(image.uri, image.version, None, size, image.pixels, image.encoded, found, confidence(found))
-                    images.append(replace(scored, seconds={**seconds, "score": each}))
+                    scored = replace(scored, size=size, pixels=image.pixels, encoded=image.encoded, scores=found)
+                    scored = replace(scored, confidence=confidence(found))
+                    seconds["score"] = each
+                elif image.error is None:
+                    start = time.perf_counter()
+                    scored = replace(scored, **self._large(image))
+                    seconds["large"] = time.perf_counter() - start
+                images.append(replace(scored, seconds=seconds))
             return [self._finish(image) for image in images] if self.refines else images
 
     def _finish(self, image: Scored) -> Scored:
@@ -149,10 +152,10 @@ class Scorer:
         labels, by = labelled(self.task, image.size, image.pixels, image.scores)
         finished = {**_columns(labels, by, self.task.classes), "confidence": image.confidence}
         seconds = {**image.seconds, "refine_gpu": time.perf_counter() - start}
-        return Scored(image.uri, image.version, finished=finished, seconds=seconds)
+        return replace(image, size=None, pixels=None, encoded=None, scores=None, finished=finished, seconds=seconds)
 
-    def _large(self, image: Loaded) -> Scored:
-        """All of the image's way, here and now: neither its pixels nor its scores are ever held whole."""
+    def _large(self, image: Loaded) -> dict[str, Any]:
+        """All of the image's way, here and now: neither its pixels nor its scores are ever held whole. What Scored has of it."""
         assert image.header is not None
 
         refined: set[str] = set()
@@ -166,9 +169,9 @@ class Scorer:
             margin = MARGIN if self.task.crf is not None else self.task.stride
             finished = segment_large(image.encoded, image.header, self.predictor, label, margin, self.task.classes)
             finished["refined"] = " and ".join(sorted(refined)) or None
-            return Scored(image.uri, image.version, finished=finished)
+            return {"finished": finished}
         except ImageError as reason:
-            return Scored(image.uri, image.version, f"decode: {reason}")
+            return {"error": f"decode: {reason}"}
 
 
 # A process keeps its network from block to block; a run with other settings brings its own.
@@ -214,8 +217,8 @@ def in_order(rows: pa.Table, block: pa.Table) -> pa.Table:
 
 def to_row(image: Scored) -> dict[str, Any]:
     """A row of SCORED; pixels stay behind, as the encoded bytes are a tenth of them."""
-    row: dict[str, Any] = {"uri": image.uri, "version": image.version, "error": image.error, "finished": image.finished}
-    row["seconds"] = list(image.seconds.items())
+    row: dict[str, Any] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
+    row |= {"error": image.error, "finished": image.finished, "seconds": list(image.seconds.items())}
     if image.size is not None and image.scores is not None:
         row |= {"height": image.size[0], "width": image.size[1], "encoded": image.encoded}
         row |= {"scores": image.scores.tobytes(), "grid": list(image.scores.shape), "confidence": image.confidence}
@@ -236,13 +239,14 @@ def refine(block: pa.Table, task: Task, register: Any) -> pa.Table:
         return ROWS.empty_table()
 
     def scored(row: dict[str, Any]) -> Scored:
-        uri, error, seconds = row["uri"], row["error"] or given_up(suspects.deaths.get(row["uri"], 0)), dict(row["seconds"])
+        common = Scored(row["uri"], row["version"], read_version=row["read_version"], seconds=dict(row["seconds"]))
+        error = row["error"] or given_up(suspects.deaths.get(row["uri"], 0))
         if error is not None or row["finished"] is not None:
-            return Scored(uri, row["version"], error, finished=row["finished"], seconds=seconds)
+            return replace(common, error=error, finished=row["finished"])
         scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
         pixels = decode(row["encoded"], task.max_pixels) if task.crf is not None else None
-        size = (row["height"], row["width"])
-        return Scored(uri, row["version"], None, size, pixels, None, scores, row["confidence"], seconds=seconds)
+        size = row["height"], row["width"]
+        return replace(common, size=size, pixels=pixels, scores=scores, confidence=row["confidence"])
 
     uris = block["uri"].to_pylist()
     with Suspects(register, "refine", uris[0]) as suspects:
@@ -283,8 +287,9 @@ def refined(images: Iterable[Scored], task: Task) -> pa.Table:
     node = _node()
     rows = []
     for image in images:
-        row: dict[str, Any] = {"uri": image.uri, "version": image.version, "run": task.run, "segmented_at": datetime.now(UTC)}
-        row |= {"node": node, "status": "ok", "seconds": list(image.seconds.items())}
+        row: dict[str, Any] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
+        row |= {"run": task.run, "segmented_at": datetime.now(UTC), "node": node, "status": "ok"}
+        row["seconds"] = list(image.seconds.items())
         if image.finished is not None:
             rows.append({**row, **image.finished})
         elif image.size is None or image.scores is None:

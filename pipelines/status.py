@@ -10,8 +10,17 @@ from pipelines import account, inventory, plan
 from pipelines.results import ResultsTable
 
 
-def status(table: ResultsTable, archive: str | None = None, model: str | None = None) -> dict[str, Any]:
-    """Versions, models, rows, errors by reason; with `archive` also how many of its images have no row yet. JSON-ready."""
+def status(
+    table: ResultsTable,
+    archive: str | None = None,
+    model: str | None = None,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Versions, models, rows, errors by reason; with `archive` also how many of its images have no row yet. JSON-ready.
+
+    include, exclude: the patterns that the archive was segmented with; a table does not remember them.
+    """
     models: list[dict[str, Any]] = []
     for label, ok, errors, first, last, confidence in table.query(
         """
@@ -41,7 +50,7 @@ def status(table: ResultsTable, archive: str | None = None, model: str | None = 
     result: dict[str, Any] = {"results": table.uri, "version": table.version, "models": models}
     if archive is not None:
         with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
-            found = inventory.take(archive, Path(folder) / "inventory.parquet")
+            found = inventory.take(archive, Path(folder) / "inventory.parquet", include=include, exclude=exclude)
             label = table.pick_model(model)
             todo = plan.make(found.path, table, label, Path(folder) / "plan.parquet")
         result["archive"] = {"archive": archive, "model": label, "images": todo.archive, "done": todo.done, "pending": todo.images}

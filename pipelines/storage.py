@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +15,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
+from deeplab.errors import UserError
 from deeplab.files import Files, LocalFiles
-from pipelines import s3
-from pipelines.s3 import StorageError
+from deeplab.names import leads_outside
+from pipelines import local, s3
+from pipelines.faults import OWN, StorageError
 
 __all__ = ["FileStat", "StorageError"]
 
-OUTAGE_SECONDS = 120.0
+OUTAGE_SECONDS = 1800.0
 DISK_SECONDS = 10.0
 T = TypeVar("T")
 
@@ -44,7 +48,7 @@ def is_s3(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path behind a local URI or plain path. StorageError for a scheme that is not local."""
     if uri.startswith("file://"):
-        return Path(unquote(urlsplit(uri).path))
+        return Path(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))  # names need not be UTF-8
     if "://" in uri:
         raise StorageError(f"{uri}: unknown scheme; local paths, file:// and s3:// are accepted")
     return Path(uri)
@@ -53,6 +57,19 @@ def local_path(uri: str) -> Path:
 def canonical(uri: str) -> str:
     """One spelling for one place: s3://bucket/key as it is, everything local as file:///absolute/path."""
     return uri.rstrip("/") if is_s3(uri) else Path(os.path.abspath(local_path(uri).expanduser())).as_uri()
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of a file below a canonical one; `name`: its relative path as it is called, with nothing encoded."""
+    if leads_outside(name):
+        raise StorageError(f"{uri}: {name!r} leads out of it")
+    return f"{uri}/{name if is_s3(uri) else quote(os.fsencode(name))}"
+
+
+def last_part(uri: str) -> str:
+    """What people call a place: the last part of its path, with nothing encoded."""
+    whole = canonical(uri)
+    return whole.rsplit("/", 1)[-1] if is_s3(whole) else local_path(whole).name
 
 
 @lru_cache(maxsize=1)
@@ -97,61 +114,114 @@ def delta_options(uri: str, patient: bool = False) -> dict[str, str]:
     return options
 
 
+def open_file(uri: str) -> pa.NativeFile:
+    """One object for reading here and there; a path that is no UTF-8 is none for a file system of Arrow's. OSError."""
+    if not is_s3(uri):
+        return pa.OSFile(os.fsencode(local_path(uri)))
+    system, path = filesystem(uri)
+    return system.open_input_file(path)
+
+
+# What the Delta library cannot have in a table's place: it decodes %41, takes a backslash for a slash, and panics at the others.
+DELTA_UNABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f\x7f\udc80-\udcff]")
+DELTA_UNABLE_LOCAL = re.compile(r"[\[\]^|]")
+
+
 def delta_location(uri: str) -> str:
-    """How the Delta library wants a place named."""
-    return uri if is_s3(uri) else str(local_path(uri))
+    """How the Delta library wants a place named. StorageError for a place that it would mistake for another."""
+    place = uri if is_s3(uri) else os.path.realpath(local_path(uri))
+    found = DELTA_UNABLE.search(place) or (None if is_s3(uri) else DELTA_UNABLE_LOCAL.search(place))
+    if found is not None:
+        raise StorageError(
+            f"{place!r}: a results table cannot lie there, as the Delta library cannot have {found[0]!r} in its path; "
+            "choose a place without % before two digits, \\, [, ], ^, | and control characters"
+        )
+    if not is_s3(uri):
+        return str(local_path(uri))
+    bucket, key = s3.split(uri)
+    return f"s3://{bucket}/{quote(key)}"
 
 
 def read_versioned(uri: str) -> tuple[bytes, str]:
-    """All bytes of one object and their version. FileNotFoundError, PermissionError and other OSError as they come."""
+    """All bytes of one object and their version. Raises an error of `faults.OWN` where it is its own, else StorageError."""
     if is_s3(uri):
         return s3.get(uri)
-    with open(local_path(uri), "rb") as stream:
-        before = os.fstat(stream.fileno())
-        return stream.read(), local_version(before)
+    data, before = local.read(local_path(uri))
+    return data, local_version(before)
+
+
+def read_range(uri: str, start: int, length: int) -> tuple[bytes, str]:
+    """`length` (at least 1) bytes of an object from `start`, fewer at its end, and its version; errors as `read_versioned`."""
+    if is_s3(uri):
+        return s3.get_range(uri, start, length)
+    data, before = local.read(local_path(uri), start, length)
+    return data, local_version(before)
 
 
 def local_version(stat: os.stat_result) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
+def stat(uri: str) -> FileStat:
+    """Size and version of one object; errors as `read_versioned`."""
+    if is_s3(uri):
+        answer = s3.head(uri)
+        if answer is None:
+            raise FileNotFoundError(errno.ENOENT, "No such object", uri)
+        return FileStat(*answer)
+    state = local.stat(local_path(uri))
+    return FileStat(state.st_size, local_version(state))
+
+
 def stat_all(uris: list[str]) -> list[FileStat | None]:
-    """Size and version of many objects, None for those that do not exist or may not be seen."""
+    """Size and version of many objects, None for those that do not exist, may not be seen or are no files. StorageError."""
     with ThreadPoolExecutor(s3.LIST_THREADS) as pool:
         return list(pool.map(_stat, uris))
 
 
 def _stat(uri: str) -> FileStat | None:
     try:
-        if is_s3(uri):
-            found = s3.head(uri)
-            return FileStat(*found) if found else None
-        stat = os.stat(local_path(uri))
-        return FileStat(stat.st_size, local_version(stat))
-    except StorageError:
-        raise
-    except OSError:
+        return stat(uri)
+    except OWN:
         return None
+
+
+def size(uri: str) -> int | None:
+    """Bytes of one object, None where there is none."""
+    stat = _stat(uri)
+    return stat.size if stat else None
 
 
 def outlast(action: Callable[[], T]) -> T:
     """What `action` returns, tried again while a store is down, for OUTAGE_SECONDS; other trouble of I/O for DISK_SECONDS.
 
-    The store's client has tries of its own, but they are few when many threads ask at once. An object that is not there
-    or barred, and a full disk, are no outage.
+    The store's client has tries of its own, but they are few when many threads ask at once. What does not pass (`passes`)
+    is raised at once.
     """
     began, pause = time.monotonic(), 0.5
     while True:
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
         except OSError as error:
             patience = OUTAGE_SECONDS if isinstance(error, StorageError) else DISK_SECONDS
-            if error.errno == errno.ENOSPC or time.monotonic() - began > patience:
+            if not passes(error) or time.monotonic() - began > patience:
                 raise
             time.sleep(pause)
             pause = min(8.0, 2 * pause)
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether the same may go well a little later: our errors say so, as does one that they come from; others of I/O do.
+
+    What is an object's own fault (`faults.OWN`), a refusal of a store, and a full disk stay as they are.
+    """
+    if isinstance(error, UserError):
+        return error.passing or (
+            error.__cause__ is not error and isinstance(error.__cause__, UserError) and passes(error.__cause__)
+        )
+    if isinstance(error, OWN):
+        return False
+    return isinstance(error, OSError) and error.errno != errno.ENOSPC
 
 
 def write_whole(uri: str, data: bytes) -> int:
@@ -160,16 +230,7 @@ def write_whole(uri: str, data: bytes) -> int:
         s3.put(uri, data)
         return len(data)
     target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
+    LocalFiles(target.parent).write(target.name, data)
     return len(data)
 
 

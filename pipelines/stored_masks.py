@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from urllib.parse import quote
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from deeplab import masks
 from deeplab.datasets import DatasetError, LabelledFolder
-from pipelines import storage
+from deeplab.names import stem
+from pipelines import sql, storage
 from pipelines.pack import Packed
 from pipelines.results import ResultsError, ResultsTable
 
@@ -78,14 +78,21 @@ class StoredMasks:
         require_classes(data, classes, label)
         places = data.images if isinstance(data, LabelledFolder) else []
         uris = [storage.canonical(f"{data.files}/{name}") for name in places] if isinstance(data, LabelledFolder) else []
-        names = [PurePosixPath(name).stem for name in places or data.stems]
-        connection = duckdb.connect()
+        names = [name.rsplit("/", 1)[-1] for name in (map(stem, places) if places else data.stems)]
+        connection = sql.connect()
         connection.register("results", table.dataset(label))
-        wanted = {"position": range(len(data)), "uri": uris or [""] * len(data), "name": names, "quoted": map(quote, names)}
+        encoded = [os.fsencode(name) for name in names]
+        wanted = {
+            "position": range(len(data)),
+            "uri": uris or [""] * len(data),
+            "name": [name.decode(errors="replace") for name in encoded],
+            "quoted": map(quote, encoded),
+        }
         connection.register("wanted", pa.table({key: list(values) for key, values in wanted.items()}))
-        found = connection.execute(NEWEST.format(condition="r.uri = w.uri")).fetchall() if uris else []
-        if not found:
-            found = connection.execute(NEWEST.format(condition=BY_NAME)).fetchall()
+        with table.reading():
+            found = connection.execute(NEWEST.format(condition="r.uri = w.uri")).fetchall() if uris else []
+            if not found:
+                found = connection.execute(NEWEST.format(condition=BY_NAME)).fetchall()
         several = [data.stems[row[0]] for row in found if row[5]]
         if several:
             raise ResultsError(f"{place}: several images are called {several[0]}; segment the images of the data set itself")

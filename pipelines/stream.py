@@ -7,8 +7,8 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ from pipelines.poison import Register
 from pipelines.sink import Sink
 from pipelines.stages import Score, Task, refine, whole
 
-# Ray Data keeps a kilobyte or two of the driver's memory and 3 ms of its CPU for each block (docs/scale.md). A larger plan is
-# several executions, one after the other: up to 5 million images on CPUs or GPUs.
+# Ray Data keeps 11 to 20 KB of the driver's memory and takes 3 to 8 ms of its CPU for each block (`benchmarks/stream.py blocks`).
+# A larger plan is several executions, one after the other, of up to 2.5 million images on CPUs and 5 million with GPUs.
 EXECUTION_BLOCKS = 20_000
 POOL = 1024  # GPU actors at the most; Ray starts as many as there are GPUs
 TICK_SECONDS = 0.5
+STOP_SECONDS = 5.0  # that an execution may take to end
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Ended:
 class Blocks(Datasource):
     """Blocks of a plan as Ray Data reads them: each travels inside its own read task, compressed."""
 
-    def __init__(self, blocks: list[pa.Table]) -> None:
+    def __init__(self, blocks: Iterable[pa.Table]) -> None:
         self.tasks = [self._task(block) for block in blocks]
 
     @staticmethod
@@ -64,21 +65,23 @@ def _opened(data: bytes) -> list[pa.Table]:
     return [pa.ipc.open_stream(data).read_all()]
 
 
-def run(plan: Plan, model: Any, task: Task, layout: Layout, sink: Sink, watch: Callable[[], bool]) -> Ended:
+def run(plan: Plan, model: Any, task: Task, layout: Layout, sink: Sink, watch: Callable[[], bool], after: ExitStack) -> Ended:
     """Send the whole plan through the cluster and into `sink`.
 
-    model: object reference to what `checkpoint.read` returned. watch: asked twice a second whether to go on. Raises what a
-    block or the sink failed with; blocks that are finished have been taken by then.
+    model: object reference to what `checkpoint.read` returned. watch: asked twice a second whether to go on. after: closed when
+    the sink is, takes down what is left of the executions. Raises what a block or the sink failed with; blocks that are finished
+    have been taken by then.
     """
     began = time.monotonic()
     blocks = plan.blocks(layout.slots, layout.block_images, layout.block_bytes)
-    while some := list(itertools.islice(blocks, EXECUTION_BLOCKS)):
-        if not _execute(_dataset(some, model, task, layout), sink, watch):
+    # Compressed one by one: uncompressed, the names of one execution (5 million images) have half a gigabyte.
+    while (source := Blocks(itertools.islice(blocks, EXECUTION_BLOCKS))).tasks:
+        if not _execute(_dataset(source, model, task, layout), sink, watch, after):
             return Ended(time.monotonic() - began, cut=True)
     return Ended(time.monotonic() - began, cut=False)
 
 
-def _dataset(blocks: list[pa.Table], model: Any, task: Task, layout: Layout) -> Dataset:
+def _dataset(source: Blocks, model: Any, task: Task, layout: Layout) -> Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -89,57 +92,51 @@ def _dataset(blocks: list[pa.Table], model: Any, task: Task, layout: Layout) -> 
     if layout.scorers is None:
         # Reading has no work of its own, and becomes one task with what follows when it asks for the same.
         asks = {"num_cpus": layout.cpus, "memory": layout.memory or None}
-        dataset = ray.data.read_datasource(Blocks(blocks), override_num_blocks=len(blocks), **asks)
+        dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **asks)
         return dataset.map_batches(whole, fn_args=(model, task, register), **each | asks)
-    dataset = ray.data.read_datasource(Blocks(blocks), override_num_blocks=len(blocks), num_cpus=0)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), num_cpus=0)
     pool = ActorPoolStrategy(
         min_size=1,
         max_size=POOL,
-        initial_size=min(layout.scorers, len(blocks)),
+        initial_size=min(layout.scorers, len(source.tasks)),
         max_concurrent_calls_per_actor=Score.CALLS,
         enable_true_multi_threading=True,
     )
     arguments: dict[str, Any] = {"fn_constructor_args": (model, task, register), "compute": pool, "num_gpus": 1}
-    dataset = dataset.map_batches(Score, **each | arguments | {"num_cpus": layout.scorer_cpus})
+    arguments |= {"num_cpus": layout.scorer_cpus, "batch_size": layout.block_images}  # a block: Ray Data wants the number with GPUs
+    dataset = dataset.map_batches(Score, **each | arguments)
     return dataset.map_batches(refine, fn_args=(task, register), **each)
 
 
-def _execute(dataset: Dataset, sink: Sink, watch: Callable[[], bool]) -> bool:
+def _execute(dataset: Dataset, sink: Sink, watch: Callable[[], bool], after: ExitStack) -> bool:
     """One execution to its end, or until `watch` says no; whether it reached its end.
 
     A thread takes the blocks, so that a signal finds this one idle: what is finished is committed before Ray is taken down.
     """
-    ended, stop = threading.Event(), threading.Event()
+    ended = threading.Event()
     reasons: list[BaseException] = []
 
     def pump() -> None:
         try:
-            for bundle in _bundles(dataset):
+            for bundle in bundles:
                 sink.take(bundle.blocks)
-                if stop.is_set():
-                    return
         except BaseException as error:
             reasons.append(error)
         finally:
             ended.set()
 
-    threading.Thread(target=pump, name="stream", daemon=True).start()
-    try:
-        while not ended.wait(TICK_SECONDS):
-            sink.check()
-            if not watch():
-                return False
-    finally:
-        stop.set()
+    # As iter_internal_ref_bundles does it, which keeps the executor to itself; one that still runs when Ray is taken down can end
+    # this process.
+    executor = dataset._create_executor()
+    bundles = dataset._build_bundle_iterator(executor)
+    thread = threading.Thread(target=pump, name="stream", daemon=True)
+    after.callback(thread.join, STOP_SECONDS)
+    after.callback(executor.shutdown, force=True)
+    thread.start()
+    while not ended.wait(TICK_SECONDS):
+        sink.check()
+        if not watch():
+            return False
     if reasons:
         raise reasons[0]
     return True
-
-
-def _bundles(dataset: Dataset) -> Iterator[Any]:
-    bundles = dataset.iter_internal_ref_bundles()
-    try:
-        yield from bundles
-    finally:
-        with suppress(AttributeError):
-            bundles.close()  # takes the execution down where it is left early

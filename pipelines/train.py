@@ -18,6 +18,7 @@ from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
 from deeplab.errors import UserError
 from deeplab.inspection import inspect
+from deeplab.names import name_after
 from deeplab.network import SegmentationNetwork
 from deeplab.presets import PRESETS, TrainingConfig
 from deeplab.states import TrainingError
@@ -59,9 +60,7 @@ Watch = Callable[[training.Progress | Notice], None]
 
 
 def configuration(options: TrainOptions) -> TrainingConfig:
-    """The preset with what the options override. TrainingError for an unknown preset or values that do not go together."""
-    if options.preset not in PRESETS:
-        raise TrainingError(f"no preset {options.preset}: {', '.join(PRESETS)} are known")
+    """The preset with what the options override. TrainingError for values that do not go together."""
     given = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
     try:
         return dataclasses.replace(PRESETS[options.preset](), **given)
@@ -84,9 +83,8 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     ModelError, ClusterError for what a person can put right.
     """
     config = configuration(options)
-    if options.min_workers and options.min_workers > options.workers:
-        raise TrainingError(f"--min-workers {options.min_workers} is above --workers {options.workers}")
     out = storage.files(storage.canonical(options.model_out))
+    name = options.name or name_after(storage.last_part(options.model_out))
     if not options.resume:
         states.require_finished(out)
     skipped = _check(options, watch)
@@ -94,8 +92,8 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
     started = weights.initialise(network, options.init)
     card = {
-        "name": options.name or storage.canonical(options.model_out).rsplit("/", 1)[-1],
-        "data": {"folder": storage.canonical(options.dataset).rsplit("/", 1)[-1], "split": options.split},
+        "name": name,
+        "data": {"folder": storage.last_part(options.dataset), "split": options.split},
         "init": started,
     }
     card["data"] |= {"licence": options.licence, "images": len(data[0])}  # type: ignore[operator]
@@ -112,7 +110,15 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
 
     try:
         if options.workers == 1 and options.address is None:
-            return _work(job, network, observe, stop)
+            try:
+                return _work(job, network, observe, stop)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise TrainingError(
+                    f"a process that loads images died ({' '.join(str(error).split())}); if memory was short, fewer --loaders "
+                    "help. States are kept, --resume goes on from the last"
+                ) from error
         return _with_ray(job, network, observe, stop)
     finally:
         curves.close()
@@ -165,7 +171,8 @@ def _with_ray(job: Job, network: SegmentationNetwork, watch: Watch, stop: Callab
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
     with cluster.session(options.address, cpus=max(options.workers, os.cpu_count() or 1)):
-        resources, gpu = _resources(options, *cluster.resources())
+        there = cluster.resources()
+        resources, gpu = _resources(options, there.cpus, there.gpus)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(prefix="deeplab-train-") as scratch:
@@ -285,13 +292,13 @@ def _starved(options: TrainOptions, resources: dict[str, float]) -> str:
 
     from pipelines import cluster
 
-    cpus, gpus = cluster.resources()
+    has = cluster.resources()
     free = ray.available_resources()
     wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+    of_cluster = f"{has.cpus:g} CPU and {has.gpus:g} GPU, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
     return (
         f"no workers for {options.start_timeout:.0f} s: {options.min_workers or options.workers} with {wanted} each were asked "
-        f"for, and the cluster has {cpus:g} CPU and {gpus:g} GPU, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "
-        "free. Ask for fewer --workers, add nodes, or raise --start-timeout; states are kept"
+        f"for, and the cluster has {of_cluster}. Ask for fewer --workers, add nodes, or raise --start-timeout; states are kept"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from deeplab import checkpoint
+from deeplab.arithmetic import device_named
+from deeplab.checkpoint import ModelError
 from deeplab.crf import CRFParameters, DenseCRF
 from deeplab.crf.search import Found, coarse, search
 from deeplab.datasets import LabelledFolder
@@ -18,7 +21,7 @@ from deeplab.metrics import Confusion
 from deeplab.predictor import Predictor
 from pipelines.options import TuneOptions, short
 from pipelines.pack import Packed, open_dataset
-from pipelines.registry import read_model
+from pipelines.registry import changeable, read_model
 from pipelines.stored_masks import require_classes
 
 Report = Callable[[str, int, int], None]
@@ -49,19 +52,21 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     """Search, write the winner into the model's card (where `write` is set), and return it JSON-ready.
 
     With one worker and no address it runs in this process, otherwise as Ray tasks: images are scored once and kept in
-    the object store, then every candidate of a round refines every image. Raises ModelError, DatasetError,
-    ClusterError.
+    the object store, then every candidate of a round refines every image. Raises ModelError (at once for a card that cannot
+    be written), DatasetError, DeviceError, ClusterError.
     """
+    here = options.workers == 1 and options.address is None
+    if here:
+        device_named(options.device)
     source = read_model(options.model)
     model = checkpoint.parse(*source)
-    if options.write and options.model in checkpoint.bundled():
-        raise checkpoint.ModelError(f"{options.model} is bundled and stays as it is: --no-write, or a copy of its folder")
+    place = changeable(options.model, model) if options.write else None
     data = open_dataset(options.dataset, options.split, options.layout)
     require_classes(data, model.classes.names, model.label)
     count = min(options.images, len(data))
     indices = [len(data) * k // count for k in range(count)]
     work = Work(uuid.uuid4().hex, options, source)
-    run = _here if options.workers == 1 and options.address is None else _with_ray
+    run = _here if here else _with_ray
     before, found = run(work, indices, report)
     entry = {
         "parameters": asdict(found.best),
@@ -78,8 +83,11 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
         },
     }
     label = model.label
-    if options.write:
-        label = f"{model.name}@{checkpoint.note(options.model, 'crf', entry)[:12]}"
+    if place is not None:
+        try:
+            label = f"{model.name}@{checkpoint.note(place, crf=entry)[:12]}"
+        except ModelError as error:
+            raise ModelError(f"{error}; what was found: {json.dumps(entry['parameters'])}") from error
     return {"model": label, "crf": found.best.short(), **entry, "written": options.write}
 
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from pipelines import storage
-from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
+from pipelines import sql
+from pipelines.repair import missing
+from pipelines.results import ADDED, FILE_SCHEMA, ResultsError, ResultsTable
 from pipelines.status import status
 
 TARGET_BYTES = 128 << 20
@@ -42,26 +41,33 @@ class Verdict:
 
 
 def verify(
-    table: ResultsTable, archive: str | None = None, model: str | None = None, report: Callable[[int, int], None] = lambda *_: None
+    table: ResultsTable,
+    archive: str | None = None,
+    model: str | None = None,
+    report: Callable[[int, int], None] = lambda *_: None,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
 ) -> Verdict:
-    """Read every file and decode every mask: all readable, masks of the image's size with the model's classes and the
-    counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`.
+    """Read every file and decode every mask: all there and readable, masks of the image's size with the model's classes and the
+    counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`, as `status`.
 
     `report`: files read and files in all. Memory holds one batch of rows; keys are compared on disk.
     """
     verdict = Verdict()
-    system, root = storage.filesystem(table.uri)
     labels = [model] if model is not None else list(table.models())
-    files = [(label, path) for label in labels for path in sorted(table.files(label))]
+    absent = {entry.path: entry for entry in missing(table) if entry.model in labels}
+    for entry in absent.values():
+        verdict.add(str(entry))
+    files = [(label, path) for label in labels for path in sorted(table.files(label)) if path not in absent]
     folder = Path(tempfile.mkdtemp(prefix="deeplab-verify-"))
     try:
-        with duckdb.connect(str(folder / "keys.duckdb")) as keys:
+        with sql.connect(folder, file="keys.duckdb") as keys:
             keys.execute("CREATE TABLE keys (uri VARCHAR, version VARCHAR, model VARCHAR)")
             for number, (label, path) in enumerate(files):
                 report(number, len(files))
                 classes = table.classes(label)
                 try:
-                    with pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False) as source:
+                    with table.open_file(path) as source:
                         for batch in source.iter_batches(batch_size=500):
                             _check_rows(pa.Table.from_batches([batch]), classes, path, verdict)
                             named = pa.table({"uri": batch["uri"], "version": batch["version"]})
@@ -76,12 +82,12 @@ def verify(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if archive is not None:
-        verdict.pending = int(status(table, archive, model)["archive"]["pending"])
+        verdict.pending = int(status(table, archive, model, include, exclude)["archive"]["pending"])
     return verdict
 
 
 def _check_rows(rows: pa.Table, classes: ClassTable, path: str, verdict: Verdict) -> None:
-    absent = [name for name in FILE_SCHEMA.names if name not in rows.column_names]
+    absent = [field.name for field in FILE_SCHEMA if field not in ADDED and field.name not in rows.column_names]
     if absent:
         raise KeyError(f"no column {', '.join(absent)}")
     for row in rows.select(["uri", "status", "error", "height", "width", "mask", "class_pixels"]).to_pylist():
@@ -124,8 +130,11 @@ def compact(table: ResultsTable, model: str | None = None, target_bytes: int = T
 def vacuum(table: ResultsTable, hours: int = RETENTION_HOURS, *, delete: bool = False) -> list[str]:
     """Files that no version younger than `hours` names, those of killed writers too; deleted only with `delete`.
 
-    Fewer hours than a run takes would delete parts that it has not committed yet.
+    Fewer hours than a run takes would delete parts that it has not committed yet. ResultsError where the log names files
+    that are not there: what seems to be nobody's may hold their rows.
     """
+    if absent := missing(table):
+        raise ResultsError(f"{table.uri}: no vacuum, as {len(absent)} files that its log names are not there: {absent[0]}")
     try:
         return table.delta.vacuum(hours, dry_run=not delete, enforce_retention_duration=False, full=True)
     except (DeltaError, OSError) as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import random
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
+from rasterio.io import MemoryFile
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What a length, a count or a size should never be: none, one, most of a byte, a word and a double word, and a bit more.
@@ -54,7 +56,21 @@ def seeds() -> dict[str, bytes]:
         made[f"{compression}.tif"] = _save(rgb, "TIFF", compression=compression)
     made["fax.tif"] = _save(rgb.convert("1"), "TIFF", compression="group4")
     made["rgba.tif"] = _save(rgba, "TIFF", exif=exif)
+    wide = np.moveaxis(np.asarray(rgba), 2, 0).astype(np.uint16) * 257
+    made["planes.tif"] = _bands(wide[:3], interleave="band", compress="lzw", photometric="RGB")
+    made["tiles.tif"] = _bands(wide, compress="deflate", predictor=2, tiled=True, blockxsize=32, blockysize=32)
+    made["twelve.tif"] = _bands(wide[:1] >> 4, nbits=12, endianness="BIG")
+    made["lerc.tif"] = _bands(wide, compress="lerc", bigtiff="YES")
     return made
+
+
+def _bands(values: np.ndarray, **options: object) -> bytes:
+    """A TIFF as GDAL writes it, which Pillow reads wrongly or not at all."""
+    shape = {"count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype.name}
+    with MemoryFile() as memory:
+        with warnings.catch_warnings(action="ignore"), memory.open(driver="GTiff", **shape, **options) as file:
+            file.write(values)
+        return bytes(memory.read())
 
 
 def _save(image: Image.Image, kind: str, **options: object) -> bytes:

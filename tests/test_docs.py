@@ -59,7 +59,7 @@ def test_all_pages_are_in_the_navigation_and_the_reference_has_what_it_names(sit
     assert len(named) > 5
     for name in named:
         assert f'id="{name}"' in reference
-    assert "Images per commit" in reference  # what the options' schema says of them
+    assert "Seconds between commits" in reference  # what the options' schema says of them
 
 
 def test_links_of_the_readme_and_the_pages_lead_to_files_and_headings() -> None:

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {"deeplab", "pipelines", "flows"}
 SCIENCE = {"torch", "torchvision", "numpy", "PIL", "safetensors", "pycocotools", "pydensecrf"}
+# What one module uses where it is installed; it is imported when it is needed.
+OPTIONAL = {ROOT / "deeplab" / "rasters.py": {"rasterio"}}
 
 
 def imports(path: Path) -> set[str]:
@@ -38,7 +40,7 @@ def sources(package: str) -> list[Path]:
 
 @pytest.mark.parametrize("path", sources("deeplab"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_science_needs_torch_and_numpy_only(path):
-    foreign = imports(path) - SCIENCE - {"deeplab"} - sys.stdlib_module_names
+    foreign = imports(path) - SCIENCE - OPTIONAL.get(path, set()) - {"deeplab"} - sys.stdlib_module_names
     assert not foreign, f"{path.relative_to(ROOT)} imports {', '.join(sorted(foreign))}"
 
 
@@ -60,10 +62,19 @@ def test_only_the_cluster_module_starts_or_joins_ray():
     assert any(isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init" for node in ast.walk(cluster))
 
 
+def test_only_the_sql_module_opens_duckdb():
+    """So that every connection has UTC, a bound on its memory, and a folder of any name to spill to."""
+    for package in OURS:
+        for path in sources(package):
+            calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+            opened = {call for call in calls if call.startswith("duckdb.")}
+            assert opened == ({"duckdb.connect"} if path == ROOT / "pipelines" / "sql.py" else set()), path
+
+
 def test_the_science_imports_where_the_other_layers_are_missing():
     """No module of deeplab/ pulls Ray, Prefect or storage in at import time, by whatever way."""
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources("deeplab")]
-    heavy = ["ray", "prefect", "boto3", "pyarrow", "deltalake", "duckdb", "pydantic", "pipelines", "flows"]
+    heavy = ["ray", "prefect", "boto3", "pyarrow", "deltalake", "duckdb", "pydantic", "rasterio", "pipelines", "flows"]
     script = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; print(set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"

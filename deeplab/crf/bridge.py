@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deeplab.crf.parameters import CRFParameters
+from deeplab.errors import UserError
 
 
 def pydensecrf_module() -> Any:
@@ -19,6 +20,14 @@ def pydensecrf_module() -> Any:
             "pip install --build-constraint build-constraints.txt 'deeplab-pipelines[pydensecrf]'"
         ) from error
     return module
+
+
+def require_pydensecrf() -> None:
+    """UserError where the package is missing."""
+    try:
+        pydensecrf_module()
+    except ImportError as error:
+        raise UserError(str(error)) from error
 
 
 def pydensecrf_marginals(image: np.ndarray, logits: np.ndarray, parameters: CRFParameters) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 from deeplab.network import SegmentationNetwork
 from deeplab.weights import caffe, maps
 from deeplab.weights.caffemodel import read_caffemodel
-from deeplab.weights.fitting import Tensors, WeightsError, load_backbone, read_pth, read_safetensors
+from deeplab.weights.fitting import Tensors, WeightsError, load_backbone, read_safetensors
+from deeplab.weights.pickled import read_pth, unprefixed
 from deeplab.zoo import build
 
 FAMILIES = ("kazuto", "isht7", "torchvision", "caffe")
@@ -39,15 +40,20 @@ def import_state_dict(tensors: Tensors, family: str = "kazuto") -> SegmentationN
 
 
 def import_weights(tensors: Tensors, family: str) -> Imported:
-    """As `import_state_dict`, with the architecture's name and what was left out."""
+    """As `import_state_dict`, with the architecture's name and what was left out.
+
+    Prefixes that DataParallel, torch.compile and Lightning put before every key are taken off; what lies beside the
+    network then is left out.
+    """
     if family not in FAMILIES:
         near = get_close_matches(family, FAMILIES, n=1, cutoff=0.0)[0]
         raise WeightsError(f"unknown family {family!r}; nearest: {near}; known: {', '.join(FAMILIES)}")
     if family == "caffe":
         raise WeightsError("family caffe is a .caffemodel, not a state dict: give the file to import_file")
-    if family == "torchvision":
-        return _torchvision(tensors)
-    return _resnet_aspp(tensors, family)
+    tensors, beside = unprefixed(tensors)
+    found = _torchvision(tensors) if family == "torchvision" else _resnet_aspp(tensors, family)
+    found.left_out += beside
+    return found
 
 
 def import_file(path: str | Path, family: str) -> Imported:

@@ -27,21 +27,6 @@ def read_safetensors(path: str | Path) -> Tensors:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def read_pth(path: str | Path) -> Tensors:
-    """A .pth state dict (also one under "state_dict" or "model") as tensors, read with `weights_only=True`: no code runs."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip, EOF, key and runtime errors here; all mean the same
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"{path}: not a .pth file of tensors alone ({reason[0][:200]})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise WeightsError(f"{path}: holds no state dict (names -> tensors)")
-    return {str(key): value for key, value in loaded.items()}
-
-
 def load_backbone(backbone: nn.Module, tensors: Tensors, keys: Mapping[str, str], dropped: tuple[str, ...]) -> None:
     """Fill a module through a key map. Keys that start with one of `dropped` (a classifier) are left out by intent.
 

@@ -14,7 +14,8 @@ from deeplab.network import SegmentationNetwork
 from deeplab.resnet import ResNet
 from deeplab.vgg import VGG16, FullyConnected
 from deeplab.weights import maps
-from deeplab.weights.fitting import Tensors, WeightsError, load_backbone, read_pth, read_safetensors
+from deeplab.weights.fitting import Tensors, WeightsError, load_backbone, read_safetensors
+from deeplab.weights.pickled import read_pth, unprefixed
 
 SUBSET_SEED = 20160602  # which 1024 of VGG's 4096 filters LargeFOV keeps: random in the paper, the same for everyone here
 
@@ -29,7 +30,7 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
     """
     name = str(reference)
     if name.endswith((".safetensors", ".pth", ".pt")):
-        tensors = read_safetensors(reference) if name.endswith(".safetensors") else read_pth(reference)
+        tensors, _ = unprefixed(read_safetensors(reference) if name.endswith(".safetensors") else read_pth(reference))
         backbone = network.backbone
         if isinstance(backbone, VGG16 | DeconvNetBackbone):
             return f"{load_vgg(backbone, tensors)} from {reference}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import stdout
+from flows.terminal import print_json, stdout
 
 
 def import_weights(
@@ -27,18 +26,20 @@ def import_weights(
 
     Strict: every weight of ours is filled and every one of theirs has its place, or nothing is written.
     """
-    from deeplab import checkpoint, weights
+    from deeplab import checkpoint, text_lists, weights
     from deeplab.classes import VOC, ClassTable
+    from deeplab.names import model_name, name_after
 
+    name = name_after(model_out.resolve().name) if name is None else model_name(name)
     if family not in weights.FAMILIES:
         raise typer.BadParameter(f"{family}: {', '.join(weights.FAMILIES)} are known", param_hint="--family")
     found = weights.import_file(file, family)
     count = found.network.classes
     if classes is not None:
         try:
-            names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{classes}: {error}", param_hint="--classes") from error
+            names = [line for _, line in text_lists.lines(classes.read_bytes(), str(classes))]
+        except (OSError, text_lists.ListError) as error:
+            raise typer.BadParameter(str(error), param_hint="--classes") from error
         if len(names) != count or len(set(names)) != count:
             raise typer.BadParameter(
                 f"{classes} names {len(set(names))} different classes, the weights have {count}", param_hint="--classes"
@@ -47,14 +48,16 @@ def import_weights(
     else:
         table = VOC if count == len(VOC) else ClassTable.from_names([f"class {index}" for index in range(count)])
     card = {
-        "name": name or model_out.resolve().name,
+        "name": name,
         "architecture": {"name": found.architecture, "options": found.options},
         "classes": [{"name": n, "colour": list(c)} for n, c in zip(table.names, table.colours, strict=True)],
         "init": f"{file.name}, family {family}",
         "data": {"licence": licence},
     }
     checkpoint.save(model_out, found.network, card)
-    stdout.print(f"{model_out}: {found.architecture}, {count} classes, {len(found.network.state_dict())} tensors filled")
+    stdout.print(
+        f"{escape(str(model_out))}: {found.architecture}, {count} classes, {len(found.network.state_dict())} tensors filled"
+    )
     for key in found.left_out:
         stdout.print(f"  left out: {escape(key)}")
 
@@ -65,7 +68,7 @@ def print_family(as_json: bool) -> None:
 
     rows = measure_all()
     if as_json:
-        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        print_json([row.as_dict() for row in rows])
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("name")

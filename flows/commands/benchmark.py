@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from deeplab.errors import UserError
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 
 def benchmark(
@@ -30,7 +29,7 @@ def benchmark(
     crf: Annotated[bool, typer.Option(help="Refine masks with the dense CRF.")] = True,
     crf_params: Annotated[str, typer.Option(help="Named CRF parameters.")] = "kazuto",
     crf_mode: Annotated[str, typer.Option(help="fast or exact.")] = "fast",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Times that each photo goes through; the median counts.")] = 3,
     images: Annotated[int, typer.Option(min=1, help="Images of the archive that the estimate is for.")] = 1_000_000,
@@ -51,16 +50,13 @@ def benchmark(
     import torch
 
     from deeplab import speed
+    from deeplab.arithmetic import device_named
     from deeplab.crf import DenseCRF
     from deeplab.images import ImageError
 
     network, classes, label = _network(model)
     factors = _numbers(scales, float, ",", "--scales")
-    if device not in ("auto", "cpu", "cuda"):
-        raise typer.BadParameter(f"{device!r}: auto, cpu and cuda are accepted", param_hint="--device")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU is usable here; cpu and auto are accepted")
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    on_gpu = device_named(device).type == "cuda"
     encoded = _read(photos, count) if photos else speed.pictures(count, *_side(size))
     try:
         engine = DenseCRF.named(crf_params, mode=crf_mode) if crf else None  # type: ignore[arg-type]
@@ -87,7 +83,7 @@ def benchmark(
     total = speed.estimate(found, images, cores or os.cpu_count() or 1, cards if on_gpu else 0, hourly_price)
     if as_json:
         told = {**dataclasses.asdict(found), "utilisation": found.utilisation, "estimate": dataclasses.asdict(total)}
-        print(json.dumps({"model": label, **told}, indent=2))
+        print_json({"model": label, **told})
         return
     _print(label, found, total)
 

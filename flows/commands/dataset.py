@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.train import Layout
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 Place = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
 Splits = Annotated[str, typer.Option(help="Splits, comma-separated.")]
@@ -26,8 +25,9 @@ def check(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of pairs (.png or .jpg).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Decode every pair of DATASET: broken ones by name, sizes, shares of the classes. Exit code 1 when any is broken."""
+    """Decode every pair of DATASET: broken and doubtful ones by name, sizes, shares of classes. Exit code 1 when any is broken."""
     from deeplab.classes import ClassTable
+    from deeplab.files import mark_files
     from deeplab.inspection import inspect
     from deeplab.sheet import contact_sheet
     from pipelines.pack import open_dataset
@@ -47,8 +47,9 @@ def check(
     if sheet is not None and entries:
         table = ClassTable.from_names(found[0].classes)
         contact_sheet([(name, image, _shown(labels)) for name, image, labels in entries], table, dataset).save(sheet)
+        mark_files([sheet])
     if as_json:
-        print(json.dumps([_summary(result) for result in found], indent=2))
+        print_json([_summary(result) for result in found])
     else:
         for result in found:
             _print(result)
@@ -67,6 +68,7 @@ def _summary(result: Any) -> dict[str, Any]:
         "split": result.split,
         "pairs": result.pairs,
         "broken": result.broken,
+        "doubtful": result.doubtful,
         "sizes": {f"{height}x{width}": count for (height, width), count in sorted(result.sizes.items())},
         "class_shares": result.shares(),
         "class_images": dict(zip(result.classes, result.images[:-1].tolist(), strict=True)),
@@ -87,6 +89,8 @@ def _print(result: Any) -> None:
     for name, share in summary["class_shares"].items():
         table.add_row(escape(name), f"{share:.2%}", str(summary["class_images"][name]))
     stdout.print(table)
+    for reason in result.doubtful.values():
+        stdout.print("[yellow]doubtful[/]:", escape(reason), soft_wrap=True)
     for reason in result.broken.values():
         stdout.print("[red]broken[/]:", escape(reason), soft_wrap=True)
 
@@ -107,4 +111,4 @@ def pack(
     opened = [LabelledFolder(files, split.strip(), layout) for split in splits.split(",")]
     with bar("pairs") as display:
         pairs = run(opened, out, tile, report=lambda done, total: display.update("packing", done, total))
-    stdout.print(f"{out}: {pairs} pairs")
+    stdout.print(f"{escape(str(out))}: {pairs} pairs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +10,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.arguments import numbers, options_of
+from flows.commands.segment import CRF_PARAMS
 from flows.commands.train import Layout
-from flows.terminal import bar, stdout
+from flows.terminal import bar, print_json, stdout
 
 # The widths of the curve where none are given; the papers draw 1 to 40 pixels.
 CURVE = "1,2,3,5,7,10,15,20,30,40"
 Dataset = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
-Workers = Annotated[int, typer.Option(min=1, help="Processes, through Ray; 1 without --address is this process.")]
+Workers = Annotated[int, typer.Option(help="Processes, through Ray; 1 without --address is this process.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to run on: host:port or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Scales = Annotated[str, typer.Option(help="Scales of the input, comma-separated.")]
@@ -39,7 +41,7 @@ def evaluate(
     flip: Flip = False,
     fusion: Fusion = "max",
     crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
-    crf_params: Annotated[str, typer.Option(help="Named CRF parameters, or card: what tune-crf found.")] = "kazuto",
+    crf_params: Annotated[str, typer.Option(help=CRF_PARAMS)] = "kazuto",
     crf_mode: Mode = "fast",
     trimap: Annotated[str, typer.Option(help="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10.")] = "",
     plots: Annotated[Path | None, typer.Option(help="Folder for trimap.png, confusion.png and evaluation.json.")] = None,
@@ -48,6 +50,7 @@ def evaluate(
     workers: Workers = 1,
     address: Address = None,
     start_timeout: Patience = 600,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken pairs out instead of refusing.")] = False,
     as_json: Json = False,
 ) -> None:
     """MODEL, or the masks of a results table, against the labels of DATASET: one confusion matrix, IoU per class.
@@ -55,56 +58,47 @@ def evaluate(
     With --crf the figures before it are counted, too.
     """
     from pipelines.evaluate import evaluate as run
-    from pipelines.options import EvaluateOptions
 
-    bands = _numbers(trimap or (CURVE if plots else ""), int, "--trimap")
-    given = {key: value for key, value in locals().items() if key in EvaluateOptions.model_fields}
-    options = _options(EvaluateOptions, {**given, "scales": _numbers(scales, float, "--scales"), "trimap": bands})
+    options = evaluate_options(locals())
     with bar("images") as display:
         summary = run(options, lambda done, total: display.update("evaluating", done, total))
     if plots is not None:
-        _draw(summary, plots)
+        draw(summary, plots)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print_json(summary)
     else:
         _print(summary)
 
 
-def _numbers(text: str, kind: type, flag: str) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(",") if part)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: numbers separated by commas are accepted", param_hint=flag) from None
+def evaluate_options(given: dict[str, Any]) -> Any:
+    """EvaluateOptions from the command's arguments; plots want a curve where no distances are given."""
+    from pipelines.options import EvaluateOptions
+
+    trimap = numbers(given["trimap"] or (CURVE if given["plots"] else ""))
+    return options_of(EvaluateOptions, evaluate, {**given, "scales": numbers(given["scales"]), "trimap": trimap})
 
 
-def _options(kind: Any, given: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return kind(**given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        flag = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"{problem['msg']} (got {problem['input']!r})", param_hint=flag) from None
-
-
-def _draw(summary: dict[str, Any], folder: Path) -> None:
+def draw(summary: dict[str, Any], folder: Path) -> None:
     """The figures as files: pictures, and all numbers as JSON."""
     import numpy as np
 
     from deeplab.errors import UserError
+    from deeplab.files import LocalFiles, mark_files, mark_output
+    from deeplab.json_text import json_text
     from deeplab.plots import confusion_matrix, trimap_curve
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+        pictures = [folder / name for name in ("confusion.png", "trimap.png")]
+        if not mark_output(LocalFiles(folder)):
+            mark_files(pictures)
+        (folder / "evaluation.json").write_text(json_text(summary, indent=2) + "\n")
         title = f"{summary['model']} on {summary['split']}"
-        confusion_matrix(np.array(summary["confusion"]), list(summary["iou"]), title).save(folder / "confusion.png")
+        confusion_matrix(np.array(summary["confusion"]), list(summary["iou"]), title).save(pictures[0])
         before = summary.get("before_crf")
         curves = {"before the CRF": before["trimap"], "after the CRF": summary["trimap"]} if before else {"": summary["trimap"]}
         try:
             picture = trimap_curve({name: {int(w): v for w, v in c.items()} for name, c in curves.items()}, title)
-            picture.save(folder / "trimap.png")
+            picture.save(pictures[1])
         except ValueError as error:
             stdout.print(f"no trimap curve: {error}")
     except OSError as error:
@@ -134,17 +128,17 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def tune_crf(
-    model: Annotated[str, typer.Argument(help="Model folder, whose card takes the winner.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Model folder or s3:// prefix, whose card takes the winner.", show_default=False)],
     dataset: Dataset,
     split: Annotated[str, typer.Option(help="Split to search on.")] = "val",
     layout: Layout = "auto",
-    images: Annotated[int, typer.Option(min=1, help="Images to search on, evenly from the split.")] = 100,
+    images: Annotated[int, typer.Option(help="Images to search on, evenly from the split.")] = 100,
     grid: Annotated[str, typer.Option(help="Coarse grid: deeplab-v2 (128 candidates) or deeplab-v1 (288).")] = "deeplab-v2",
-    rounds: Annotated[int, typer.Option(min=0, help="Finer rounds around the best, each at half the step.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Finer rounds around the best, each at half the step.")] = 2,
     scales: Scales = "1",
     flip: Flip = False,
     fusion: Fusion = "max",
@@ -163,12 +157,11 @@ def tune_crf(
     from pipelines.options import TuneOptions
     from pipelines.tune import tune
 
-    given = {key: value for key, value in locals().items() if key in TuneOptions.model_fields}
-    options = _options(TuneOptions, {**given, "scales": _numbers(scales, float, "--scales")})
+    options = options_of(TuneOptions, tune_crf, {**locals(), "scales": numbers(scales)})
     with bar("steps") as display:
         found = tune(options, display.update)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     searched = found["searched_on"]
     stdout.print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from flows.commands.results import Model, Results
-from flows.terminal import bar, stderr, stdout
+from flows.terminal import bar, print_json, stderr, stdout
 
 
 def report(
@@ -37,13 +36,13 @@ def report(
     with bar("photos") as display:
         made = build(table, out, table.pick_model(model), sample, lambda done, total: display.update("pictures", done, total))
     if as_json:
-        print(json.dumps({**made.facts.json(), "page": str(made.page), "cards": made.cards, "gone": made.gone}, indent=2))
+        print_json({**made.facts.json(), "page": str(made.page), "cards": made.cards, "gone": made.gone})
         return
     for uri, reason in list(made.gone.items())[:10]:
         stderr.print(f"{escape(uri)}: {escape(reason)}")
     if len(made.gone) > 10:
         stderr.print(f"... and {len(made.gone) - 10} more photos that cannot be shown; the page has their masks")
-    stdout.print(f"{made.facts.images} images, {made.cards} of them in the gallery: {made.page}", soft_wrap=True)
+    stdout.print(f"{made.facts.images} images, {made.cards} of them in the gallery: {escape(str(made.page))}", soft_wrap=True)
 
 
 def view(
@@ -57,4 +56,4 @@ def view(
 
     table = ResultsTable.open(results)
     label = table.pick_model(model)
-    serve(table, label, port, lambda url: stdout.print(f"{label}: {url}  (Ctrl-C ends it)", soft_wrap=True))
+    serve(table, label, port, lambda url: stdout.print(f"{escape(label)}: {url}  (Ctrl-C ends it)", soft_wrap=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +10,30 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import bar, stderr, stdout
+from flows.terminal import bar, print_json, stderr, stdout
 from pipelines.exports.formats import FORMATS
 
 Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the results table.", show_default=False)]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name or name@digest; default the one that wrote last.")]
 
 
+Include = Annotated[list[str] | None, typer.Option(help="As the archive was segmented with. Repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="As the archive was segmented with. Repeatable.")]
+
+
+def patterns(archive: str | None, include: list[str] | None, exclude: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """What of an archive counts. BadParameter for patterns without one."""
+    for name, given in (("--include", include), ("--exclude", exclude)):
+        if given and archive is None:
+            raise typer.BadParameter("says which images of --archive count; --archive is not there", param_hint=name)
+    return {"include": tuple(include or ()), "exclude": tuple(exclude or ())}
+
+
 def status(
     results: Results,
     archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row yet.")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     model: Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -28,24 +41,28 @@ def status(
     from pipelines.results import ResultsTable
     from pipelines.status import status as read
 
-    found = read(ResultsTable.open(results), archive, model)
+    found = read(ResultsTable.open(results), archive, model, **patterns(archive, include, exclude))
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
-    stdout.print(f"{found['results']}  version {found['version']}")
+    stdout.print(f"{escape(found['results'])}  version {found['version']}")
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "ok", "errors", "mean confidence", "last row"):
-        table.add_column(column, justify="left" if column in ("model", "last row") else "right")
+    for column in ("model", "ok", "errors", "mean confidence", "last row (UTC)"):
+        table.add_column(column, justify="left" if column in ("model", "last row (UTC)") else "right")
     for entry in found["models"]:
         confidence = "-" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3f}"
-        table.add_row(entry["model"], str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " "))
+        table.add_row(
+            escape(entry["model"]), str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " ")
+        )
     stdout.print(table if found["models"] else "no rows yet")
     for entry in found["models"]:
         for reason, count in entry["errors_by_reason"].items():
-            stdout.print(f"  {count} x {escape(reason)}  [dim]({entry['model']})[/]")
+            stdout.print(f"  {count} x {escape(reason)}  [dim]({escape(entry['model'])})[/]")
     if archive is not None:
         pending = found["archive"]
-        stdout.print(f"{pending['archive']}: {pending['images']} images, {pending['done']} done, {pending['pending']} pending")
+        stdout.print(
+            f"{escape(pending['archive'])}: {pending['images']} images, {pending['done']} done, {pending['pending']} pending"
+        )
 
 
 def show(
@@ -65,7 +82,7 @@ def show(
     shown = exporting.show(table, table.pick_model(model), out, count, worst)
     for uri, reason in shown.skipped.items():
         stderr.print(f"left out {escape(uri)}: {escape(reason)}")
-    stdout.print(f"{shown.files} photos on {out}")
+    stdout.print(f"{shown.files} photos on {escape(str(out))}")
 
 
 def _format(name: str) -> str:
@@ -94,13 +111,13 @@ def export(
             table, label, folder, form, lambda count: display.update("exporting", count, total[0] if total else None)
         )
     if as_json:
-        print(json.dumps({"format": form, "folder": str(folder), "model": label, **asdict(done)}, indent=2))
+        print_json({"format": form, "folder": str(folder), "model": label, **asdict(done)})
     else:
         for uri, reason in done.skipped.items():
             stderr.print(f"left out {escape(uri)}: {escape(reason)}")
         if done.left_out > len(done.skipped):
             stderr.print(f"left out {done.left_out - len(done.skipped)} more")
-        stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {folder}")
+        stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {escape(str(folder))}")
     if done.left_out and not done.images:
         stderr.print("[red]error[/]: no image could be exported")
         raise typer.Exit(1)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
-from flows import environment
-from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, USAGE, options_from, print_summary, refuse, segment
-from flows.commands.serve import parse_settings
-from flows.terminal import stderr, stdout
+from flows.commands.arguments import options_of
+from flows.commands.evaluate import draw, evaluate, evaluate_options
+from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment, segment_options
+from flows.commands.serve import parse_settings, require_server
+from flows.terminal import print_json, stderr, stdout
 
 INTERRUPTED = 130
 
@@ -31,7 +31,10 @@ app = typer.Typer(
 def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
     """Run a flow in this process; (its final state, exit code). Ctrl-C and a cancellation end it as Cancelled."""
     from prefect import tags
+    from prefect.settings import PREFECT_API_URL
 
+    if PREFECT_API_URL.value():
+        require_server()
     from flows.cancelled import mark_cancelled, was_stopped
 
     run_id = None
@@ -72,15 +75,14 @@ def tell(state: Any, code: int) -> None:
 @app.command("segment")
 @functools.wraps(segment)
 def run_segment(**given: Any) -> None:
-    environment.prepare()
     from flows.segment import segment_archive
     from pipelines.segment import Summary
 
-    state, code = here(segment_archive, options_from(given))
+    state, code = here(segment_archive, segment_options(given))
     if code == DONE:
         summary = state.result()
         if given["as_json"]:
-            print(json.dumps({"state": state.name, **summary}, indent=2))
+            print_json({"state": state.name, **summary})
         else:
             print_summary(Summary(**summary))
     if not given["as_json"] or code != DONE:
@@ -90,19 +92,10 @@ def run_segment(**given: Any) -> None:
 
 def _print_and_exit(state: Any, code: int, as_json: bool) -> None:
     if code == DONE and as_json:
-        print(json.dumps({"state": state.name, **state.result()}, indent=2))
+        print_json({"state": state.name, **state.result()})
     else:
         tell(state, code)
     raise typer.Exit(code)
-
-
-def _options(kind: Any, **given: Any) -> Any:
-    """`kind` from the arguments that were given; what is out of bounds is one line each and exit code 2."""
-    try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        refuse(error)
-        raise typer.Exit(USAGE) from None
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -112,8 +105,9 @@ Registry = Annotated[str | None, typer.Option(help="Folder or s3:// prefix of th
 @app.command("train")
 def run_train(
     dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
-    model_out: Annotated[
-        str, typer.Argument(help="Model folder; an unfinished training in it is gone on with.", show_default=False)
+    out: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OUT", help="Model folder; an unfinished training in it is gone on with.", show_default=False),
     ],
     preset: Annotated[str, typer.Option(help="Training preset.")] = "finetune",
     init: Annotated[str, typer.Option(help="Weights to start from.")] = "pets",
@@ -140,28 +134,22 @@ def run_train(
     as_json: Json = False,
 ) -> None:
     """Train, measure on VAL_SPLIT and register: the alias moves if the new model is not worse there."""
-    environment.prepare()
     from flows.train import train_model
     from pipelines.jobs import TrainOptions
 
-    given = {key: value for key, value in locals().items() if key in TrainOptions.model_fields} | parse_settings(settings or [])
-    _print_and_exit(*here(train_model, _options(TrainOptions, out=model_out, **given)), as_json)
+    options = options_of(TrainOptions, run_train, locals(), parse_settings(settings or []))
+    _print_and_exit(*here(train_model, options), as_json)
 
 
 @app.command("evaluate")
-def run_evaluate(
-    model: Annotated[str, typer.Argument(help="Bundled model, model folder or REGISTRY@ALIAS.", show_default=False)],
-    dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
-    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
-    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
-    as_json: Json = False,
-) -> None:
-    """A model against the labels of a split."""
-    environment.prepare()
+@functools.wraps(evaluate)
+def run_evaluate(**given: Any) -> None:
     from flows.evaluate import evaluate_model
-    from pipelines.jobs import EvaluateOptions
 
-    _print_and_exit(*here(evaluate_model, _options(EvaluateOptions, model=model, dataset=dataset, split=split, crf=crf)), as_json)
+    state, code = here(evaluate_model, evaluate_options(given))
+    if code == DONE and given["plots"] is not None:
+        draw(state.result(), given["plots"])
+    _print_and_exit(state, code, given["as_json"])
 
 
 @app.command("refresh")
@@ -173,7 +161,6 @@ def run_refresh(
     as_json: Json = False,
 ) -> None:
     """Train if asked, then segment what is new or changed with the registered model."""
-    environment.prepare()
     from flows.refresh import refresh
     from pipelines.jobs import TrainOptions
     from pipelines.options import SegmentOptions
@@ -181,8 +168,9 @@ def run_refresh(
     training = None
     if train is not None:
         try:
-            training = _options(TrainOptions, **json.loads(Path(train).read_text(encoding="utf-8")))
+            given = dict(json.loads(Path(train).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise typer.BadParameter(f"{train}: not a JSON object of training options ({error})", param_hint="--train") from error
-    chosen = _options(SegmentOptions, archive=archive, results=results, model=model)
+        training = options_of(TrainOptions, run_train, {}, given, f"--train {train}:")
+    chosen = options_of(SegmentOptions, run_refresh, {"archive": archive, "results": results, "model": model})
     _print_and_exit(*here(refresh, chosen, training), as_json)

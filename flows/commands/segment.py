@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import shlex
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import bar, stderr, stdout
+from deeplab.crf.parameters import PARAMETER_SETS
+from flows.commands.arguments import numbers, options_of
+from flows.terminal import bar, print_json, stderr, stdout
 
-DONE, FAILED, USAGE, TOO_MANY_ERRORS = 0, 1, 2, 3
+CRF_PARAMS = f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: what tune-crf wrote into the model's."
+DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
 
 
 def segment(
@@ -30,7 +32,7 @@ def segment(
     flip: Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")] = False,
     fusion: Annotated[str, typer.Option(help="Fusion of scales: max (DeepLab v2) or mean.")] = "max",
     crf: Annotated[bool, typer.Option(help="Refine masks with the dense CRF.")] = True,
-    crf_params: Annotated[str, typer.Option(help="CRF parameters: deeplab-v1, deeplab-v2, kazuto, isht7, deconvnet.")] = "kazuto",
+    crf_params: Annotated[str, typer.Option(help=CRF_PARAMS)] = "kazuto",
     crf_mode: Annotated[str, typer.Option(help="fast (prunes absent classes) or exact.")] = "fast",
     crf_backend: Annotated[str, typer.Option(help="native (on the cores), torch (on the GPUs, exact) or pydensecrf.")] = "native",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -39,7 +41,7 @@ def segment(
     max_pixels: Annotated[
         int, typer.Option(help="Images with more pixels become error rows; raise it for large images.")
     ] = 60_000_000,
-    chunk_size: Annotated[int, typer.Option(help="Images per commit: what a dead driver can lose.")] = 20_000,
+    commit_every: Annotated[float, typer.Option(help="Seconds between commits: what a dead driver can lose.")] = 60,
     limit: Annotated[int | None, typer.Option(help="Take only the first LIMIT images.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Pattern of names to take; '*' takes every file. Repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Pattern of names to leave out. Repeatable.")] = None,
@@ -63,7 +65,7 @@ def segment(
     from pipelines.segment import Progress, TooManyErrors
     from pipelines.segment import segment as run
 
-    options = options_from(locals())
+    options = segment_options(locals())
     phases = {
         "inventory": "listing images",
         "plan": "planning",
@@ -76,15 +78,15 @@ def segment(
 
         def watch(progress: Progress) -> None:
             errors = f"[red]{progress.errors} errors[/]" if progress.errors else ""
-            chunk = f"chunk {progress.chunk}/{progress.chunks}" if progress.chunks > 1 and progress.chunk else ""
-            display.update(phases[progress.phase], progress.done, progress.total or None, f"{chunk} {errors}".strip())
+            committed = f"{progress.committed} committed" if progress.committed else ""
+            display.update(phases[progress.phase], progress.done, progress.total or None, f"{committed} {errors}".strip())
 
         try:
             summary = run(options, watch)
         except TooManyErrors as error:
             summary, code, failure = error.summary, TOO_MANY_ERRORS, str(error)
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary), indent=2))
+        print_json(dataclasses.asdict(summary))
     else:
         print_summary(summary)
     if failure:
@@ -92,27 +94,12 @@ def segment(
     raise typer.Exit(code)
 
 
-def options_from(given: dict[str, Any]) -> Any:
-    """SegmentOptions from the command's arguments; what is out of bounds is one line each on stderr and exit code 2."""
+def segment_options(given: dict[str, Any]) -> Any:
+    """SegmentOptions from the command's arguments."""
     from pipelines.options import SegmentOptions
 
-    given = {name: value for name, value in given.items() if name in SegmentOptions.model_fields}
-    scales = given["scales"]
-    try:
-        given["scales"] = tuple(float(part) for part in scales.split(","))
-        return SegmentOptions(**{**given, "include": tuple(given["include"] or ()), "exclude": tuple(given["exclude"] or ())})
-    except ValidationError as error:
-        refuse(error)
-    except ValueError:
-        stderr.print(f"[red]error[/]: --scales {escape(scales)}: numbers separated by commas are accepted, such as 0.5,0.75,1")
-    raise typer.Exit(USAGE)
-
-
-def refuse(error: ValidationError) -> None:
-    """Every option that is out of bounds, by its name on the command line."""
-    for problem in error.errors():
-        name = str(problem["loc"][0]).replace("_", "-")
-        stderr.print(f"[red]error[/]: --{name}: {escape(problem['msg'])} (got {escape(repr(problem['input']))})")
+    patterns = {name: tuple(given[name] or ()) for name in ("include", "exclude")}
+    return options_of(SegmentOptions, segment, {**given, **patterns, "scales": numbers(given["scales"])})
 
 
 def print_summary(summary: Any) -> None:
@@ -122,13 +109,20 @@ def print_summary(summary: Any) -> None:
     place = delta_location(summary.results)
     if summary.passed_over:
         stdout.print(f"{summary.passed_over} files without an image's name were passed over (--include '*' takes them)")
+    if summary.outputs:
+        stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (name one to segment it)")
+    if not summary.images and summary.elsewhere:
+        stdout.print(f"another run brought the rows of all {summary.elsewhere} images meanwhile (model {summary.model})")
+        return
     if not summary.images:
         stdout.print(
             f"nothing to do: all {summary.already} images of the archive have their row in {place} (model {summary.model})"
         )
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {summary.already} had their row before")
+    meanwhile = f", {summary.elsewhere} got it from another run meanwhile" if summary.elsewhere else ""
+    already = f"{summary.already} had their row before{meanwhile}"
+    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {already}")
     for reason, count in summary.errors_by_reason.items():
         table.add_row("", f"{count} x {escape(reason)}")
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
@@ -143,9 +137,6 @@ def print_summary(summary: Any) -> None:
     table.add_row("table", f"{place} (version {summary.version})")
     stdout.print(table)
     stdout.print("open it:", style="dim")
-    query = "duckdb.sql('SELECT uri, status, confidence, class_pixels FROM t LIMIT 5').show()"
-    stdout.print(
-        f"  python -c \"import duckdb, deltalake; t = deltalake.DeltaTable('{place}').to_pyarrow_dataset(); {query}\"",
-        soft_wrap=True,
-        markup=False,
-    )
+    answer = f'ResultsTable.open({place!r}).query("SELECT * EXCLUDE mask FROM results LIMIT 5").df()'
+    program = f"from pipelines.results import ResultsTable; print({answer})"
+    stdout.print(f"  python -c {shlex.quote(program)}", soft_wrap=True, markup=False)

@@ -12,9 +12,10 @@ import typer
 from pydantic import ValidationError
 
 from deeplab.errors import UserError
-from flows import environment
-from flows.commands.segment import USAGE, refuse
+from flows.commands.arguments import options_of
 from flows.terminal import stdout
+
+ANSWER_SECONDS = 10.0
 
 
 class ServerError(UserError):
@@ -23,14 +24,14 @@ class ServerError(UserError):
 
 def require_server() -> None:
     """Raise ServerError unless PREFECT_API_URL names a server that answers."""
-    environment.prepare()
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     url = PREFECT_API_URL.value()
     if not url:
         raise ServerError("no Prefect server is named: start one with `prefect server start` and set PREFECT_API_URL to its /api")
-    with get_client(sync_client=True) as client:
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}
+    with temporary_settings(once), get_client(sync_client=True) as client:
         trouble = client.api_healthcheck()
     if trouble is not None:
         raise ServerError(f"no answer from the Prefect server at {url} ({trouble}); is it running, and PREFECT_API_URL right?")
@@ -55,7 +56,7 @@ def serve(
 
     [dim]deeplab serve
     deeplab serve s3://bucket/photos s3://bucket/results --cron '0 3 * * *' --timezone Europe/Berlin
-    deeplab serve photos/ results/ --interval 3600 --set chunk_size=5000 --set crf=false --active[/]
+    deeplab serve photos/ results/ --interval 3600 --set commit_every=300 --set crf=false --active[/]
     """
     chosen = _segmentation(archive, results, model, settings or [])
     schedule = _schedule(cron, interval, rrule, timezone)
@@ -66,6 +67,8 @@ def serve(
 
     from flows.serving import deployments
 
+    # Each run is a process of its own, which would look into the current folder first for our packages.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     run(*deployments(chosen, name, schedule, active), limit=limit, pause_on_shutdown=False)
 
 
@@ -81,7 +84,6 @@ def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezon
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise typer.BadParameter(f"{timezone}: a name such as Europe/Berlin is accepted", param_hint="--timezone") from error
-    environment.prepare()
     from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
 
     try:
@@ -103,12 +105,8 @@ def _segmentation(archive: str | None, results: str | None, model: str, settings
         return None
     if results is None:
         raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
-    given = parse_settings(settings)
-    try:
-        return SegmentOptions(archive=absolute(archive), results=absolute(results), model=absolute(model, True), **given)
-    except ValidationError as error:
-        refuse(error)
-        raise typer.Exit(USAGE) from None
+    given = {"archive": absolute(archive), "results": absolute(results), "model": absolute(model, True)}
+    return options_of(SegmentOptions, serve, given, parse_settings(settings))
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -119,9 +117,9 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals:
             raise typer.BadParameter(f"{setting}: name=value is accepted", param_hint="--set")
         try:
-            given[key] = json.loads(value)
+            given[key.replace("-", "_")] = json.loads(value)
         except ValueError:
-            given[key] = value  # a plain word
+            given[key.replace("-", "_")] = value  # a plain word
     return given
 
 

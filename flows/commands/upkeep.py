@@ -1,15 +1,14 @@
-"""`deeplab verify`, `compact`, `vacuum` and `drop-model`: keeping a results table in order."""
+"""`deeplab verify`, `repair`, `compact`, `vacuum` and `drop-model`: keeping a results table in order."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from flows.commands.results import Model, Results
-from flows.terminal import bar, stdout
+from flows.commands.results import Exclude, Include, Model, Results, patterns
+from flows.terminal import bar, print_json, stdout
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -17,25 +16,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 def verify(
     results: Results,
     archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row.")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Read all of RESULTS: every file readable, every mask decodes and fits its image, no image twice.
+    """Read all of RESULTS: every file there and readable, every mask decodes and fits its image, no image twice.
 
     Exits with 1 when something is wrong or, with --archive, missing.
     """
     from pipelines import upkeep
     from pipelines.results import ResultsTable
 
+    chosen = patterns(archive, include, exclude)
     table = ResultsTable.open(results)
     with bar("files") as display:
         label = table.pick_model(model) if model else None
-        found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total))
+        found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total), **chosen)
     if as_json:
-        print(json.dumps(vars(found), indent=2))
+        print_json(vars(found))
     else:
         for problem in found.problems:
-            stdout.print(escape(problem), style="red")
+            stdout.print(escape(problem), style="red", soft_wrap=True)
         if found.count > len(found.problems):
             stdout.print(f"... and {found.count - len(found.problems)} more")
         pending = "" if found.pending is None else f", {found.pending} images of the archive without a row"
@@ -74,13 +76,37 @@ def vacuum(
 
     files = upkeep.vacuum(ResultsTable.open(results), hours, delete=delete)
     if as_json:
-        print(json.dumps({"deleted": delete, "files": files}, indent=2))
+        print_json({"deleted": delete, "files": files})
         return
     for file in files[:20]:
-        stdout.print(escape(file))
+        stdout.print(escape(file), soft_wrap=True)
     if len(files) > 20:
         stdout.print(f"... and {len(files) - 20} more")
     stdout.print(f"{len(files)} files {'deleted' if delete else 'could go; --delete deletes them'}")
+
+
+def repair(
+    results: Results,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Also take out entries whose rows are gone; the next segment does their images again.")
+    ] = False,
+) -> None:
+    """Mend RESULTS where its log names files that are not there, as `deeplab verify` says; no file is deleted.
+
+    Earlier versions made such tables with models whose names hold a space, %41, # or ?. Exits with 1 when some are left.
+    """
+    from pipelines import repair as mending
+    from pipelines.results import ResultsTable
+
+    table = ResultsTable.open(results)
+    done = mending.repair(table, forget)
+    for entry in done.left:
+        stdout.print(escape(str(entry)), style="red", soft_wrap=True)
+    stdout.print(
+        f"{done.restored} files with {done.rows} rows restored, {done.forgotten} taken out, {len(done.left)} left; "
+        f"version {table.version}"
+    )
+    raise typer.Exit(1 if done.left else 0)
 
 
 def drop_model(
@@ -99,4 +125,4 @@ def drop_model(
     label = table.pick_model(model)
     if not yes and not typer.confirm(f"take all rows of {label} out of {table.uri}?"):
         raise typer.Exit(1)
-    stdout.print(f"{upkeep.drop_model(table, label)} rows of {label} dropped; version {table.version}")
+    stdout.print(f"{upkeep.drop_model(table, label)} rows of {escape(label)} dropped; version {table.version}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.exports.source import Masks
 
-NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def write(source: Masks) -> None:

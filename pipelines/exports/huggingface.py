@@ -42,8 +42,8 @@ def write(source: Masks) -> None:
             continue
         shards.add(
             {
-                "image": {"bytes": encoded, "path": mask.name},
-                "mask": {"bytes": mask.png, "path": f"{mask.name}.png"},
+                "image": {"bytes": encoded, "path": mask.printed},
+                "mask": {"bytes": mask.png, "path": f"{mask.printed}.png"},
                 "uri": mask.uri,
                 "confidence": mask.confidence,
             },

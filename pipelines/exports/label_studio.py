@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from deeplab.classes import ClassTable
 from pipelines import shards, storage
-from pipelines.exports.source import Mask, Masks
+from pipelines.exports.source import Mask, Masks, parts_of, path_of
 
 FILE_BYTES = 100_000_000  # of a file of tasks: Label Studio takes up to 250 MB in one import
 SIZES = (3, 4, 8, 16)  # bits of a run's length: each run takes the first that holds it
@@ -83,7 +84,8 @@ def _bits(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _address(source: Masks, mask: Mask) -> str:
     if storage.is_s3(mask.uri):
         return mask.uri
-    return f"/data/local-files/?d={quote(f'{Path(source.root).name}/{mask.name}'.lstrip('/'))}"
+    inside = path_of(parts_of(mask.uri)[max(1, len(source.shared) - 1) :], local=True)
+    return f"/data/local-files/?d={quote(os.fsencode(inside))}"
 
 
 def _prediction(source: Masks, mask: Mask) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deeplab import masks
+from deeplab.files import LocalFiles, mark_files, mark_output
 from deeplab.images import ImageError
+from deeplab.names import relative_path, stem
 from pipelines import shards, storage
 from pipelines.results import ResultsError, ResultsTable
 
@@ -42,7 +44,12 @@ class Exported:
 
 @dataclass(frozen=True)
 class Mask:
-    """A row of the table. `name`: the image's path below the folder that all images share, with / between its parts."""
+    """A row of the table. `version`: of the bytes that were segmented. `name`: the image's path below the folder that all
+    images share, with / between its parts.
+
+    It is the image's own name, whatever is in it: `Masks.target` makes a place of it that is safe to write to, and
+    `printed` is the text for documents.
+    """
 
     uri: str
     version: str
@@ -52,16 +59,33 @@ class Mask:
     confidence: float
     png: bytes
 
+    @property
+    def printed(self) -> str:
+        """The name as text that UTF-8 can hold; bytes that are none as \\xe9."""
+        return self.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
     def labels(self) -> np.ndarray:
         """height x width uint8 or uint16 class ids."""
         return masks.decode_png(self.png)
 
 
-def name_of(uri: str) -> str:
-    """The path inside the bucket or on the disk, for people."""
+def parts_of(uri: str) -> list[str]:
+    """What an image's URI consists of, encoded as it is there: scheme, bucket, folders, name; a shard counts as a folder."""
     path, mark, member = uri.partition("#") if shards.split(uri) else (uri, "", "")
-    whole = f"{path}/{member}" if mark else path
-    return unquote(urlsplit(whole).path) if uri.startswith("file://") else whole
+    scheme, _, rest = path.partition("://")
+    return [scheme, *rest.removeprefix("/").split("/"), *(member.split("/") if mark else ())]
+
+
+def path_of(parts: list[str], local: bool, errors: str = "surrogateescape") -> str:
+    """Parts of a URI as a path. `errors`: what bytes that are no UTF-8 become, as Python's codecs name it."""
+    path = "/".join(parts)
+    return unquote(path, errors=errors) if local else path
+
+
+def name_of(uri: str) -> str:
+    """The path inside the bucket or on the disk, for people: any of it can be printed."""
+    scheme, *parts = parts_of(uri)
+    return f"/{path_of(parts, True, 'backslashreplace')}" if scheme == "file" else f"{scheme}://{path_of(parts, False)}"
 
 
 def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -74,11 +98,10 @@ def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[s
         model=model,
     ).fetchall()
     outdated = set(older)
-    system, root = storage.filesystem(table.uri)
     # Not through the data set: its scanner reads ahead of a writer that is slower than it, in the end the whole table.
     for path in table.files(model):
         try:
-            with pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False) as file:
+            with table.open_file(path) as file:
                 for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, "uri", "version", "status"]))):
                     for row in batch.to_pylist():
                         if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
@@ -100,32 +123,46 @@ class Masks:
         if span is None or span[0] is None:
             raise ResultsError(f"{table.uri}: no ok rows of model {model} to export")
         # Every uri lies between the smallest and the largest, so what these two share all share.
-        self.root = os.path.commonpath([os.path.dirname(name_of(uri)) for uri in span])
+        folders = zip(*(parts_of(uri)[:-1] for uri in span), strict=False)
+        self.shared = [first for first, last in takewhile(lambda pair: pair[0] == pair[1], folders)]
         self.table, self.model, self.folder, self.report = table, model, folder, report
         self.classes = table.classes(model)
         self.done = Exported()
         self.taken: set[Path] = set()
+        self.folders: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
+        self.own = mark_output(LocalFiles(folder))
 
     def __iter__(self) -> Iterator[Mask]:
-        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence"]):
-            name = os.path.relpath(name_of(row["uri"]), self.root)
-            yield Mask(row["uri"], row["version"], name, row["height"], row["width"], row["confidence"], row["mask"])
+        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence", "read_version"]):
+            name = path_of(parts_of(row["uri"])[len(self.shared) :], row["uri"].startswith("file:"))
+            version = row.get("read_version") or row["version"]  # files of earlier releases have no such column
+            yield Mask(row["uri"], version, name, row["height"], row["width"], row["confidence"], row["mask"])
 
     def target(self, mask: Mask, suffix: str, below: str = "") -> Path:
         """The file of a mask below `folder`, named as the image; its folder is made.
 
-        Two images that differ only in their extension keep it (a.jpg.png). ResultsError where it is the image itself.
+        Two images that differ only in their extension keep it (a.jpg.png). A name that is no path below the folder becomes one
+        (`relative_path`). ResultsError where it is the image itself.
         """
-        relative = Path(below, mask.name)
-        target = self.folder / relative.with_suffix(suffix)
-        if target in self.taken:
-            target = self.folder / f"{relative}{suffix}"
+        # Where a file has the name of another's folder, it lies beside all others under a name of its own.
+        apart = f"{mask.name.replace('/', '_')}-{hashlib.sha256(mask.uri.encode()).hexdigest()[:12]}"
+        for name in (stem(mask.name), mask.name, apart):
+            target = self.folder / below / f"{relative_path(name, len(suffix))}{suffix}"
+            above = [parent for parent in target.parents if parent.is_relative_to(self.folder)]
+            if target not in self.taken and target not in self.folders and not self.taken.intersection(above):
+                break
         self.taken.add(target)
+        self.folders.update(above)
         if storage.canonical(str(target)) == mask.uri:
             raise ResultsError(f"{self.folder}: {target.name} is the image itself there; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+    def mark(self) -> None:
+        """Mark what was written as ours, where the folder as a whole is not."""
+        if not self.own:
+            mark_files(self.taken)
 
     def refuse_earlier(self, pattern: str) -> None:
         """ResultsError where `folder` holds numbered files, which those of this export might not all replace."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,8 @@ import jinja2
 
 from deeplab.classes import ClassTable
 from deeplab.errors import UserError
+from deeplab.files import LocalFiles, mark_output
+from deeplab.json_text import json_text
 from deeplab.sheet import bright
 from pipelines.report import gallery
 from pipelines.report.facts import Facts, gather
@@ -58,13 +59,14 @@ def build(
         raise ReportError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
         staging.chmod(0o755)
+        mark_output(LocalFiles(staging))
         with Rows(table, model) as rows:
             facts = gather(rows)
             cards = gallery.chosen(rows, sample)
             gone = _write_pictures(rows, cards, staging / "pictures", watch)
             text = render(facts, rows.classes, {"cards": cards, "total": facts.images})
         (staging / "index.html").write_text(text, encoding="utf-8")
-        (staging / MARK).write_text(json.dumps(facts.json(), indent=2) + "\n", encoding="utf-8")
+        (staging / MARK).write_text(json_text(facts.json(), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
@@ -111,7 +113,7 @@ def render(facts: Facts, classes: ClassTable, data: dict[str, Any]) -> str:
         {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*bright(colour))}
         for name, colour in zip(classes.names, classes.colours, strict=True)
     ]
-    told = json.dumps({**data, "classes": known}, ensure_ascii=True)
+    told = json_text({**data, "classes": known})
     # Inside a script element only "</" and "<!--" end or change it; as escapes they are the same JSON.
     safe = told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     style, script = ((HERE / "page" / name).read_text(encoding="utf-8") for name in ("style.css", "gallery.js"))

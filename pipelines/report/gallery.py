@@ -82,8 +82,9 @@ def page(
         where.append("list_contains(names, ?)")
         values.append(class_name)
     if name:
-        where.append("contains(lower(uri), lower(?))")
-        values.append(name)
+        # As the name is shown, or as it is encoded in the URI. A name that is no UTF-8 does not decode.
+        where.append("(contains(lower(uri), lower(?)) OR uri LIKE 'file:%' AND contains(lower(try(url_decode(uri))), lower(?)))")
+        values += [name, name]
     condition = " AND ".join(where)
     ((total,),) = rows.ask(f"SELECT count(*) FROM rows WHERE {condition}", values)
     found = rows.ask(f"SELECT {CARD} FROM rows WHERE {condition} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])

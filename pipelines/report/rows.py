@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow.dataset as pads
 
+from pipelines import sql
 from pipelines.results import ResultsTable
 
 COLUMNS = ("uri", "version", "status", "error", "height", "width", "confidence", "run", "segmented_at", "class_pixels")
@@ -29,14 +29,14 @@ class Rows:
         dataset = table.dataset(model)
         self.fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
         self.folder = tempfile.TemporaryDirectory(prefix="deeplab-report-")
-        self.connection = duckdb.connect(str(Path(self.folder.name) / "rows.duckdb"))
-        self.connection.execute(f"SET memory_limit = '1GB'; SET temp_directory = '{self.folder.name}'")
+        self.connection = sql.connect(Path(self.folder.name), file="rows.duckdb", memory="1GB")
         scanned = dataset.scanner(columns=[*COLUMNS, "__filename"], batch_size=65536).to_reader()
         self.connection.register("scanned", scanned)
-        self.connection.execute(
-            "CREATE TABLE rows AS SELECT row_number() OVER () AS id, * RENAME (__filename AS file), "
-            "map_keys(class_pixels) AS names FROM scanned"
-        )
+        with table.reading():
+            self.connection.execute(
+                "CREATE TABLE rows AS SELECT row_number() OVER () AS id, * RENAME (__filename AS file), "
+                "map_keys(class_pixels) AS names FROM scanned"
+            )
         self.connection.unregister("scanned")
 
     def __enter__(self) -> Rows:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +81,16 @@ def test_the_digest_is_sha256_over_weights_and_card(saved):
 
 
 def test_any_changed_byte_of_card_or_weights_is_another_model(model):
-    before = checkpoint.load(model).digest
+    digests = [checkpoint.load(model).digest]
+    with (model / "model.json").open("a") as card:
+        card.write(" ")
+    digests.append(checkpoint.load(model).digest)
+    rewritten(model, lambda card: card.pop("weights_sha256"))  # as cards of earlier versions are
+    digests.append(checkpoint.load(model).digest)
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
-    changed = checkpoint.load(model).digest
-    with (model / "model.json").open("a") as card:
-        card.write(" ")
-    assert len({before, changed, checkpoint.load(model).digest}) == 3
+    assert len({*digests, checkpoint.load(model).digest}) == 4
 
 
 def rewritten(model: Path, change: Any) -> None:
@@ -225,3 +229,26 @@ def test_training_starts_from_a_model_with_its_head_where_the_classes_fit(saved,
     )
     with pytest.raises(WeightsError, match="do not fit ResNet"):
         initialise(build("resnet50-aspp", 2), saved)
+
+
+def test_a_save_that_is_killed_at_any_file_operation_leaves_a_whole_model_or_none(tmp_path):
+    """And can be done again: save_kills does, after each kill."""
+    command = [sys.executable, "-m", "tests.deeplab.save_kills", str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    left = json.loads(done.stdout)
+    for begun_with, found in left.items():
+        assert set(found) <= {"none", "new"} | ({"old"} if begun_with != "empty" else set())
+        assert found == sorted(found, key=["old", "none", "new"].index) and len(found) > 6
+        assert found[-1] == "new"
+
+
+def test_weights_of_another_model_are_refused_and_half_a_model_is_replaced(saved, model, network, tmp_path):
+    torch.manual_seed(1)
+    checkpoint.save(tmp_path / "other", build("mobilenet-v2-aspp", 2, output_stride=16), CARD)
+    shutil.copy(tmp_path / "other" / checkpoint.WEIGHTS, model)
+    with pytest.raises(ModelError, match=r"model\.json is not of these weights: a save of the model is under way or was cut off"):
+        checkpoint.load(model)
+    (model / checkpoint.CARD).unlink()
+    checkpoint.save(model, network, CARD)
+    assert checkpoint.load(model).digest == checkpoint.load(saved).digest

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -46,12 +47,21 @@ def contents(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda root: (root / name).write_bytes(data)
 
 
+def pipe(name):
+    def damage(root):
+        (root / name).unlink()
+        os.mkfifo(root / name)
+
+    return damage
+
+
 DAMAGE = {
     "a value that is no class": (lambda root: label_with(root, 2), r"labels/picture_1\.png: value 2; 0\.\.1 and 255"),
     "another size": (picture("L", (40, 41)), r"labels/picture_1\.png: labels are \(41, 40\), the image is \(41, 41\)"),
     "labels in colour": (picture("RGB", (41, 41)), r"picture_1\.png.*mode RGB"),
     "no labels": (lambda root: (root / "labels" / "picture_1.png").unlink(), r"labels/picture_1\.png"),
     "labels cut short": (contents("labels/picture_1.png", b"\x89PNG\r\n"), r"labels/picture_1\.png"),
+    "a pipe for an image": (pipe("images/picture_1.png"), "images/picture_1.png: .*no regular file"),
     "a broken image": (contents("images/picture_1.png", b"hello"), r"images/picture_1\.png: not an image"),
 }
 
@@ -76,6 +86,10 @@ SHAPE = {
     "too many classes": (lambda root: (root / "classes.txt").write_text("\n".join(map(str, range(256)))), "256 classes"),
     "two equal classes": (lambda root: (root / "classes.txt").write_text("cat\ncat\n"), r"classes\.txt.*cat"),
     "classes that are no text": (lambda root: (root / "classes.txt").write_bytes(b"\xff\xfe\xfa"), r"classes\.txt.*UTF-8"),
+    "two images of one stem": (
+        lambda root: Image.new("RGB", (41, 41)).save(root / "images" / "picture_1.jpg"),
+        r"images: picture_1\.jpg and picture_1\.png are two images for one label file",
+    ),
     "a stem without image": (lambda root: (root / "images" / "picture_1.png").unlink(), r"no image for picture_1 \(1 of 3\)"),
 }
 
@@ -88,3 +102,10 @@ def test_a_folder_of_another_shape_is_refused_at_once(labelled_folder, kind):
     with pytest.raises(DatasetError, match=message) as caught:
         LabelledFolder(root, "train")
     assert re.search(re.escape(str(root)), str(caught.value))
+
+
+def test_a_second_image_of_a_stem_that_is_not_in_the_split_is_no_matter(labelled_folder):
+    root = labelled_folder(3)
+    (root / "few.txt").write_text("picture_0\n")
+    Image.new("RGB", (41, 41)).save(root / "images" / "picture_1.jpg")
+    assert len(LabelledFolder(root, "few")) == 1

@@ -242,10 +242,40 @@ def test_labels_are_read_as_class_ids(encoded):
     np.testing.assert_array_equal(decode_labels(encoded(Image.fromarray(ids), "PNG")), ids)
 
 
+def png_of(values: np.ndarray, bits: int, palette: bool = False) -> bytes:
+    """H x W ids as a grey or palette PNG of that depth, written bit by bit."""
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 3 if palette else 0, 0, 0, 0)
+    lines = b""
+    for row in values:
+        each = np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 16 - bits :]
+        lines += b"\0" + np.packbits(each.ravel()).tobytes()
+    colours = [(b"PLTE", bytes(range(3)) * 2**bits)] if palette else []
+    chunks = [(b"IHDR", header), *colours, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+DEPTHS = [(1, False), (2, False), (4, False), (8, False), (16, False), (1, True), (2, True), (4, True), (8, True)]
+
+
+@pytest.mark.parametrize(("bits", "palette"), DEPTHS)
+def test_labels_of_every_depth_keep_their_ids(bits, palette, rng):
+    ids = rng.integers(0, min(2**bits, 256), (7, 13))
+    ids[0, :2] = 0, min(2**bits, 256) - 1
+    labels = decode_labels(png_of(ids, bits, palette))
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, ids)
+
+
+def test_a_label_above_255_is_refused_with_its_value():
+    with pytest.raises(ImageError, match="labels hold the value 300: up to 255"):
+        decode_labels(png_of(np.array([[0, 300]]), 16))
+
+
 def test_labels_in_colour_or_another_format_are_refused(encoded):
     for data in (
         encoded(Image.new("RGB", (3, 3)), "PNG"),
-        encoded(Image.new("I;16", (3, 3)), "PNG"),
+        encoded(Image.new("LA", (3, 3)), "PNG"),
         encoded(Image.new("L", (3, 3)), "JPEG"),
         encoded(Image.new("L", (30, 30)), "PNG")[:50],
         b"",

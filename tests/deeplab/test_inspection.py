@@ -41,3 +41,29 @@ def test_labels_of_fewer_than_two_classes_are_refused(labelled_folder, value, me
         Image.fromarray(np.full((41, 41), value, np.uint8)).save(path)
     with pytest.raises(DatasetError, match=f"{message}: at least two of ground, square"):
         inspect(LabelledFolder(root, "train"), threads=1).require_usable(skip_broken=True)
+
+
+def turned_photo(root, stem: str, orientation: int, stored: tuple[int, int], labels: tuple[int, int]) -> None:
+    """A photo of `stored` (height, width) that is to be turned, and labels of another size or the same."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.zeros((*stored, 3), np.uint8)).save(root / "images" / f"{stem}.png", exif=exif)
+    Image.fromarray(np.zeros(labels, np.uint8)).save(root / "labels" / f"{stem}.png")
+
+
+def test_labels_of_a_photo_that_exif_turns_are_told_from_those_that_may_lie_wrong(labelled_folder):
+    root = labelled_folder(6)
+    cases = {
+        "picture_0": (6, (20, 30), (30, 20)),  # drawn on the upright photo
+        "picture_1": (6, (20, 30), (20, 30)),  # drawn on the stored pixels
+        "picture_2": (6, (20, 20), (20, 20)),  # square: either
+        "picture_3": (3, (20, 30), (20, 30)),  # upside down: either
+        "picture_4": (1, (20, 30), (20, 30)),
+    }
+    for stem, (orientation, stored, labels) in cases.items():
+        turned_photo(root, stem, orientation, stored, labels)
+    found = inspect(LabelledFolder(root, "train"), threads=1)
+    assert list(found.broken) == ["picture_1"]
+    assert "EXIF orientation 6" in found.broken["picture_1"] and "turn the labels" in found.broken["picture_1"]
+    assert list(found.doubtful) == ["picture_2", "picture_3"]
+    assert found.doubtful["picture_3"].startswith("picture_3: the image is turned by its EXIF orientation 3")

@@ -122,3 +122,10 @@ def test_a_named_layout_is_taken_and_an_unknown_one_refused(tmp_path):
         LabelledFolder(tmp_path, "train", "voc")
     with pytest.raises(DatasetError, match="splits here: train"):
         LabelledFolder(tmp_path, "test")
+
+
+def test_two_images_for_one_label_file_are_refused_where_folders_are_the_list(tmp_path: Path) -> None:
+    ade20k(tmp_path)
+    write(tmp_path, "images/training/ADE_1.png", "annotations/training/ADE_1.png", 2)
+    with pytest.raises(DatasetError, match=r"images/training: ADE_1\.jpg and ADE_1\.png are two images for one label file"):
+        LabelledFolder(tmp_path, "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -229,9 +230,10 @@ class Served:
         with self.server.client() as client:
             client.set_flow_run_state(run, Cancelling(), force=True)
 
-    def commits(self) -> int:
-        log = self.results / "_delta_log"
-        return sum('"txn"' in file.read_text() for file in log.glob("*.json")) if log.exists() else 0
+    def committed(self) -> int:
+        """Rows that commits brought, by the log's own files."""
+        lines = [line for file in (self.results / "_delta_log").glob("*.json") for line in file.read_text().splitlines()]
+        return sum(int(json.loads(line).get("commitInfo", {}).get("images", 0)) for line in lines)
 
     def logs(self, run: Any) -> list[str]:
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -248,10 +250,10 @@ class Served:
 
 
 def serve(server: Prefect, folder: Path, name: str, *arguments: object) -> Served:
-    """12 photos in chunks of 4, served by `deeplab serve` in a session of its own. A chunk is some seconds' work, in which a
+    """12 photos in blocks of 4, served by `deeplab serve` in a session of its own. A block is some seconds' work, in which a
     test can do what it does to the run."""
     made = Served(server, name, make_archive(folder / "photos", 12, scale=20), folder / "results", make_model(folder / "tiny"))
-    settings = ["--set", "chunk_size=4", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2, *arguments]
+    settings = ["--set", "commit_every=0.5", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2, *arguments]
     log = f"{name}.log"
     process = server.deeplab("serve", made.archive, made.results, "--model", made.model, *settings, log=log)
 

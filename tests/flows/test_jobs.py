@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from pipelines import cluster, remote
 from pipelines.jobs import TrainOptions
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
-from tests.flows.conftest import SECRET, Prefect, Served, uris, wait_for
+from tests.flows.conftest import ROOT, SECRET, Prefect, Served, uris, wait_for
 from tests.flows.ray_cluster import RayCluster, ray_cluster
 from tests.pipelines.conftest import make_dataset
 
@@ -50,7 +53,7 @@ def rows(results: Path) -> list[dict[str, Any]]:
 
 
 def here_and_now(server: Prefect, command: str, chosen: SegmentOptions, log: str) -> Any:
-    arguments = [chosen.archive, chosen.results, "--model", chosen.model, "--chunk-size", 4, "--no-crf", "--scales", "1"]
+    arguments = [chosen.archive, chosen.results, "--model", chosen.model, "--commit-every", 0.5, "--no-crf", "--scales", "1"]
     arguments += ["--address", chosen.address] if chosen.address else []
     return server.deeplab(*command.split(), *arguments, log=log)
 
@@ -61,7 +64,7 @@ def test_a_job_outlives_its_watcher_the_next_run_takes_it_up_and_the_table_is_th
     chosen = options(served, nodes)
     name = remote.job_name("segment", chosen)
     first = here_and_now(served.server, "run segment", chosen, "watcher.log")
-    wait_for(lambda: served.commits() >= 1 or first.poll() is not None, "a first commit")
+    wait_for(lambda: served.committed() >= 1 or first.poll() is not None, "a first commit")
     assert first.poll() is None, (served.server.home / "watcher.log").read_text()[-3000:]
     first.kill()
     run = served.start(address=nodes.url)
@@ -83,13 +86,13 @@ def test_a_cancelled_run_stops_its_job(served: Served, nodes: RayCluster, jobs: 
     wait_for(lambda: jobs.live(name) is not None, "the job")
     again = jobs.begin(name, "segment", chosen)
     assert again == (f"{name}-1", True)
-    wait_for(lambda: served.commits() >= 1, "a first commit")
+    wait_for(lambda: served.committed() >= 1, "a first commit")
     (link,) = [found for found in served.artifacts(run, "markdown") if found.key.startswith("ray-")]
     assert jobs.page(f"{name}-1") in link.data
     served.cancel(run)
     assert served.ends(run).type.value == "CANCELLED"
     wait_for(lambda: jobs.live(name) is None and not nodes.drivers(), "the job and its program to end", 60)
-    assert len(uris(served.results)) == 4 * served.commits()
+    assert len(uris(served.results)) == served.committed()
 
 
 def test_after_a_crash_the_runner_stops_the_job(served: Served, nodes: RayCluster, jobs: remote.Jobs) -> None:
@@ -132,6 +135,32 @@ def test_a_missing_or_wrong_token_is_one_sentence(
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     with pytest.raises(cluster.ClusterError, match=message):
         remote.Jobs(nodes.url)
+    joined = message.replace("this token", "the token that is set here")
+    with pytest.raises(cluster.ClusterError, match=rf"{joined}.*\(InvalidAuthToken\): RAY_AUTH_TOKEN"):
+        cluster._check(f"127.0.0.1:{nodes.gcs}")
+
+
+JOIN = """
+import sys
+from pipelines import cluster
+with cluster.session(sys.argv[1]):
+    print(cluster.resources())
+"""
+
+
+@pytest.mark.parametrize(("version", "code", "message"), [("", 0, ""), ("2.50.1", 1, "Ray: 2.50.1 Python: 3")])
+def test_the_token_alone_joins_a_cluster_and_one_of_another_version_is_told_with_both(
+    nodes: RayCluster, tmp_path: Path, version: str, code: int, message: str
+) -> None:
+    if version:  # every Python process that starts takes its Ray for that version
+        (tmp_path / "sitecustomize.py").write_text(f"import ray; ray.__version__ = {version!r}")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    machine = {**kept, "RAY_AUTH_TOKEN": SECRET, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", JOIN, f"127.0.0.1:{nodes.gcs}"]
+    done = subprocess.run(command, env=machine, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert ("both must be the same" in done.stderr) is bool(version)
 
 
 def test_a_place_that_is_no_jobs_api_is_one_sentence() -> None:

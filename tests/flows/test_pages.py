@@ -56,7 +56,7 @@ def scheduled(runner: Served) -> Iterator[Scheduled]:
     with ExitStack() as stack:
         switch(runner, active=True)
         first = wait_for(lambda: fired(runner), "the schedule to fire")[0]
-        wait_for(lambda: runner.commits() >= 1, "a first commit")
+        wait_for(lambda: runner.committed() >= 1, "a first commit")
         stack.enter_context(held(first))
         second = wait_for(lambda: [run for run in fired(runner) if run != first], "the schedule to fire again")[0]
         runner.reaches(second, "AwaitingConcurrencySlot")
@@ -84,11 +84,11 @@ def test_pages_in_mid_run_show_the_graph_the_progress_and_the_form(scheduled: Sc
     served, run = scheduled.served, scheduled.first
     (progress,) = served.artifacts(run, "progress")
     with browser(chromium(), served.server.url.removesuffix("/api"), tmp_path) as ui:
-        page = ui.open(f"/runs/flow-run/{run}", "segment photos with tiny", "Running", "chunk 1 of 3", name="run")
+        page = ui.open(f"/runs/flow-run/{run}", "segment photos with tiny", "Running", "segment", name="run")
         assert page.locator("canvas").bounding_box()["height"] > 200  # the graph; its words are pixels
         page = ui.open(f"/artifacts/artifact/{progress.id}", "images done", name="progress")
         assert "of 12 images done" in page.inner_text("body")
-        ui.open(f"/deployments/deployment/{served.deployment.id}/run", "Images per commit", name="form")
+        ui.open(f"/deployments/deployment/{served.deployment.id}/run", "Seconds between commits", name="form")
 
 
 def test_a_schedule_that_was_switched_on_stays_on_when_it_is_served_again(finished: Scheduled) -> None:

@@ -36,7 +36,7 @@ def orphan(prefect_server: Prefect, prepared: object, tmp_path_factory: pytest.T
     """A run that was killed together with its runner. It takes a while to be found out, so this comes early."""
     served = serve(prefect_server, tmp_path_factory.mktemp("orphan"), "orphan")
     run = served.start()
-    wait_for(lambda: served.commits() >= 1, "a first commit")
+    wait_for(lambda: served.committed() >= 1, "a first commit")
     served.process.kill()
     for pid in flow_processes(run):
         os.kill(pid, signal.SIGKILL)
@@ -47,7 +47,7 @@ def orphan(prefect_server: Prefect, prepared: object, tmp_path_factory: pytest.T
 def test_parameters_out_of_bounds_are_refused_by_the_server_with_a_message(served: Served) -> None:
     from prefect.exceptions import PrefectHTTPStatusError
 
-    for bad, message in (({"chunk_size": 0}, "minimum of 1"), ({"fusion": "sum"}, "fusion"), ({"tile": 5}, "193")):
+    for bad, message in (({"commit_every": 0}, "minimum of 0"), ({"fusion": "sum"}, "fusion"), ({"tile": 5}, "193")):
         with pytest.raises(PrefectHTTPStatusError, match=message):
             served.start(**bad)
 
@@ -71,7 +71,7 @@ def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(serv
     wait_for(lambda: served.state(first).type.value == "RUNNING", "the first run to begin")
     second = served.start(page=tmp_path / "page")
     served.reaches(second, "AwaitingConcurrencySlot")
-    wait_for(lambda: served.commits() >= 1, "a first commit")
+    wait_for(lambda: served.committed() >= 1, "a first commit")
 
     def progress() -> Any:
         (found,) = served.artifacts(first, "progress")
@@ -93,7 +93,7 @@ def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(serv
     assert len(served.artifacts(second, "image")) == 1
     # The server files events a little later.
     (finish,) = wait_for(lambda: events(served, "deeplab.segmentation.finished"), "the event of the finished run")
-    *_, commit = events(served, "deeplab.chunk.committed")
+    *_, commit = events(served, "deeplab.rows.committed")
     assert (finish["images"], finish["already"]) == (commit["images"], already)
     assert commit["version"] == finish["version"]
 
@@ -104,24 +104,24 @@ def test_a_run_that_died_with_its_runner_is_set_to_crashed_by_the_automation(orp
     assert state.type.value == "CRASHED"
     assert "no sign of life" in state.message
     wait_for(lambda: not processes(run), "the run's Ray to end")
-    assert len(uris(served.results)) == 4 * served.commits()
+    assert len(uris(served.results)) == served.committed()
 
 
 def test_a_killed_run_is_crashed_and_the_next_goes_on_even_while_the_server_is_away(served: Served) -> None:
     first = served.start()
-    wait_for(lambda: served.commits() >= 1, "a first commit")
+    wait_for(lambda: served.committed() >= 1, "a first commit")
     for pid in flow_processes(first):
         os.kill(pid, signal.SIGKILL)
     assert served.ends(first).type.value == "CRASHED"
     wait_for(lambda: not processes(first), "the killed run's processes to end", 30)
-    kept = served.commits()
-    assert len(uris(served.results)) == 4 * kept
+    kept = served.committed()
+    assert len(uris(served.results)) == kept
 
     second = served.start()
-    wait_for(lambda: served.commits() > kept, "a commit of the next run")
+    wait_for(lambda: flow_processes(second), "the next run to begin")
+    wait_for(lambda: served.state(second).name == "Running", "the next run to run")
     served.server.stop()
-    during = served.commits()
-    wait_for(lambda: served.commits() > min(during, 2), "a commit without the server")
+    wait_for(lambda: served.committed() == 12, "the rest to be committed without the server")
     served.server.start()
     assert served.ends(second).type.value == "COMPLETED"
     assert len(uris(served.results)) == 12
@@ -134,7 +134,7 @@ def test_runs_of_any_deployment_on_one_table_wait_for_each_other_where_it_has_a_
         client.increment_concurrency_slots([name], slots=1, mode="concurrency")  # as a run of another deployment does
         run = served.start(limit=1)
         wait_for(lambda: [line for line in served.logs(run) if "another run works on" in line], "the run to say that it waits")
-        assert served.commits() == 0
+        assert served.committed() == 0
         client.release_concurrency_slots([name], slots=1, occupancy_seconds=1)
     assert served.ends(run).type.value == "COMPLETED"
     assert len(uris(served.results)) == 1

@@ -55,7 +55,7 @@ def test_a_run_exports_what_dashboard_and_alerts_ask_for(port: int, tmp_path: Pa
     (archive / "broken.jpg").write_bytes(b"not an image")
     model = make_model(tmp_path / "tiny")
     options = SegmentOptions(
-        archive=str(archive), results=str(tmp_path / "results"), model=str(model), chunk_size=3, max_error_rate=1, crf_mode="exact"
+        archive=str(archive), results=str(tmp_path / "results"), model=str(model), max_error_rate=1, crf_mode="exact"
     )
     summary = segment(options)
     assert (summary.images, summary.errors) == (6, 1)
@@ -69,7 +69,7 @@ def test_a_run_exports_what_dashboard_and_alerts_ask_for(port: int, tmp_path: Pa
         time.sleep(1)
     assert sample(text, "ray_deeplab_images_total") == {"": 6.0}
     assert sample(text, "ray_deeplab_errors_total") == {"": 1.0}
-    assert sample(text, "ray_deeplab_commits_total") == {"": 2.0}
+    assert sample(text, "ray_deeplab_commits_total") == {"": summary.commits}
     assert sample(text, "ray_deeplab_pending_images") == {"": 0.0}
     stages = sample(text, "ray_deeplab_stage_seconds_total")
     assert {"score", "refine", "decode"} <= set(stages)

@@ -96,8 +96,8 @@ def make_results(
     folder: Path, photos: int = 8, errors: int = 3, run: str = "run-1", start: datetime = START, name: str = "pets"
 ) -> Path:
     """A results table, written without Ray: an archive's photos, masked cat on the left and dog at the bottom, and errors."""
+    from pipelines.commit import write_part
     from pipelines.results import FILE_SCHEMA, ResultsTable
-    from pipelines.sink import write_part
 
     model = f"{name}@0123456789ab"
     archive = make_archive(folder / "photos", photos)
@@ -121,5 +121,5 @@ def make_results(
         row |= {"version": f"{run}-v", "run": run, "segmented_at": start + timedelta(seconds=2 * index)}
     part = write_part(table.uri, model, pa.Table.from_pylist(rows, schema=FILE_SCHEMA))
     seconds = {"score": 30.0, "refine": 10.0}
-    table.commit(f"chunk-{run}", [part.add_action(model)], metadata={"run": run, "seconds": json.dumps(seconds)})
+    table.commit(f"chunk-{run}", 1, [part.add_action(model)], notes={"run": run, "seconds": json.dumps(seconds)}, model=model)
     return folder / "results"

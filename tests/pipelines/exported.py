@@ -12,10 +12,10 @@ import pyarrow as pa
 from deeplab import masks
 from deeplab.classes import ClassTable
 from pipelines import storage
+from pipelines.commit import write_part
 from pipelines.export import export
 from pipelines.exports.source import Exported
 from pipelines.results import FILE_SCHEMA, ResultsTable
-from pipelines.sink import write_part
 
 LAND = ClassTable(("background", "water & marsh", "forest"), ((0, 0, 0), (0, 0, 255), (0, 128, 0)))
 
@@ -65,7 +65,7 @@ def table_of(folder: Path, of: Mapping[str, np.ndarray], classes: ClassTable = L
     broken = {"uri": "file:///nowhere/broken.jpg", "version": "1", "status": "error", "error": "decode"}
     rows.append({**broken, "run": "run-1", "segmented_at": now})
     part = write_part(table.uri, "m@000000000000", pa.Table.from_pylist(rows, schema=FILE_SCHEMA))
-    table.commit("chunk", [part.add_action("m@000000000000")])
+    table.commit("chunk", 1, [part.add_action("m@000000000000")], model="m@000000000000")
     return ResultsTable.open(str(folder))
 
 

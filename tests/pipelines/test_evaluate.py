@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deeplab import checkpoint
+from deeplab.arithmetic import DeviceError
 from deeplab.datasets import DatasetError, LabelledFolder
 from deeplab.errors import UserError
 from pipelines import cluster, pack
@@ -19,7 +20,7 @@ from pipelines.cluster import ClusterError
 from pipelines.evaluate import evaluate
 from pipelines.options import EvaluateOptions, SegmentOptions, TuneOptions
 from pipelines.results import ResultsError
-from pipelines.segment import Segmentation, segment
+from pipelines.segment import begin, segment, task_of
 from pipelines.spread import results, spread
 from pipelines.tune import tune
 from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
@@ -114,9 +115,8 @@ def test_the_tuned_crf_is_the_best_of_its_candidates_and_lies_in_the_card(tmp_pa
     assert label == written["model"] != before
     scored = evaluate(options(folder, crf=True, crf_params="card"))
     assert scored["crf"] == f"fast {written['crf']}"
-    used = Segmentation(
-        SegmentOptions(archive=".", results=str(tmp_path / "r"), model=str(folder), crf_params="card"), tmp_path
-    ).crf
+    chosen = SegmentOptions(archive=".", results=str(tmp_path / "r"), model=str(folder), crf_params="card")
+    used = task_of(begin(chosen)).crf
     assert used is not None
     assert {key: used[key] for key in written["parameters"]} == written["parameters"]
     with pytest.raises(checkpoint.ModelError, match=r"pets is bundled .*--no-write"):
@@ -147,9 +147,9 @@ def test_a_killed_process_costs_its_task_only_and_errors_come_as_themselves(
         list(results(spread(refuse, None, [0]), 60))
     with pytest.raises(ClusterError, match="RuntimeError: what nobody foresaw"):
         list(results(spread(break_down, None, [0]), 60))
-    with pytest.raises(ClusterError, match="device cuda: the cluster has no GPU"):
+    with pytest.raises(DeviceError, match="device cuda: the cluster has no GPU"):
         spread(refuse, None, [0], "cuda")
-    monkeypatch.setattr(cluster, "resources", lambda: (0.0, 0.0))
+    monkeypatch.setattr(cluster, "resources", lambda: cluster.Resources(0, 0, 0, 0))
     waiting = spread(die_once, tmp_path, [1] * 50)
     with pytest.raises(ClusterError, match="no node with a CPU for 0 s"):
         list(results(waiting, 0.0))

@@ -151,7 +151,7 @@ def test_images_that_lie_nowhere_are_left_out_with_the_reason(tmp_path: Path) ->
         assert "WGS 84" in reasons["space.tif"]
         assert "it is (30, 80) now, the mask (60, 80)" in reasons["smaller.tif"]
         assert "cannot be read" in reasons["gone.tif"]
-    assert [path.name for path in (tmp_path / "geojson").iterdir()] == ["here.geojson"]
+    assert [path.name for path in (tmp_path / "geojson").glob("[!.]*")] == ["here.geojson"]
 
 
 def test_without_rasterio_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

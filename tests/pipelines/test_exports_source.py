@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.commit import write_part
 from pipelines.exports.source import rows
 from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
-from pipelines.sink import write_part
 
 FILES, ROWS, BYTES = 20, 10, 100_000
 
@@ -29,7 +29,7 @@ def table(tmp_path: Path) -> ResultsTable:
             for row in range(ROWS)
         ]
         part = pa.Table.from_pylist([{**entry, "segmented_at": datetime.now(UTC)} for entry in entries], schema=FILE_SCHEMA)
-        made.commit(f"chunk-{number}", [write_part(made.uri, "m", part).add_action("m")])
+        made.commit(f"chunk-{number}", 1, [write_part(made.uri, "m", part).add_action("m")], model="m")
     return ResultsTable.open(made.uri)
 
 

@@ -102,8 +102,9 @@ def test_an_inventory_is_taken_as_it_is_and_completed_where_it_has_uris_only(tmp
         (lambda root: root / "nothing-here", "no such folder or file"),
         (lambda root: make_folder(root / "empty"), "no images found"),
         (lambda root: make_folder(root / "texts", "a.txt", "b.csv"), "2 files were passed over by name"),
-        (lambda root: write_table(root / "x.parquet", {"path": ["a"]}), "needs a string column `uri`"),
-        (lambda root: write_table(root / "x.parquet", {"uri": [1]}), "needs a string column `uri`"),
+        (lambda root: write_table(root / "x.parquet", {"path": ["a"]}), "needs a text column `uri`"),
+        (lambda root: write_table(root / "x.parquet", {"uri": [1]}), "column `uri` of an inventory is text; here it is int64"),
+        (lambda root: write_table(root / "x.parquet", {"uri": ["a"], "bytes": ["b"]}), "`bytes` .* is numbers; here it is string"),
         (lambda root: write_bytes(root / "x.parquet", b"no parquet"), "not a readable Parquet file"),
         (lambda root: write_bytes(root / "x.txt", b"\xff\xfe\x00"), "not a readable UTF-8 list"),
         (lambda root: "gs://bucket/photos", "unknown scheme"),
@@ -127,20 +128,21 @@ def test_memory_does_not_grow_with_an_inventory_that_is_taken_over_and_planned(t
     for number, _ in enumerate(inventory._entries(str(path))):
         if number % 10_000 == 0:
             most = max(most, pa.total_allocated_bytes() - before)
-    planned = plan.Plan(path, "m", 20_000, 450_000, 0, 450_000)
-    for chunk in planned.chunks():
+    planned = plan.Plan(path, "m", 0, 450_000, 0, 450_000)
+    for block in planned.blocks(4, 256, 1e9):
         most = max(most, pa.total_allocated_bytes() - before)
-        assert chunk.images.num_rows
+        assert block.num_rows
     assert most < size / 1.5
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can list any folder")
-def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_entry_of_its_own_unless_it_is_the_archive(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "photos", 2)
     (archive / "a").chmod(0)
     try:
-        with pytest.raises(inventory.ArchiveError, match="photos/a: cannot be listed"):
-            inventory.take(str(archive), tmp_path / "inventory.parquet")
+        assert listed(archive, tmp_path)[(archive / "a").as_uri()] == (0, inventory.MISSING)
+        with pytest.raises(inventory.ArchiveError, match=r"photos/a: cannot be listed \(Permission denied\)"):
+            inventory.take(str(archive / "a"), tmp_path / "inventory.parquet")
     finally:
         (archive / "a").chmod(0o755)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from deeplab import masks
 from deeplab.images import decode
-from pipelines import export, segment, stages
+from pipelines import export, segment, stages, storage
 from pipelines.exports import pictures
 from pipelines.options import SegmentOptions
 from pipelines.results import FILE_SCHEMA, ResultsTable
@@ -62,7 +62,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lower_limit() -> Iterator[None]:
     """Runs that start in the body take images above LARGE pixels for large."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "Task", functools.partial(stages.Task, large_pixels=LARGE))
+        patch.setattr(stages, "Task", functools.partial(stages.Task, large_pixels=LARGE))
         yield
 
 
@@ -134,7 +134,7 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     import ray
 
     from deeplab import checkpoint
-    from pipelines.custody import Register
+    from pipelines.poison import Register
 
     loaded = checkpoint.load(model)
     predictor = {"tile": 193, "overlap": 64}
@@ -144,11 +144,12 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     block = pa.table(
         {"uri": [path.as_uri() for path in paths], "version": ["1", "2", "3"], "bytes": [path.stat().st_size for path in paths]}
     )
-    report = lambda *told: None  # noqa: E731
-    scored = pa.concat_tables(stages.Score(ray.put(checkpoint.read(model)), task, report, register)(block))
+    scored = stages.Score(ray.put(checkpoint.read(model)), task, register)(block)
     assert [value is None for value in scored["finished"].to_pylist()] == [True, False, True]
-    done = stages.refine(scored, task, report, register)
-    assert done.schema.names == FILE_SCHEMA.names
+    done = stages.refine(scored, task, register)
+    assert done.schema.names == [*FILE_SCHEMA.names, "node", "seconds"]
+    assert done["version"].to_pylist() == ["1", "2", "3"]
+    assert done["read_version"].to_pylist() == [storage.local_version(path.stat()) for path in paths]
     expected = rows(results)
     for row, path in zip(done.to_pylist(), paths, strict=True):
         assert (row["status"], row["error"]) == (expected[path.name]["status"], expected[path.name]["error"])

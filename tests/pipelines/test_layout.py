@@ -1,38 +1,37 @@
-"""How a chunk is spread over a cluster, and what a run is told of the stage that bounds it."""
+"""How a run is spread over a cluster, and what a run is told of the stage that bounds it."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.bound import bound
+from pipelines.cluster import Resources
 from pipelines.layout import PROCESS_BYTES, Layout, layout
 
-PLENTY = 1000 * PROCESS_BYTES
-CPU = Layout(64, 4, 0.9, 0.1)
-GPU = Layout(256, 16, 1.0, 0.1, 2, 1.0)
+CPU = Layout(64, 4 << 20, 4, 4, 1.0, PROCESS_BYTES)
+GPU = Layout(256, 64 << 20, 2, 16, 1.0, 0.0, 2, 1.0)
 
 
-@given(cpus=st.integers(1, 500), gpus=st.integers(0, 64), memory=st.integers(1 << 28, 1 << 42), images=st.integers(1, 10**6))
-def test_a_layout_never_asks_for_more_than_there_is(cpus: int, gpus: int, memory: int, images: int) -> None:
-    found = layout(cpus, gpus, memory, images)
-    assert 1 <= found.images_per_block <= max(images, 1)
+@given(cpus=st.integers(1, 500), gpus=st.integers(0, 64), memory=st.integers(1 << 28, 1 << 42), nodes=st.integers(1, 50))
+def test_a_layout_never_asks_for_more_than_there_is(cpus: int, gpus: int, memory: int, nodes: int) -> None:
+    chosen = layout(Resources(cpus, gpus, memory, memory / nodes))
+    assert chosen.slots >= 1 and chosen.cores == cpus
     if gpus:
-        assert found.scorers is not None and 1 <= found.scorers <= gpus
-        assert found.scorers * found.scorer_cpus + found.cpus + found.write_cpus <= cpus + 1e-9
+        assert chosen.scorers == gpus
+        assert chosen.scorers * chosen.scorer_cpus + chosen.cpus <= cpus + 1e-9 and chosen.cpus > 0
     else:
-        assert found.tasks * found.cpus + found.write_cpus <= cpus + 0.1
-        assert found.tasks == 1 or found.tasks * PROCESS_BYTES <= memory
+        assert chosen.slots * chosen.cpus <= cpus
+        assert chosen.memory <= memory / nodes  # so that the largest node takes at least one
+        assert chosen.slots == 1 or chosen.slots * chosen.memory <= memory
 
 
-def test_small_chunks_reach_every_core_and_large_ones_are_cut_finely() -> None:
-    assert layout(4, 0, PLENTY, 18).images_per_block == 5
-    assert layout(4, 0, PLENTY, 20_000).images_per_block == 64
-    assert layout(4, 0, 2 * PROCESS_BYTES, 20_000).tasks == 2
-    assert layout(4, 0, math.inf, 20_000).tasks == 4
+def test_a_cluster_short_of_memory_works_at_fewer_images_at_a_time() -> None:
+    plenty = 1000 * PROCESS_BYTES
+    assert layout(Resources(4, 0, plenty, plenty)).slots == 4
+    assert layout(Resources(4, 0, 2 * PROCESS_BYTES, 2 * PROCESS_BYTES)).slots == 2
+    assert (layout(Resources(4, 0, 0, 0)).slots, layout(Resources(4, 0, 0, 0)).memory) == (4, 0)  # nodes that do not say
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from deeplab.images import decode
 from pipelines import loading
-from pipelines.custody import DEATHS, Register, given_up
 from pipelines.loading import WINDOW, Loader
+from pipelines.poison import DEATHS, Register, Suspects, given_up
 from pipelines.storage import read_versioned
 from tests.pipelines.conftest import make_archive, photo
 
@@ -99,36 +105,57 @@ def test_images_above_a_limit_are_left_to_be_read_in_bands_or_end_with_an_error(
     assert first.error == "decode: 60 x 80 is 4,800 pixels, over the limit of 4,799 (--max-pixels raises it)"
 
 
-def test_the_register_narrows_a_death_down_to_one_image() -> None:
+@pytest.fixture
+def register(running_ray: None) -> Iterator[Any]:
+    import ray
+
+    actor = ray.remote(num_cpus=0)(Register).remote()
+    yield actor
+    ray.kill(actor)
+
+
+def test_deaths_are_narrowed_down_to_one_image(register: Any) -> None:
     """A block of ten in which the seventh image kills: the group, then that image alone, until it is given up."""
-    register, deaths = Register(), 0
-    block = [f"image {index}" for index in range(10)]
-    while True:
-        suspects = register.begin("block")
-        alone = sorted(suspects, key=lambda uri: -suspects[uri])
-        done, died = [], False
-        for group in [*([uri] for uri in alone), [uri for uri in block if uri not in suspects]]:
-            if len(group) == 1 and given_up(suspects.get(group[0], 0)):
-                continue
-            register.hold("block", group)
-            if block[6] in group:
-                died = True
-                break
-            done += group
-        if not died:
-            break
-        deaths += 1
-        assert deaths < 10
-    assert sorted(done) == sorted(set(block) - {block[6]})
-    assert deaths == 1 + DEATHS
-    register.end("block")
-    assert register.begin("block") == {}
+    import ray
+
+    @ray.remote(num_cpus=0, max_retries=20)
+    def work(actor: Any, log: Path) -> list[str]:
+        block = [f"image {index}" for index in range(10)]
+        done = []
+        with Suspects(actor, "test", block[0]) as suspects, log.open("a") as stream:
+            stream.write("x")
+            stream.flush()
+            alone = sorted(suspects.deaths, key=lambda uri: -suspects.deaths[uri])
+            for group in [*([uri] for uri in alone), [uri for uri in block if uri not in suspects.deaths]]:
+                if len(group) == 1 and given_up(suspects.deaths.get(group[0], 0)):
+                    continue
+                suspects.hold(group)
+                if block[6] in group:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                done += group
+        return done
+
+    with tempfile.NamedTemporaryFile() as log:
+        done = ray.get(work.remote(register, Path(log.name)), timeout=120)
+        attempts = len(Path(log.name).read_text())
+    assert sorted(done) == [f"image {index}" for index in (0, 1, 2, 3, 4, 5, 7, 8, 9)]
+    assert attempts == 1 + DEATHS + 1  # the group, the image alone, and the attempt that gives it up
+    with Suspects(register, "test", "image 0") as suspects:
+        assert suspects.deaths == {}
 
 
-def test_a_block_that_ended_or_failed_with_an_exception_blames_nobody() -> None:
-    register = Register()
-    register.begin("block")
-    register.hold("block", ["a", "b"])
-    register.end("block")
-    assert register.begin("block") == {}
+def test_a_block_that_ended_or_failed_with_an_exception_blames_nobody(register: Any) -> None:
+    with suppress(ValueError), Suspects(register, "test", "block") as suspects:
+        suspects.hold(["a", "b"])
+        raise ValueError
+    assert Suspects(register, "test", "block").deaths == {}
     assert given_up(0) is None
+
+
+def test_a_register_that_is_gone_holds_nothing_up(register: Any) -> None:
+    import ray
+
+    ray.kill(register)
+    with Suspects(register, "test", "block") as suspects:
+        suspects.hold(["a"])
+        assert suspects.deaths == {}

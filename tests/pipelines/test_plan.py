@@ -1,4 +1,4 @@
-"""What is planned: exactly the images without their row, in chunks with stable names."""
+"""What is planned: exactly the images without their row, in blocks that become smaller towards the end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines import plan
+from pipelines.commit import write_part
 from pipelines.inventory import SCHEMA
 from pipelines.results import FILE_SCHEMA, ResultsTable
-from pipelines.sink import write_part
 
 MODEL = "m@000000000000"
 
@@ -33,12 +33,12 @@ def table_with(path: Path, rows: list[tuple[str, str, str]], model: str = MODEL)
     ]
     if made:
         part = write_part(table.uri, model, pa.Table.from_pylist(made, schema=FILE_SCHEMA))
-        table.commit(f"chunk-{len(rows)}-{model}", [part.add_action(model)])
+        table.commit(f"chunk-{len(rows)}-{model}", 1, [part.add_action(model)], model=model)
     return table
 
 
 def planned(todo: plan.Plan) -> list[tuple[str, str]]:
-    return [(row["uri"], row["version"]) for chunk in todo.chunks() for row in chunk.images.to_pylist()]
+    return [(row["uri"], row["version"]) for block in todo.blocks(2, 64, 1e9) for row in block.to_pylist()]
 
 
 def test_an_empty_table_leaves_everything_to_do(tmp_path: Path) -> None:
@@ -79,19 +79,30 @@ def test_an_image_named_twice_is_planned_once(tmp_path: Path) -> None:
     assert (sorted(planned(todo)), todo.archive) == ([("file:///a", "1"), ("file:///b", "1")], 2)
 
 
-def test_chunks_have_the_size_asked_and_the_same_work_has_the_same_name(tmp_path: Path) -> None:
-    inventory = write_inventory(tmp_path / "i.parquet", [(f"file:///{i:05}", "v") for i in range(5003)])
-    first = plan.make(inventory, None, MODEL, tmp_path / "p1.parquet", chunk_size=1000)
-    chunks = list(first.chunks())
-    assert [chunk.images.num_rows for chunk in chunks] == [1000] * 5 + [3]
-    assert first.chunk_count == 6
-    again = plan.make(inventory, None, MODEL, tmp_path / "p2.parquet", chunk_size=1000)
-    assert [chunk.id for chunk in again.chunks()] == [chunk.id for chunk in chunks]
-    other = plan.make(inventory, None, "other@1", tmp_path / "p3.parquet", chunk_size=1000)
-    assert not {chunk.id for chunk in other.chunks()} & {chunk.id for chunk in chunks}
+def test_of_an_image_named_with_two_versions_the_last_counts_once_and_for_all(tmp_path: Path) -> None:
+    """As where a tar holds a name twice, and is unpacked."""
+    inventory = write_inventory(tmp_path / "i.parquet", [("file:///a", "t@9+1"), ("file:///b", "1"), ("file:///a", "t@10+1")])
+    todo = plan.make(inventory, None, MODEL, tmp_path / "p.parquet")
+    assert sorted(planned(todo)) == [("file:///a", "t@10+1"), ("file:///b", "1")]
+    table = table_with(tmp_path / "t", [("file:///a", "t@10+1", "ok"), ("file:///b", "1", "ok")])
+    assert plan.make(inventory, table, MODEL, tmp_path / "p.parquet").images == 0
 
 
-def test_a_chunk_size_of_zero_is_refused(tmp_path: Path) -> None:
-    inventory = write_inventory(tmp_path / "i.parquet", [("file:///a", "1")])
-    with pytest.raises(ValueError, match="at least 1"):
-        plan.make(inventory, None, MODEL, tmp_path / "p.parquet", chunk_size=0)
+def test_blocks_are_of_the_size_asked_alike_and_smaller_at_the_end(tmp_path: Path) -> None:
+    rows = [(f"file:///{i:05}", "v") for i in range(5003)]
+    inventory = write_inventory(tmp_path / "i.parquet", rows)
+    todo = plan.make(inventory, None, MODEL, tmp_path / "p.parquet")
+    sizes = [block.num_rows for block in todo.blocks(4, 64, 1e9)]
+    assert sum(sizes) == 5003 and sorted(planned(todo)) == rows
+    assert sizes[:60] == [64] * 60 and sizes[-2] <= plan.SMALLEST
+    assert sizes == sorted(sizes, reverse=True)
+    by_bytes = list(todo.blocks(4, 64, 10 * len("file:///00000")))
+    assert {block.num_rows for block in by_bytes[:-1]} <= set(range(plan.SMALLEST, 11))
+
+
+def test_a_large_image_is_a_block_of_its_own_and_like_sizes_meet(tmp_path: Path) -> None:
+    sizes = [10, 5_000, 20, 7_000, 30, 1_000_000, 40]
+    table = pa.table([[f"file:///{n}" for n in range(7)], sizes, ["v"] * 7], schema=SCHEMA)
+    pq.write_table(table, tmp_path / "i.parquet")
+    todo = plan.make(tmp_path / "i.parquet", None, MODEL, tmp_path / "p.parquet")
+    assert [block["bytes"].to_pylist() for block in todo.blocks(1, 64, 12_500)] == [[10, 20, 30, 40], [5_000, 7_000], [1_000_000]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import torch
 
 from deeplab.classes import PETS
 from deeplab.crf import DenseCRF, torch_lattice
+from deeplab.errors import UserError
 from pipelines.options import SegmentOptions
+from pipelines.segment import begin
 from pipelines.stages import Task, labelled
 
 CRF = {"mode": "fast", "backend": "native"}
@@ -31,6 +35,16 @@ def test_the_cores_refine_unless_a_person_says_otherwise() -> None:
     assert SegmentOptions(archive="a", results="r").crf_backend == "native"
     with pytest.raises(ValueError, match="'native', 'torch' or 'pydensecrf'"):
         SegmentOptions(archive="a", results="r", crf_backend="auto")  # type: ignore[arg-type]
+
+
+def test_a_backend_that_is_not_installed_is_said_before_the_archive_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    with pytest.raises(UserError, match="needs the package pydensecrf2"):
+        begin(SegmentOptions(archive="a", results="r", crf_backend="pydensecrf"))
+    begin(SegmentOptions(archive="a", results="r", crf_backend="pydensecrf", crf=False))
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from deeplab.masks import decode_png
+from pipelines.commit import write_part
 from pipelines.report import gallery
 from pipelines.report.build import ReportError, build
 from pipelines.report.facts import gather
 from pipelines.report.rows import Rows
 from pipelines.report.serve import application
 from pipelines.results import FILE_SCHEMA, FORMAT, FORMAT_KEY, SCHEMA, ResultsError, ResultsTable
-from pipelines.sink import write_part
 from tests.pipelines.conftest import START, make_results
 
 MODEL = "pets@0123456789ab"
@@ -95,7 +95,7 @@ def test_hostile_names_and_reasons_stay_text(tmp_path: Path) -> None:
         "segmented_at": START,
     }
     part = write_part(table.uri, MODEL, pa.Table.from_pylist([row], schema=FILE_SCHEMA))
-    table.commit("chunk-evil", [part.add_action(MODEL)])
+    table.commit("chunk-evil", 1, [part.add_action(MODEL)], model=MODEL)
     page = build(opened(results), tmp_path / "report", MODEL).page.read_text()
     assert "<img src=x" not in page and "alert(1)</script>" not in page
     assert page.count("</script>") == 2

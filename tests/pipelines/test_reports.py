@@ -7,6 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.orc as paorc
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import account, inventory, parquet_shards, s3, segment, shards, storage
+from pipelines import account, faults, inventory, parquet_shards, s3, segment, shards, storage
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from tests.pipelines.conftest import photo
@@ -142,34 +143,29 @@ def test_a_damaged_row_group_costs_its_own_rows_only(kind: str, tmp_path: Path) 
             assert shards.fetch(row["uri"], row["version"])[0] == PHOTOS[index]
 
 
-def test_a_store_that_is_away_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_outlasted_and_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard(tmp_path / "train.parquet", "binary")
     rows = taken(str(path), tmp_path)
+    read, tries = storage.read_range, []
 
-    def away(*arguments: object, **given: object) -> object:
-        raise OSError("connection lost")
+    def second_time(*arguments: Any) -> Any:
+        tries.append(arguments)
+        if len(tries) == 2:
+            raise faults.Outage("connection lost")
+        return read(*arguments)
 
-    monkeypatch.setattr(parquet_shards, "_touch", away)
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", away)
-    with pytest.raises(OSError, match="connection lost") as caught:
-        shards.fetch(rows[0]["uri"], rows[0]["version"])
-    assert not isinstance(caught.value, shards.MemberError)
-
-
-def test_a_store_that_was_away_for_a_moment_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = shard(tmp_path / "train.parquet", "binary")
-    rows = taken(str(path), tmp_path)
-    read, calls = pq.ParquetFile.read_row_group, []
-
-    def once_away(self: pq.ParquetFile, *arguments: object, **given: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 1:
-            raise OSError("connection lost")
-        return read(self, *arguments, **given)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", once_away)
+    monkeypatch.setattr(storage, "read_range", second_time)
     assert shards.fetch(rows[0]["uri"], rows[0]["version"])[0] == PHOTOS[0]
-    assert len(calls) == 2
+    assert len(tries) > 2
+
+    def gone(*arguments: Any) -> Any:
+        raise faults.Outage("connection lost")
+
+    monkeypatch.setattr(storage, "read_range", gone)
+    monkeypatch.setattr(storage, "OUTAGE_SECONDS", -1.0)
+    parquet_shards._group.cache_clear()
+    with pytest.raises(storage.StorageError, match="connection lost"):
+        shards.fetch(rows[0]["uri"], rows[0]["version"])
 
 
 def test_numbers_leave_reasons_but_not_names() -> None:

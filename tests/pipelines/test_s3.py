@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from pipelines import inventory, results, storage
+from pipelines import faults, inventory, results, storage
 from pipelines import s3 as store
+from pipelines.faults import StorageError
 from pipelines.registry import Registry
 from pipelines.results import ResultsError, ResultsTable
-from pipelines.s3 import StorageError
 from tests import s3_server
 from tests.s3_proxy import Faults, Proxy
 
@@ -53,6 +53,32 @@ def test_many_folders_are_listed_side_by_side_and_completely(s3: str) -> None:
     for name in [*names, f"{s3}/.hidden/x", f"{s3}/1/.x"]:
         store.put(name, b"x")
     assert sorted(uri for uri, _, _ in store.list_objects(s3)) == sorted(names)
+
+
+def test_a_flat_prefix_is_listed_page_by_page_as_it_is_asked_for(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PAGE", 5)
+    uris = {f"{s3}/{n:03d}.jpg" for n in range(31)}
+    for uri in uris:
+        store.put(uri, b"x")
+    asked: list[str] = []
+    store.client().meta.events.register("before-call.s3.ListObjectsV2", lambda **_: asked.append("page"))
+    objects = store.list_objects(s3)
+    next(objects)
+    assert len(asked) == 1
+    assert len({uri for uri, _, _ in objects}) == 30 and len(asked) == 7
+    asked.clear()
+    assert inventory.take(s3, tmp_path / "i.parquet", limit=3).images == 3 and len(asked) == 1
+    assert {uri for uri, _, _ in store.list_objects(s3)} == uris
+
+
+def test_more_folders_than_are_held_at_once_are_listed_completely(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PAGE", 7)
+    monkeypatch.setattr(store, "FOLDERS_AT_ONCE", 10)
+    uris = {f"{s3}/{n % 23:02d}/{n % 2}/{n:03d}.jpg" for n in range(60)}
+    for uri in uris:
+        store.put(uri, b"x")
+    listed = [uri for uri, _, _ in store.list_objects(s3)]
+    assert len(listed) == len(uris) and set(listed) == uris
 
 
 def test_a_listing_can_be_left_in_the_middle(s3: str, tmp_path: Path) -> None:
@@ -216,13 +242,14 @@ def test_a_run_outlasts_a_store_that_is_away_while_a_reader_says_so(s3: str, s3_
     s3_process.kill()
     try:
         with ThreadPoolExecutor(1) as pool:
-            committing = pool.submit(table.commit, "chunk", [])
-            with pytest.raises(ResultsError, match=r"cannot be read .*Connection refused"):
+            committing = pool.submit(table.commit, "run", 1, [], model="model")
+            with pytest.raises(faults.Outage, match=r"cannot be reached .*Connection refused"):
                 ResultsTable.open(f"{s3}/results")
             time.sleep(3)
             assert not committing.done()
             s3_process.start()
-            assert committing.result() == 1
+            committing.result()
+        assert table.version == 1
     finally:
         if s3_process.process is None:
             s3_process.start()
@@ -235,8 +262,8 @@ def test_a_run_is_told_in_one_line_that_the_store_stays_away(
     table = ResultsTable.ensure(f"{s3}/results")
     s3_process.kill()
     try:
-        for look in (table.refresh, lambda: table.commit("chunk", [], writing="model")):
-            with pytest.raises(StorageError, match=r"results: the store cannot be reached or broke off \(.*Connection refused"):
+        for look in (table.refresh, lambda: table.commit("run", 1, [], model="model")):
+            with pytest.raises(StorageError, match=r"results: the store cannot be reached or broke off \(.*error sending request"):
                 look()
     finally:
         s3_process.start()
@@ -330,9 +357,9 @@ def test_an_outage_is_outlasted_for_a_while_and_a_missing_object_is_none(monkeyp
         return "there again"
 
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
-    assert storage.outlast(lambda: store_down_for(5, StorageError("down"))) == "there again"
+    assert storage.outlast(lambda: store_down_for(5, faults.Outage("down"))) == "there again"
     assert len(tries) == 6
-    for error in (FileNotFoundError(2, "No such object"), OSError(28, "No space left on device")):
+    for error in (FileNotFoundError(2, "No such object"), OSError(28, "No space left on device"), StorageError("no bucket")):
         tries.clear()
         with pytest.raises(type(error)):
             storage.outlast(lambda error=error: store_down_for(1, error))
@@ -340,4 +367,4 @@ def test_an_outage_is_outlasted_for_a_while_and_a_missing_object_is_none(monkeyp
     monkeypatch.setattr(storage, "OUTAGE_SECONDS", -1.0)
     tries.clear()
     with pytest.raises(StorageError, match="down"):
-        storage.outlast(lambda: store_down_for(1, StorageError("down")))
+        storage.outlast(lambda: store_down_for(1, faults.Outage("down")))

@@ -58,17 +58,18 @@ def test_masks_are_those_of_the_predictor_and_the_crf_on_the_same_photos(tmp_pat
         assert row["model"] == checkpoint.load(model).label
         total += found.size
     assert summary.class_shares["background"] + summary.class_shares["cat"] + summary.class_shares["dog"] == pytest.approx(1)
-    assert seen[-1] == Progress("commit", 5, 5, 0, 1, 1)
+    assert seen[-1] == Progress("commit", 5, 5, 0, 5, summary.version)
+    assert (summary.commits, sum(summary.images_by_node.values())) == (1, 5)
     assert {"read", "decode", "score", "refine", "encode"} <= set(summary.seconds_by_stage)
 
 
 def test_a_second_run_has_nothing_to_do_and_later_ones_only_what_is_new_or_changed(tmp_path: Path, model: Path) -> None:
     archive = make_archive(tmp_path / "photos", 8)
     results = tmp_path / "results"
-    assert segment(options(archive, results, model, chunk_size=3)).images == 8
+    assert segment(options(archive, results, model)).images == 8
     before = rows(results)
     version = ResultsTable.open(str(results)).version
-    assert segment(options(archive, results, model, chunk_size=3)).images == 0
+    assert segment(options(archive, results, model)).images == 0
     assert ResultsTable.open(str(results)).version == version
 
     make_archive(archive, 2, first=8)
@@ -83,14 +84,33 @@ def test_a_second_run_has_nothing_to_do_and_later_ones_only_what_is_new_or_chang
     assert all(by_key[row["uri"], row["version"]] == row["mask"] for row in before.values())
 
 
-def test_each_chunk_is_one_commit_under_its_own_transaction(tmp_path: Path, model: Path) -> None:
-    archive = make_archive(tmp_path / "photos", 7)
-    summary = segment(options(archive, tmp_path / "results", model, chunk_size=3))
-    transactions = [entry["txn"]["appId"] for entry in log_entries(tmp_path / "results") if "txn" in entry]  # type: ignore[index]
-    chunks = [name for name in transactions if name.startswith("chunk-")]
-    assert len(chunks) == len(set(chunks)) == 3
-    commits = [entry["commitInfo"] for entry in log_entries(tmp_path / "results") if "commitInfo" in entry]
-    assert [c["images"] for c in commits if c.get("run") == summary.run] == ["3", "3", "1"]  # type: ignore[attr-defined]
+def test_a_run_commits_while_it_runs_each_time_under_a_transaction_of_its_own(tmp_path: Path, model: Path) -> None:
+    archive = make_archive(tmp_path / "photos", 60)
+    seen: list[Progress] = []
+    summary = segment(options(archive, tmp_path / "results", model, crf=True, commit_every=0.05), seen.append)
+    assert 1 < summary.commits <= 60 and summary.images == 60
+    entries = log_entries(tmp_path / "results")
+    numbers = [entry["txn"]["version"] for entry in entries if "txn" in entry and entry["txn"]["appId"].startswith(summary.run)]  # type: ignore[index]
+    assert numbers == list(range(1, summary.commits + 1))
+    commits = [entry["commitInfo"] for entry in entries if "commitInfo" in entry]
+    counted = [int(c["images"]) for c in commits if c.get("run") == summary.run]  # type: ignore[attr-defined]
+    assert len(counted) == summary.commits and sum(counted) == 60
+    told = [progress for progress in seen if progress.phase in ("segment", "commit")]
+    assert all(progress.committed <= progress.done <= progress.total == 60 for progress in told)
+    assert [p.committed for p in told] == sorted(p.committed for p in told) and told[-1].committed == 60
+    versions = [progress.version for progress in told if progress.phase == "commit"]
+    assert versions == sorted(versions) and versions[-1] == summary.version  # type: ignore[type-var]
+
+
+def test_rows_fill_files_however_often_a_run_commits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import sink
+
+    monkeypatch.setattr(sink, "ROWS_PER_FILE", 20)
+    archive = make_archive(tmp_path / "photos", 90)
+    summary = segment(options(archive, tmp_path / "results", model, commit_every=3600))
+    assert summary.commits == 1
+    files = [pq.read_metadata(path).num_rows for path in (tmp_path / "results").rglob("*.parquet")]
+    assert sum(files) == 90 and len(files) <= 5 and sorted(files)[1] >= 20
 
 
 def test_another_model_writes_its_own_rows_beside_the_first(tmp_path: Path, model: Path) -> None:
@@ -157,7 +177,7 @@ def test_a_photo_above_the_tile_limit_gets_a_whole_mask(tmp_path: Path, model: P
     assert masks.decode_png(rows(tmp_path / "results")["large.jpg"]["mask"]).shape == (300, 500)  # type: ignore[arg-type]
 
 
-def test_a_chunk_that_another_run_committed_meanwhile_is_skipped(tmp_path: Path, model: Path) -> None:
+def test_images_that_another_run_did_meanwhile_are_left_out_and_counted(tmp_path: Path, model: Path) -> None:
     archive = make_archive(tmp_path / "photos", 4)
     results = tmp_path / "results"
 
@@ -167,7 +187,7 @@ def test_a_chunk_that_another_run_committed_meanwhile_is_skipped(tmp_path: Path,
             segment(options(archive, results, model))
 
     summary = segment(options(archive, results, model), interfere)
-    assert summary.images == 0
+    assert (summary.images, summary.elsewhere) == (0, 4)
     assert len(rows(results)) == 4
 
 
@@ -188,9 +208,9 @@ def test_every_file_of_the_odd_collection_is_the_row_that_its_manifest_expects(t
 def test_a_plan_made_from_a_table_with_removed_rows_does_them_again(tmp_path: Path, model: Path) -> None:
     archive = make_archive(tmp_path / "photos", 3)
     results = tmp_path / "results"
-    segment(options(archive, results, model, chunk_size=2))
+    segment(options(archive, results, model))
     ResultsTable.open(str(results)).delta.delete()
-    assert segment(options(archive, results, model, chunk_size=2)).images == 3
+    assert segment(options(archive, results, model)).images == 3
     assert len(rows(results)) == 3
 
 

@@ -45,14 +45,6 @@ def test_an_error_of_the_training_is_told_once_and_not_retried(tmp_path: Path, r
     assert not list((tmp_path / "out" / "training").glob("*.pt"))
 
 
-def test_what_cannot_go_together_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="--min-workers 3 is above --workers 2"):
-        train(options(tmp_path, workers=2, min_workers=3))
-    with pytest.raises(TrainingError, match="no preset what: finetune, "):
-        configuration(options(tmp_path, preset="what"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_preset_is_overridden_by_what_is_given_only(tmp_path: Path) -> None:
     config = configuration(options(tmp_path, precision="bfloat16", clip_norm=0.0, schedule="step", objective="official", ema=0.0))
     assert (config.steps, config.precision, config.clip_norm) == (2, "bfloat16", 0.0)

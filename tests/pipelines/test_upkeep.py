@@ -13,9 +13,9 @@ import pytest
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from pipelines import sink, upkeep
+from pipelines import commit, upkeep
+from pipelines.commit import write_part
 from pipelines.results import FILE_SCHEMA, ResultsTable
-from pipelines.sink import write_part
 from tests.pipelines.test_results import CARD
 
 MODEL, OTHER = "m@000000000000", "n@000000000000"
@@ -31,7 +31,7 @@ def row(name: str, **changed: object) -> dict[str, object]:
 
 def put(table: ResultsTable, chunk: str, *made: dict[str, object], model: str = MODEL) -> str:
     part = write_part(table.uri, model, pa.Table.from_pylist(list(made), schema=FILE_SCHEMA))
-    table.commit(chunk, [part.add_action(model)])
+    table.commit(chunk, 1, [part.add_action(model)], model=model)
     return part.path
 
 
@@ -100,7 +100,7 @@ def test_compacting_leaves_every_row_and_one_file(table: ResultsTable) -> None:
     assert names(after) == before
     assert len(after.files(MODEL)) == 1
     assert upkeep.verify(after).count == 0
-    assert after.knows("chunk-3")  # a chunk that is done stays done
+    assert after.last_commit("chunk-3") == 1  # what was committed stays so
 
 
 def test_vacuum_lists_first_and_deletes_what_no_version_names(table: ResultsTable) -> None:
@@ -126,7 +126,7 @@ def test_a_driver_whose_clock_is_a_month_off_commits_like_any_other(
     now = time.time
     with monkeypatch.context() as wrong:
         wrong.setattr(time, "time", lambda: now() + skew)
-        assert sink.time.time() != pytest.approx(now(), abs=86400)
+        assert commit.time.time() != pytest.approx(now(), abs=86400)
         put(table, "chunk-2", row("b", segmented_at=datetime.fromtimestamp(now() + skew, UTC)))
     put(table, "chunk-3", row("c"))
     opened = ResultsTable.open(table.uri)

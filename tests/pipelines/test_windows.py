@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab import rasters
 from deeplab.images import ImageError, decode, header
-from pipelines import windows
 from pipelines.windows import LargeImage, reduced
 
 rasterio = pytest.importorskip("rasterio")
@@ -73,6 +73,17 @@ FILES = {
                                              alpha="premultiplied"),
     "tiff white is zero": lambda: tiff(GREY, photometric="MINISWHITE"),
     "tiff 4 bits": lambda: tiff(GREY // 16, nbits=4),
+    "tiff 12 bits": lambda: tiff(GREY16 // 16, nbits=12),
+    "tiff 16 bits white is zero": lambda: tiff(GREY16, photometric="MINISWHITE"),
+    "tiff 16 bits alpha multiplied in": lambda: tiff(
+        *(band // 2 for band in (GREY16, GREY16, GREY16)), np.maximum(GREY16, 32768), photometric="RGB", alpha="premultiplied"
+    ),
+    "tiff of bands": lambda: tiff(GREY16, GREY16 // 2, GREY16 // 3, GREY16, GREY16, interleave="band"),
+    "tiff palette and a value for no data": lambda: pillow(PALETTE, "TIFF", tiffinfo={42113: "3"}),
+    "tiff ink": lambda: pillow(picture(RGB, "CMYK"), "TIFF", compression="tiff_lzw"),
+    "tiff ink in planes": lambda: tiff(RED, GREEN, BLUE, GREY, photometric="CMYK", interleave="band"),
+    "tiff lab": lambda: pillow(Image.fromarray(RGB, "LAB"), "TIFF"),
+    "tiff palette and alpha": lambda: pillow(PALETTE.convert("PA"), "TIFF"),
     "bigtiff": lambda: tiff(RED, GREEN, BLUE, bigtiff="YES"),
 }  # fmt: skip
 
@@ -96,12 +107,17 @@ def test_rows_of_a_jpeg_differ_by_no_more_than_two_decoders_do(options: dict[str
     assert np.abs(rows_of(data).astype(int) - decode(data)).mean() < 1.5
 
 
+def test_rows_of_a_jpeg_within_a_tiff_differ_as_little() -> None:
+    data = tiff(*np.moveaxis(np.asarray(Image.open(PHOTO)), 2, 0), compress="jpeg", photometric="YCBCR", jpeg_quality=92)
+    assert np.abs(rows_of(data).astype(int) - decode(data)).mean() < 1.5
+
+
 def test_every_row_is_decoded_once_as_long_as_slices_stay_near_the_lowest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "ROWS", 4)
+    monkeypatch.setattr(rasters, "ROWS", 4)
     data = FILES["png 16 bits"]()  # of rows; small files of 8 bits come as one block
     whole, read = decode(data), []
-    original = LargeImage._read
-    monkeypatch.setattr(LargeImage, "_read", lambda self, *rows: read.append(rows) or original(self, *rows))
+    original = rasters.Raster.read
+    monkeypatch.setattr(rasters.Raster, "read", lambda self, *rows: read.append(rows) or original(self, *rows))
     with LargeImage(data, header(data), keep=20) as image:
         for top, bottom in [(0, 9), (5, 20), (0, 4), (12, 30), (11, 20), (25, 99)]:
             np.testing.assert_array_equal(image[top:bottom], whole[top:bottom])
@@ -136,14 +152,14 @@ def test_what_cannot_be_read_by_rows_is_refused_with_the_reason(monkeypatch: pyt
     turned[274] = 6
     refused = {
         "WEBP": pillow(picture(RGB), "WEBP"),
-        "mode CMYK": pillow(picture(RGB, "CMYK"), "TIFF"),
-        "mode F": tiff(GREY.astype(np.float32)),
+        "mode CMYK": pillow(picture(RGB, "CMYK"), "JPEG"),
+        "range of the whole": tiff(GREY.astype(np.float32)),
         "EXIF orientation": pillow(picture(RGB), "JPEG", exif=turned),
     }
     for reason, data in refused.items():
         with pytest.raises(ImageError, match=f"{WIDTH * HEIGHT:,} pixels, which are read by rows: .*{reason}|50 x 70.*{reason}"):
             rows_of(data)
-    monkeypatch.setattr(windows, "MAX_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(rasters, "MAX_BLOCK_BYTES", 1000)
     with pytest.raises(ImageError, match="TILED=YES"):
         rows_of(FILES["tiff one strip"]())
     monkeypatch.setitem(sys.modules, "rasterio.errors", None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from deeplab import masks
 from pipelines.results import ResultsTable
+from tests.pipelines.conftest import make_archive
 from tests.system.conftest import PATIENCE, processes, wait_for
 
 pytestmark = [
@@ -25,9 +28,10 @@ Start = Callable[..., subprocess.Popen[str]]
 OPTIONS = ("--scales", "1", "--crf-params", "deeplab-v1")
 
 
-def commits(results: Path) -> int:
-    """Chunks that are committed, by the log's own files."""
-    return sum('"txn"' in file.read_text() for file in (results / "_delta_log").glob("*.json")) if results.exists() else 0
+def committed(results: Path) -> int:
+    """Rows that commits brought, by the log's own files."""
+    entries = [json.loads(line) for file in (results / "_delta_log").glob("*.json") for line in file.read_text().splitlines()]
+    return sum(int(entry["commitInfo"].get("images", 0)) for entry in entries if "commitInfo" in entry)
 
 
 def found(results: Path) -> dict[str, np.ndarray]:
@@ -71,24 +75,23 @@ def assert_same(masks_found: dict[str, np.ndarray], expected: dict[str, np.ndarr
     assert equal >= 0.9999 * sum(mask.size for mask in expected.values())
 
 
-def test_a_killed_driver_leaves_whole_chunks_and_the_next_run_does_the_rest(
+def test_a_killed_driver_leaves_what_it_committed_and_the_next_run_does_the_rest(
     start: Start, tmp_path: Path, archive: Path, model: Path, undisturbed: Callable[[Path], dict[str, np.ndarray]]
 ) -> None:
     results = tmp_path / "results"
-    command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "12", *OPTIONS)
+    command = ("segment", str(archive), str(results), "--model", str(model), "--commit-every", "0.5", *OPTIONS)
     process = start(*command)
-    wait_for(lambda: commits(results) >= 1 or process.poll() is not None, "a commit")
+    wait_for(lambda: committed(results) >= 1 or process.poll() is not None, "a commit")
     assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end")
-    kept = commits(results)
-    assert 1 <= kept < 4
-    assert len(found(results)) == 12 * kept
+    kept = committed(results)
+    assert 1 <= kept < 48
+    assert len(found(results)) == kept
 
     summary = finish(start, *command)
-    assert summary["already"] == 12 * kept
-    assert summary["images"] == 48 - 12 * kept
+    assert (summary["already"], summary["images"]) == (kept, 48 - kept)
     assert_same(found(results), undisturbed(archive))
     assert finish(start, *command)["images"] == 0
 
@@ -96,9 +99,9 @@ def test_a_killed_driver_leaves_whole_chunks_and_the_next_run_does_the_rest(
 def test_a_killed_worker_costs_nothing_but_time(
     start: Start, tmp_path: Path, archive: Path, model: Path, undisturbed: Callable[[Path], dict[str, np.ndarray]]
 ) -> None:
-    victim = "ray::MapBatches(whole)"
+    victim = "MapBatches(whole)"
     results = tmp_path / "results"
-    process = start("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "24", "--json", *OPTIONS)
+    process = start("segment", str(archive), str(results), "--model", str(model), "--json", *OPTIONS)
     wait_for(lambda: bool(processes(victim, process.pid)) or process.poll() is not None, f"a process {victim}")
     for pid in processes(victim, process.pid)[:1]:
         os.kill(pid, signal.SIGKILL)
@@ -108,22 +111,55 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert_same(found(results), undisturbed(archive))
 
 
-def test_ctrl_c_stops_cleanly_and_keeps_what_is_committed(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    results = tmp_path / "results"
-    command = ("segment", str(archive), str(results), "--model", str(model), "--chunk-size", "12", *OPTIONS)
-    process = start(*command)
-    wait_for(lambda: commits(results) >= 1 or process.poll() is not None, "a commit")
-    assert process.poll() is None, process.communicate()[1]
+def test_ctrl_c_commits_what_is_finished_and_stops_cleanly(start: Start, tmp_path: Path, model: Path) -> None:
+    """No commit is due for an hour, so every row that is there was committed on the way out."""
+    archive, results = make_archive(tmp_path / "photos", 48, scale=12), tmp_path / "results"
+    command = ("segment", str(archive), str(results), "--model", str(model), "--no-crf")
+    process = start(*command, "--commit-every", "3600")
+    done = 0
+    while not done:
+        done = finished(process)
+    assert done < 48
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
-    kept = commits(results)
-    assert len(found(results)) == 12 * kept
+    kept = committed(results)
+    assert done <= len(found(results)) == kept < 48
     wait_for(lambda: not processes("raylet", process.pid), "Ray to end")
-    assert finish(start, *command)["images"] == 48 - 12 * kept
+    assert finish(start, *command)["images"] == 48 - kept
     assert len(found(results)) == 48
+
+
+def finished(process: subprocess.Popen[str]) -> int:
+    """Images that the command says are finished, by the next line of its plain progress."""
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert line or process.poll() is None, "the run ended"
+    counted = re.search(r"segmenting +(\d+)", line)
+    return int(counted[1]) if counted else 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test spoils")
+def test_a_table_that_becomes_read_only_ends_the_run_with_what_is_committed_and_the_next_goes_on(
+    start: Start, tmp_path: Path, archive: Path, model: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    with tmpfs(small, "size=16m"):
+        command = ("segment", str(archive), str(small / "results"), "--model", str(model), "--commit-every", "0.5", *OPTIONS)
+        process = start(*command)
+        wait_for(lambda: committed(small / "results") >= 1 or process.poll() is not None, "a commit")
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+        assert "Read-only file system" in err and "of 48 images are committed" in err
+        assert "Traceback" not in err
+        kept = committed(small / "results")
+        subprocess.run(["mount", "-o", "remount,rw", str(small)], check=True)
+        assert finish(start, *command)["images"] == 48 - kept
+        assert len(found(small / "results")) == 48
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test fills")
@@ -132,21 +168,27 @@ def test_a_full_disk_is_an_error_that_says_so_and_the_next_run_goes_on(
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        command = ("segment", str(archive), str(small / "results"), "--model", str(model), "--chunk-size", "12", *OPTIONS)
+    with tmpfs(small, "size=64k"):
+        command = ("segment", str(archive), str(small / "results"), "--model", str(model), "--commit-every", "0.5", *OPTIONS)
         process = start(*command)
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert "No space left on device" in err
         assert "Traceback" not in err
-        kept = commits(small / "results")
+        kept = committed(small / "results")
         subprocess.run(["mount", "-o", "remount,size=16m", str(small)], check=True)
-        assert finish(start, *command)["images"] == 48 - 12 * kept
+        assert finish(start, *command)["images"] == 48 - kept
         assert len(found(small / "results")) == 48
+
+
+@contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[None]:
+    """A file system in memory, mounted on a folder; skips where none can be."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
     finally:
-        subprocess.run(["umount", "-l", str(small)], check=False)
+        subprocess.run(["umount", "-l", str(folder)], check=False)

@@ -23,7 +23,7 @@ from deeplab.images import decode
 from deeplab.predictor import Predictor
 from flows.hooks import marked
 from pipelines.results import ResultsTable
-from tests.pipelines.conftest import EXAMPLES, make_dataset
+from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset
 from tests.system.conftest import NODES, PATIENCE, processes, wait_for
 
 pytestmark = pytest.mark.timeout(900)
@@ -71,7 +71,7 @@ def segmented(results: Path) -> list[str]:
 
 def test_a_killed_node_costs_nothing_but_time(start: Start, tmp_path: Path, archive: Path, model: Path, cluster: object) -> None:
     results = tmp_path / "results"
-    arguments = ("--model", str(model), "--chunk-size", "16", "--scales", "1", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    arguments = ("--model", str(model), "--commit-every", "0.5", "--scales", "1", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
     process = start("segment", str(archive), str(results), *arguments)
     wait_for(lambda: len(list(results.glob("model=*/*.parquet"))) >= 1 or process.poll() is not None, "a first part file")
     assert process.poll() is None, process.communicate()[1]
@@ -83,6 +83,46 @@ def test_a_killed_node_costs_nothing_but_time(start: Start, tmp_path: Path, arch
     assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
 
 
+def test_nodes_that_join_a_running_stream_work_and_one_that_gets_a_notice_costs_its_images_in_flight(
+    start: Start, tmp_path: Path, model: Path, cluster: object
+) -> None:
+    """One node works; two more join; one of these gets a SIGTERM, as a spot instance does. The summary counts images by node."""
+    for node in cluster.worker_nodes.copy():  # type: ignore[attr-defined]
+        cluster.remove_node(node)  # type: ignore[attr-defined]
+    cluster.add_node(num_cpus=1, object_store_memory=200 << 20)  # type: ignore[attr-defined]
+    archive, results = make_archive(tmp_path / "photos", 150, scale=12), tmp_path / "results"
+    arguments = ("--model", str(model), "--commit-every", "1", "--no-crf", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    process = start("segment", str(archive), str(results), *arguments)
+    wait_for(lambda: rows_of(results) > 0 or process.poll() is not None, "rows of the first node")
+    joined = [cluster.add_node(num_cpus=1, object_store_memory=200 << 20) for _ in range(2)]  # type: ignore[attr-defined]
+    ids = [node.node_id[:6] for node in joined]
+    wait_for(lambda: len(at_work(tmp_path)) == 3 or process.poll() is not None, "work on all three nodes", 60)
+    assert process.poll() is None, process.communicate()[1]
+    joined[1].all_processes["raylet"][0].process.terminate()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert summary["images"] == len(segmented(results)) == 150
+    by_node = {name.rsplit("/", 1)[1]: count for name, count in summary["images_by_node"].items()}
+    assert sum(by_node.values()) == 150 and len(by_node) >= 2 and by_node[ids[0]] > 0
+
+
+def rows_of(results: Path) -> int:
+    with suppress(Exception):
+        return ResultsTable.open(str(results)).dataset().count_rows()
+    return 0
+
+
+def at_work(place: Path) -> set[int]:
+    """The raylets whose processes score."""
+    parents = set()
+    for pid in marked(f"{MARKER}={place}"):
+        with suppress(OSError):
+            if b"MapBatches(whole)" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                parents.add(int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]))
+    return parents
+
+
 @pytest.mark.parametrize("gpus", [1])
 @pytest.mark.parametrize("victim", ["ray::MapWorker", pytest.param("ray::MapBatches(refine)", marks=pytest.mark.nightly)])
 def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_nothing_but_time(
@@ -90,7 +130,7 @@ def test_with_gpus_scoring_and_refining_are_apart_and_the_death_of_either_costs_
 ) -> None:
     """The GPU is one in name: the actors that Ray gives it to score on their CPU."""
     results = tmp_path / "results"
-    arguments = ("--model", str(model), "--chunk-size", "48", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    arguments = ("--model", str(model), "--address", cluster.address, "--json")  # type: ignore[attr-defined]
     process = start("segment", str(archive), str(results), *arguments)
 
     def found() -> list[int]:
@@ -146,7 +186,7 @@ def test_a_slow_crf_holds_the_scorer_back_when_the_object_store_is_full(
     for index in range(120):
         Image.fromarray(noise.integers(0, 256, (512, 512, 3), np.uint8)).save(archive / f"{index}.png", compress_level=0)
     results = tmp_path / "results"
-    arguments = ("--model", str(model), "--chunk-size", "120", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    arguments = ("--model", str(model), "--address", cluster.address, "--json")  # type: ignore[attr-defined]
     process = start("segment", str(archive), str(results), *arguments)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
@@ -211,8 +251,8 @@ def listening(pids: set[int]) -> set[str]:
 
 
 def test_a_ray_of_our_own_listens_on_loopback_alone(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6", "--json")
-    wait_for(lambda: bool(processes("ray::MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--json")
+    wait_for(lambda: bool(processes("MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
     everywhere = {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
     ours = {pid for pid in everywhere if session_of(pid) == process.pid}
     found = listening(ours)
@@ -229,8 +269,8 @@ def session_of(pid: int) -> int | None:
 
 
 def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--chunk-size", "6")
-    wait_for(lambda: bool(processes("ray::MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model))
+    wait_for(lambda: bool(processes("MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import inventory, plan
+from pipelines import inventory, plan, upkeep
 from pipelines import s3 as store
 from pipelines.results import ResultsTable
 from tests import s3_server
 from tests.pipelines.conftest import photo
+from tests.pipelines.test_reports import report
 from tests.s3_proxy import Faults, Proxy
 from tests.system.conftest import PATIENCE, wait_for
 from tests.system.test_kills import finish
@@ -51,6 +52,22 @@ def test_an_archive_on_s3_becomes_a_table_on_s3(start: Start, s3: str, s3_archiv
     assert s3_server.SECRET not in written
 
 
+def test_a_report_older_than_an_object_is_done_once(start: Start, s3: str, s3_archive: str, model: Path, tmp_path: Path) -> None:
+    archive, results, changed = report(f"{s3}/report", s3_archive, "Parquet"), f"{s3}/results", f"{s3_archive}/a/photo 00.jpg"
+    listed = store.head(changed)
+    store.put(changed, photo(99))
+    now = store.head(changed)
+    assert listed is not None and now is not None
+    done = finish(start, "segment", archive, results, "--model", str(model), "--max-error-rate", "0.5", *QUICK)
+    assert (done["images"], done["errors"]) == (13, 1)
+    table = ResultsTable.open(results)
+    versions = table.query("SELECT version, read_version FROM results WHERE read_version IS NOT NULL OR uri = ?", [changed])
+    assert versions.fetchall() == [(listed[1], now[1])]
+    for again in (archive, s3_archive):  # nothing is left to do by the report, nor by a listing of today
+        verdict = upkeep.verify(table, again, str(done["model"]))
+        assert (verdict.problems, verdict.pending) == ([], 0)
+
+
 def everything(prefix: str) -> list[tuple[str, int, str]]:
     """All objects of a table, its log too (whose name does not begin with a dot)."""
     return list(store.list_objects(prefix))
@@ -59,7 +76,7 @@ def everything(prefix: str) -> list[tuple[str, int, str]]:
 def test_a_store_that_is_gone_in_mid_run_is_waited_for(start: Start, s3: str, s3_process: s3_server.Server, model: Path) -> None:
     for index in range(40):
         store.put(f"{s3}/photos/{index:02d}.jpg", photo(index))
-    command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "4", *QUICK)
+    command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--commit-every", "0.5", *QUICK)
     process = start(*command)
     wait_for(lambda: committed(f"{s3}/results") >= 4 or process.poll() is not None, "a first commit")
     assert process.poll() is None
@@ -76,8 +93,8 @@ def test_two_runs_on_one_table_at_once_leave_one_row_per_image(start: Start, s3:
     for index in range(30):
         store.put(f"{s3}/photos/{'ab'[index % 2]}/{index:02d}.jpg", photo(index))
     common = (f"{s3}/results", "--model", str(model), "--max-error-rate", "0", *QUICK)
-    whole = start("segment", f"{s3}/photos", *common, "--chunk-size", "11")
-    half = start("segment", f"{s3}/photos/a", *common, "--chunk-size", "4")
+    whole = start("segment", f"{s3}/photos", *common, "--commit-every", "1")
+    half = start("segment", f"{s3}/photos/a", *common, "--commit-every", "0.3")
     for process in (whole, half):
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
@@ -103,7 +120,7 @@ def test_a_store_that_misbehaves_costs_nothing_but_time(
     proxy.start()
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--chunk-size", "10", *QUICK)
+        command = ("segment", f"{s3}/photos", f"{s3}/results", "--model", str(model), "--commit-every", "1", *QUICK)
         assert finish(start, *command)["images"] == 40
         assert finish(start, *command)["images"] == 0
     finally:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -177,6 +181,79 @@ def test_code_in_a_pth_file_is_not_run(tmp_path, capsys):
 def test_a_state_dict_within_a_checkpoint_is_found(tmp_path):
     torch.save({"epoch": 3, "state_dict": {"a": torch.ones(2)}}, tmp_path / "checkpoint.pth")
     assert list(read_pth(tmp_path / "checkpoint.pth")) == ["a"]
+
+
+class Settings(dict):
+    """As a framework keeps its hyper-parameters: a class that the reader does not have."""
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.best = 0.5
+
+
+CHECKPOINTS = {
+    "DataParallel": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "torch.compile of DataParallel": lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+    "torchvision's references": lambda state: {
+        "model": state,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.01}]},
+        "epoch": 29,
+        "args": argparse.Namespace(data_path="/data/coco", lr=0.01, device=Path("x"), best=np.float64(0.5)),
+    },
+    "Lightning": lambda state: {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": {f"model.{key}": value for key, value in state.items()} | {"criterion.weight": torch.ones(5)},
+        "optimizer_states": [{"state": {}, "param_groups": []}],
+        "hyper_parameters": Settings(lr=0.1, loss=Watcher()),
+        "callbacks": {"EarlyStopping": {"best": Watcher()}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def torchvision_state():
+    torch.manual_seed(0)
+    return torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=5
+    ).state_dict()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_checkpoints_of_training_frameworks_give_the_weights_within(kind, legacy, tmp_path, torchvision_state):
+    made = CHECKPOINTS[kind](torchvision_state)
+    if legacy and kind != "DataParallel":  # other files of the old form are refused, as its names cannot be listed
+        made = {"model": torchvision_state, "args": argparse.Namespace(lr=0.01)}
+    torch.save(made, tmp_path / "checkpoint.pth", _use_new_zipfile_serialization=not legacy)
+    found = import_file(tmp_path / "checkpoint.pth", "torchvision")
+    plain = import_weights(torchvision_state, "torchvision")
+    for key, value in plain.network.state_dict().items():
+        assert torch.equal(found.network.state_dict()[key], value), key
+    assert found.left_out == plain.left_out + ["criterion.weight"] * (kind == "Lightning" and not legacy)
+
+
+def test_no_class_that_a_checkpoint_names_is_built(tmp_path, torchvision_state, monkeypatch):
+    def built(*_: object) -> None:
+        raise AssertionError("a class of the file was built")
+
+    torch.save(CHECKPOINTS["Lightning"](torchvision_state), tmp_path / "checkpoint.pth")
+    monkeypatch.setattr(Settings, "__new__", built)
+    monkeypatch.setattr(Watcher, "__new__", built)
+    assert len(import_file(tmp_path / "checkpoint.pth", "torchvision").network.state_dict()) > 100
+
+
+def test_a_refused_file_is_explained_in_one_line_without_escape_codes(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    torch.save({"model": {"a": 1}}, tmp_path / "numbers.pth")
+    torch.save({"args": os.system}, tmp_path / "system.pth")
+    torch.save({"args": Watcher()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("whole.pth", "numbers.pth", "system.pth", "old.pth"):
+        with pytest.raises(WeightsError) as caught:
+            read_pth(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name))
+        assert str(caught.value).isprintable()
 
 
 def test_vggs_matrices_become_convolutions_that_see_the_same_places():

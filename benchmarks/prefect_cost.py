@@ -1,14 +1,14 @@
-"""What Prefect costs: the start-up of a flow over the plain command, and the overhead of each chunk.
+"""What Prefect costs: the start-up of a flow over the plain command, and what it adds to a run.
 
-    python benchmarks/flows.py [--repeats 7] [--chunks 20]
+    python benchmarks/prefect_cost.py [--repeats 7] [--images 60]
 
 Start-up: `deeplab segment`, `deeplab run segment` with its embedded server (its database exists already) and the same
 with a real server on SQLite take turns on 4 photos that all have their row, so that no Ray is started and what differs
 is Prefect; the medians' differences are printed.
 
-Overhead: one run of the flow against the real server, in this process, with chunks of 2 photos. Of each chunk, what is
-not `Segmentation.run_chunk`, plus what the watch adds at its commit: task run, states, event, progress, log line. Its
-median is set against chunks of five minutes.
+Overhead: one run of the flow against the real server, in this process, with a commit every half second. The task `segment` is
+timed with and without what it calls (task run, states), and what the watcher does at a commit (event, progress, log line) and
+twice a second (progress). The watcher's share is set against a run of the default settings.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from measure import machine
+
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
-CHUNK_SECONDS = 300
+EVERY = 60  # seconds between commits, by default
 
 
 def archive(folder: Path, images: int) -> Path:
@@ -41,7 +43,7 @@ def archive(folder: Path, images: int) -> Path:
 
 def seconds(environment: dict[str, str], command: str, photos: Path, results: Path) -> float:
     """Of one command, from its start to its exit."""
-    arguments = [*command.split(), str(photos), str(results), "--no-crf", "--scales", "1"]
+    arguments = [*command.split(), str(photos), str(results), "--no-crf"]
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "flows.cli", *arguments], env=environment, check=True, capture_output=True)
     return time.perf_counter() - start
@@ -86,57 +88,58 @@ def startup(repeats: int, plain: dict[str, str], served: dict[str, str], root: P
         print(f"  {name:38} {middle:6.1f} s ({min(found):.1f} to {max(found):.1f}){more}")
 
 
-def overhead(chunks: int, root: Path) -> None:
+def overhead(images: int, root: Path) -> None:
     """In this process, whose PREFECT_API_URL names the server."""
     from flows import segment as module
+    from pipelines import segment as steps
+    from pipelines import stream
     from pipelines.options import SegmentOptions
-    from pipelines.segment import Progress, Segmentation
+    from pipelines.plan import Plan
+    from pipelines.segment import Outcome, Progress, Run, Watch
 
-    spent: dict[str, list[float]] = {"task": [], "work": [], "watch": []}
-    task, work = module.run_chunk, Segmentation.run_chunk
+    spent: dict[str, list[float]] = {"task": [], "execute": [], "segment": [], "commit": []}
+    task, execute = module.segment, steps.execute
 
-    def timed_task(*arguments: Any) -> None:
+    def timed_task(*arguments: Any) -> Any:
         start = time.perf_counter()
-        task(*arguments)
+        result = task(*arguments)
         spent["task"].append(time.perf_counter() - start)
+        return result
 
-    def timed_work(self: Segmentation, *arguments: Any) -> None:
-        watch, start = self.watch, time.perf_counter()
-
+    def timed_execute(run: Run, todo: Plan, watch: Watch) -> Outcome:
         def timed_watch(progress: Progress) -> None:
             begun = time.perf_counter()
             watch(progress)
-            if progress.phase == "commit":
-                spent["watch"].append(time.perf_counter() - begun)
+            spent.setdefault(progress.phase, []).append(time.perf_counter() - begun)
 
-        self.watch = timed_watch
-        try:
-            work(self, *arguments)
-        finally:
-            self.watch = watch
-        spent["work"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        outcome = execute(run, todo, timed_watch)
+        spent["execute"].append(time.perf_counter() - start)
+        return outcome
 
-    module.run_chunk, Segmentation.run_chunk = timed_task, timed_work  # type: ignore[assignment, method-assign]
-    photos = archive(root / "many", 2 * chunks)
-    options = SegmentOptions(archive=str(photos), results=str(root / "chunks"), chunk_size=2, crf=False, scales=(1.0,))
-    module.segment_archive(options)
-    each = [t - w + x for t, w, x in zip(spent["task"], spent["work"], spent["watch"], strict=True)]
-    middle = statistics.median(each)
-    print(f"overhead: {len(each)} chunks, median {middle * 1000:.0f} ms each ({min(each) * 1000:.0f} to {max(each) * 1000:.0f})")
-    share = middle / CHUNK_SECONDS
-    print(f"  {share:.3%} of a chunk of {CHUNK_SECONDS // 60} minutes (limit 2 %: {'kept' if share < 0.02 else 'BROKEN'})")
-    print(f"  a chunk's own fixed cost, Ray Data's: {statistics.median(spent['work']) * 1000:.0f} ms with 2 photos")
+    vars(module)["segment"], vars(steps)["execute"] = timed_task, timed_execute
+    photos = archive(root / "many", images)
+    module.segment_archive(SegmentOptions(archive=str(photos), results=str(root / "many-results"), commit_every=0.5, crf=False))
+    once = spent["task"][0] - spent["execute"][0]
+    commit, tick = statistics.median(spent["commit"]), statistics.median(spent["segment"])
+    print(f"overhead: the task `segment` {1000 * once:.0f} ms once a run")
+    for name in ("commit", "segment"):
+        middle = 1000 * statistics.median(spent[name])
+        low, high = 1000 * min(spent[name]), 1000 * max(spent[name])
+        print(f"  the watcher, phase {name:8} {len(spent[name]):4} x, median {middle:.1f} ms ({low:.1f} to {high:.1f})")
+    share = (commit + tick * EVERY / stream.TICK_SECONDS) / EVERY
+    print(f"  {share:.3%} of a run with a commit every {EVERY} s (limit 2 %: {'kept' if share < 0.02 else 'BROKEN'})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--chunks", type=int, default=20)
+    parser.add_argument("--images", type=int, default=60, help="photos of the run that overhead is measured on")
     arguments = parser.parse_args()
     from flows import environment
 
     environment.prepare()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{machine()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         process, url = server(root / "server")
@@ -145,7 +148,7 @@ def main() -> None:
             plain["PREFECT_HOME"] = str(root / "embedded")
             startup(arguments.repeats, plain, {**plain, "PREFECT_API_URL": url}, root)
             os.environ |= {"PREFECT_API_URL": url, "PREFECT_HOME": str(root / "client"), "PREFECT_LOGGING_LEVEL": "ERROR"}
-            overhead(arguments.chunks, root)
+            overhead(arguments.images, root)
         finally:
             process.terminate()
             process.wait()
