@@ -173,9 +173,9 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
         def report() -> bool:
             nonlocal reported
             phase, before, reported = "segment" if reported is sink.committed else "commit", reported, sink.committed
-            metrics.progress(todo.images - reported.images - reported.left_out, sink.finished - reported.images - reported.left_out)
-            metrics.committed(before, reported)
             done = reported.images + reported.left_out
+            metrics.progress(todo.images - done, sink.finished - done)
+            metrics.committed(before, reported)
             watch(Progress(phase, todo.images, sink.finished, reported.errors, done, reported.version, todo.done))
             return reported.errors <= options.max_error_rate * todo.images
 

@@ -82,7 +82,7 @@ class Sink:
         with self._changed:
             while len(self._writing) >= WRITES and self.trouble is None and not self._closing:
                 self._changed.wait(1)
-            self._raise()
+            self.check()
             for block in blocks:
                 self._blocks.append(block)
                 self.finished += block.metadata.num_rows
@@ -91,10 +91,6 @@ class Sink:
 
     def check(self) -> None:
         """Raise what went wrong since."""
-        with self._changed:
-            self._raise()
-
-    def _raise(self) -> None:
         if self.trouble is not None:
             raise self.trouble
 

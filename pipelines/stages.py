@@ -2,7 +2,7 @@
 
 On CPUs one task does all of it (`whole`): read, decode, score, refine, encode. With GPUs the actors that hold them stop at
 the scores (`Score`), and tasks on any CPU go on from there (`refine`), unless the CRF's backend is torch: then they refine,
-too. A large image has all of its way where it is scored.
+too. A large image is read, scored, refined and encoded by the process that scores it.
 """
 
 from __future__ import annotations
