@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.hooks import leave_nothing_behind
-from flows.progress import Watcher, slug
+from flows.progress import Watcher, best_effort, slug
 from pipelines import jobs
 from pipelines.jobs import EvaluateOptions
 
@@ -30,6 +30,7 @@ def figures_table(figures: dict[str, Any]) -> str:
 
 
 @task(name="report", cache_policy=NO_CACHE)
+@best_effort("report")
 def make_report(figures: dict[str, Any], key: str) -> None:
     create_markdown_artifact(figures_table(figures), key=key, description=f"mIoU {figures['mean_iou']:.4f}")
 

@@ -10,13 +10,15 @@ import re
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
+from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact
+import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -52,6 +54,15 @@ def _percent(progress: Progress) -> float:
     return 100.0 * (progress.already + progress.done) / everything if everything else 100.0
 
 
+@contextmanager
+def best_effort(what: str) -> Iterator[None]:
+    """For pages and links, which nothing depends on: a server that is away is said in the log and ends no run."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        get_run_logger().warning(f"no {what} on the run's page, as the Prefect server is away: {error}")
+
+
 class Watcher:
     """Tells the run's page how far the work is; use as a context inside a flow.
 
@@ -64,7 +75,8 @@ class Watcher:
         self.logger = get_run_logger()
         self.run_ids = {flow_run.id, flow_run.root_flow_run_id or flow_run.id}  # a part of `refresh` heeds the whole
         self.client = get_client(sync_client=True)
-        self.artifact: Any = create_progress_artifact(0.0, key=key, description="starting")
+        self.artifact = ArtifactCreate(key=key, type="progress", flow_run_id=UUID(flow_run.id))
+        self.id: UUID | None = None  # of the artifact, once the server has it
         self.supervised = "PREFECT__FLOW_RUN_ID" in os.environ
         self.latest = (0.0, "starting")
         self.begun = time.monotonic()
@@ -122,17 +134,23 @@ class Watcher:
         whole = progress.committed >= progress.total
         self.show(100.0 if whole else min(99.0, _percent(progress)), ", ".join(parts), log=progress.phase == "commit")
 
+    def _tell(self, percent: float, sentence: str) -> None:
+        """Make the artifact, or bring it up to date."""
+        if self.id is None:
+            made = self.artifact.model_copy(update={"data": percent, "description": sentence})
+            self.id = self.client.create_artifact(made).id
+        else:
+            self.client.update_artifact(self.id, ArtifactUpdate(data=percent, description=sentence))
+
     def _send(self) -> None:
         sent: tuple[float, str] | None = None
         asked = time.monotonic()
         while True:
-            ended = self.ended.wait(ARTIFACT_SECONDS)
-            if self.latest != sent:
-                percent, sentence = sent = self.latest
-                try:
-                    self.client.update_artifact(self.artifact, ArtifactUpdate(data=percent, description=sentence))
-                except Exception:  # the server is away; the next turn tells it
-                    sent = None
+            ended = self.ended.is_set()
+            if (latest := self.latest) != sent:
+                with suppress(Exception):  # the server is away; the next turn tells it
+                    self._tell(*latest)
+                    sent = latest
             if ended:
                 return
             if self.watching and time.monotonic() - asked >= ASK_SECONDS:
@@ -142,3 +160,4 @@ class Watcher:
                     if any(state is not None and state.is_cancelling() for state in states):
                         os.kill(os.getpid(), signal.SIGUSR1)
                         return
+            self.ended.wait(ARTIFACT_SECONDS)

@@ -16,7 +16,7 @@ from prefect.states import Completed
 
 from flows.hooks import leave_nothing_behind
 from flows.options import ReportOptions
-from flows.progress import Watcher, slug
+from flows.progress import Watcher, best_effort, slug
 from flows.report import publish
 from flows.settings import hourly_price, one_at_a_time
 from pipelines import remote, storage
@@ -80,7 +80,8 @@ def run_job(options: SegmentOptions, place: str, watch: Watch) -> Summary:
 
     def started(job: str, attached: bool) -> None:
         logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
-        create_link_artifact(link=jobs.page(job), key=f"ray-{slug(place)}", description=f"Ray dashboard, job {job}")
+        with best_effort("link to the job"):
+            create_link_artifact(link=jobs.page(job), key=f"ray-{slug(place)}", description=f"Ray dashboard, job {job}")
 
     def event(told: dict[str, Any]) -> None:
         watch(Progress(**{name: told[name] for name in Progress.__dataclass_fields__}))
@@ -95,6 +96,7 @@ def verify_job(options: SegmentOptions, summary: Summary) -> Summary:
 
 
 @task(name="report", cache_policy=NO_CACHE)
+@best_effort("report")
 def make_report(summary: Summary, options: ReportOptions) -> None:
     publish(summary, options.hourly_price or hourly_price(), options.photos, options.page)
 

@@ -15,7 +15,7 @@ from deeplab.training import Progress
 from flows.curves import curves
 from flows.evaluate import figures_table, score
 from flows.hooks import leave_nothing_behind
-from flows.progress import Watcher, duration, slug
+from flows.progress import Watcher, best_effort, duration, slug
 from flows.report import picture_url
 from pipelines import jobs, remote
 from pipelines.jobs import TrainOptions
@@ -73,7 +73,8 @@ def train(options: TrainOptions, watcher: Watcher) -> dict[str, Any]:
 
     def begun(job: str, attached: bool) -> None:
         logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
-        create_link_artifact(link=place.page(job), key=f"ray-{slug(options.out)}", description=f"Ray dashboard, job {job}")
+        with best_effort("link to the job"):
+            create_link_artifact(link=place.page(job), key=f"ray-{slug(options.out)}", description=f"Ray dashboard, job {job}")
 
     def event(told: dict[str, Any]) -> None:
         report(Progress(told["step"], told["steps"], told["loss"], told["learning_rate"], told["validation"]))
@@ -88,6 +89,7 @@ def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 @task(name="report", cache_policy=NO_CACHE)
+@best_effort("report")
 def make_report(options: TrainOptions, figures: dict[str, Any], registered: dict[str, Any] | None) -> None:
     """Figures, the alias' fate, and the curves as a picture."""
     key, validations = slug(options.out), jobs.curve(options.out)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.states import Failed
 from pydantic import ValidationError
 
 from deeplab.presets import PRESETS
+from flows import progress
 from flows.curves import curves
 from flows.hooks import end_processes
 from flows.progress import duration, slug
@@ -126,3 +133,45 @@ def test_only_processes_of_the_named_run_are_ended() -> None:
         for process in (mine, foreign):
             process.kill()
             process.wait()
+
+
+def test_a_server_that_is_away_when_a_run_begins_is_told_of_it_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[Any, ...]] = []
+
+    class Client:
+        """Refuses its first two calls, as a server does that is being started again."""
+
+        refusals = 2
+
+        def create_artifact(self, artifact: Any) -> Any:
+            if Client.refusals:
+                Client.refusals -= 1
+                raise httpx.ConnectError("connection refused")
+            sent.append(("made", artifact.data, artifact.description))
+            return SimpleNamespace(id=uuid4())
+
+        def update_artifact(self, number: Any, change: Any) -> None:
+            sent.append(("changed", change.data, change.description))
+
+    monkeypatch.setattr(progress, "get_client", lambda sync_client: Client())
+    monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(progress, "flow_run", SimpleNamespace(id=str(uuid4()), root_flow_run_id=None))
+    monkeypatch.setattr(progress, "ARTIFACT_SECONDS", 0.01)
+    with progress.Watcher("progress-photos") as watcher:
+        watcher.show(50, "half of it")
+        deadline = time.monotonic() + 60
+        while not sent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        watcher.show(100, "all of it")
+    assert sent == [("made", 50, "half of it"), ("changed", 100, "all of it")]
+
+
+def test_a_page_that_a_server_does_not_take_ends_no_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("test"))
+
+    @progress.best_effort("report")
+    def report() -> None:
+        raise httpx.ConnectError("connection refused")
+
+    report()
+    assert "no report on the run's page, as the Prefect server is away" in caplog.text
