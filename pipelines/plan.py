@@ -16,9 +16,7 @@ from pipelines.results import ResultsTable, done_versions
 SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())])
 # Images that are sorted by size together, so that those of a block are alike and batches fill up.
 SORTED = 20_000
-# The end of a plan is cut finer, so that no task is still at a long block when all others are done. Ray Data costs 3 to 8 ms of the
-# driver's CPU a block, which even a few images outweigh.
-SMALLEST = 4
+SMALLEST = 4  # images of a block: Ray Data costs 3 to 8 ms of the driver's CPU a block, which even a few images outweigh
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,11 @@ class Plan:
     def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
         """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
 
-        Only SORTED rows are in memory at a time. Blocks become smaller towards the end of the plan.
+        Only SORTED rows are in memory at a time. Each task's first block has another size, so that tasks end one after another:
+        rows arrive steadily, and what a block costs at its ends is not paid by all at once. Towards the end a block is a task's
+        share of what is left (guided self-scheduling: Polychronopoulos and Kuck, 1987), so that all end at about the same time.
         """
-        left = self.images
+        left, number = self.images, 0
         with pq.ParquetFile(self.path, pre_buffer=False) as source:
             for batch in source.iter_batches(batch_size=SORTED):
                 rows = pa.Table.from_batches([batch]).cast(SCHEMA)
@@ -48,12 +48,26 @@ class Plan:
                 ends = pc.cumulative_sum(pc.fill_null(rows["bytes"], 0)).to_numpy()
                 start = 0
                 while start < rows.num_rows:
-                    most = max(SMALLEST, min(images, left // (2 * slots)))
+                    first = images * (slots - number) // slots if number < slots else images
+                    most, number = max(SMALLEST, min(first, left // slots)), number + 1
                     before = ends[start - 1] if start else 0
                     by_size = int(ends.searchsorted(before + size, side="right"))
                     stop = min(start + most, max(by_size, start + 1), rows.num_rows)
                     yield rows.slice(start, stop - start).combine_chunks()
                     left, start = left - (stop - start), stop
+
+
+def packed(block: pa.Table) -> pa.Table:
+    """A block as a table of one row, which Ray Data neither cuts nor joins with others, compressed."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, block.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(block)
+    return pa.table({"block": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
+
+
+def unpacked(row: pa.Table) -> pa.Table:
+    """The block that `packed` made this row of."""
+    return pa.ipc.open_stream(row["block"][0].as_buffer()).read_all()
 
 
 def make(inventory: Path, table: ResultsTable | None, model: str, path: Path, *, retry_errors: bool = False) -> Plan:

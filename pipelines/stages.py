@@ -26,6 +26,7 @@ from deeplab.images import MAX_PIXELS, ImageError, decode
 from deeplab.multiscale import confidence, winning_classes
 from pipelines.large import segment_large
 from pipelines.loading import Loaded, Loader
+from pipelines.plan import unpacked
 from pipelines.poison import Suspects, given_up
 from pipelines.results import FILE_SCHEMA
 
@@ -179,10 +180,11 @@ _scorers: dict[str, Scorer] = {}
 
 
 def whole(block: pa.Table, model: Any, task: Task, register: Any) -> pa.Table:
-    """The task that does all of an image's way on one core: a block of (uri, version, bytes) -> ROWS, one each, in its order.
+    """The task that does all of an image's way on one core: a packed block -> ROWS, one for each image, in its order.
 
     Nothing but names and finished rows goes through the object store, and no image is decoded twice.
     """
+    block = unpacked(block)
     key = f"{model.hex()} {task}"
     if key not in _scorers:
         _scorers.clear()
@@ -192,7 +194,7 @@ def whole(block: pa.Table, model: Any, task: Task, register: Any) -> pa.Table:
 
 
 class Score:
-    """The actor that holds a GPU: (uri, version, bytes) -> SCORED, encoded bytes and stride-8 scores, or the error of each image.
+    """The actor that holds a GPU: a packed block -> SCORED, encoded bytes and stride-8 scores, or the error of each image.
 
     Two blocks are at work in it at a time, so that the first images of the next are decoded when the GPU is done with the last.
     """
@@ -205,6 +207,7 @@ class Score:
         self.scorer, self.register = Scorer(model, task, refines), register
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        block = unpacked(block)
         images = [to_row(image) for images in self.scorer.windows(block, self.register) for image in images]
         return in_order(pa.Table.from_pylist(images, schema=SCORED), block)
 

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from pipelines.layout import Layout
-from pipelines.plan import Plan
+from pipelines.plan import Plan, packed
 from pipelines.poison import Register
 from pipelines.sink import Sink
 from pipelines.stages import Score, Task, refine, whole
@@ -40,29 +40,22 @@ class Ended:
 
 
 class Blocks(Datasource):
-    """Blocks of a plan as Ray Data reads them: each travels inside its own read task, compressed."""
+    """Blocks of a plan as Ray Data reads them: each travels inside its own read task, as `plan.packed` made it."""
 
     def __init__(self, blocks: Iterable[pa.Table]) -> None:
         self.tasks = [self._task(block) for block in blocks]
 
     @staticmethod
     def _task(block: pa.Table) -> ReadTask:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, block.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-            writer.write_table(block)
-        data = sink.getvalue().to_pybytes()
-        about = BlockMetadata(num_rows=block.num_rows, size_bytes=block.nbytes, input_files=None, exec_stats=None)
-        return ReadTask(functools.partial(_opened, data), about)  # no closure: those take a millisecond to pickle
+        row = packed(block)
+        about = BlockMetadata(num_rows=1, size_bytes=row.nbytes, input_files=None, exec_stats=None)
+        return ReadTask(functools.partial(list, [row]), about)  # no closure: those take a millisecond to pickle
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
         return self.tasks
-
-
-def _opened(data: bytes) -> list[pa.Table]:
-    return [pa.ipc.open_stream(data).read_all()]
 
 
 def run(plan: Plan, model: Any, task: Task, layout: Layout, sink: Sink, watch: Callable[[], bool], after: ExitStack) -> Ended:
@@ -84,6 +77,8 @@ def run(plan: Plan, model: Any, task: Task, layout: Layout, sink: Sink, watch: C
 def _dataset(source: Blocks, model: Any, task: Task, layout: Layout) -> Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # A task that is done again after its node died must give the blocks that it gave before: one, whatever its size.
+    context.target_max_block_size = None
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a block of large images takes longer than Ray's half an hour
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
@@ -94,7 +89,9 @@ def _dataset(source: Blocks, model: Any, task: Task, layout: Layout) -> Dataset:
         asks = {"num_cpus": layout.cpus, "memory": layout.memory or None}
         dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **asks)
         return dataset.map_batches(whole, fn_args=(model, task, register), **each | asks)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), num_cpus=0)
+    # They ask for no CPU, which scorers and refiners may have taken, so nothing else keeps Ray from a process for each at once.
+    reads: dict[str, Any] = {"num_cpus": 0, "concurrency": layout.scorers + 1}
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **reads)
     pool = ActorPoolStrategy(
         min_size=1,
         max_size=POOL,
@@ -103,7 +100,7 @@ def _dataset(source: Blocks, model: Any, task: Task, layout: Layout) -> Dataset:
         enable_true_multi_threading=True,
     )
     arguments: dict[str, Any] = {"fn_constructor_args": (model, task, register), "compute": pool, "num_gpus": 1}
-    arguments |= {"num_cpus": layout.scorer_cpus, "batch_size": layout.block_images}  # a block: Ray Data wants the number with GPUs
+    arguments |= {"num_cpus": layout.scorer_cpus, "batch_size": 1}  # a packed block; with GPUs Ray Data wants a number
     dataset = dataset.map_batches(Score, **each | arguments)
     return dataset.map_batches(refine, fn_args=(task, register), **each)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from deeplab import masks
 from deeplab.images import decode
-from pipelines import export, segment, stages, storage
+from pipelines import export, plan, segment, stages, storage
 from pipelines.exports import pictures
 from pipelines.options import SegmentOptions
 from pipelines.results import FILE_SCHEMA, ResultsTable
@@ -144,7 +144,7 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     block = pa.table(
         {"uri": [path.as_uri() for path in paths], "version": ["1", "2", "3"], "bytes": [path.stat().st_size for path in paths]}
     )
-    scored = stages.Score(ray.put(checkpoint.read(model)), task, register)(block)
+    scored = stages.Score(ray.put(checkpoint.read(model)), task, register)(plan.packed(block))
     assert [value is None for value in scored["finished"].to_pylist()] == [True, False, True]
     done = stages.refine(scored, task, register)
     assert done.schema.names == [*FILE_SCHEMA.names, "node", "seconds"]

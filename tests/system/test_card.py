@@ -20,7 +20,7 @@ from tests.pipelines.conftest import make_archive
 from tests.system.conftest import NODES
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
-CARDS, IMAGES, IMAGE_SECONDS = 2, 1600, 0.04
+CARDS, IMAGES, IMAGE_SECONDS = 2, 2400, 0.04
 PLACE = "DEEPLAB_TEST_CARDS"
 
 
