@@ -26,7 +26,7 @@ from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
 from deeplab.datasets import LabelledFolder
 from deeplab.evaluation import evaluate
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 from deeplab.presets import TrainingConfig
 from deeplab.training import Execution, train
 
@@ -123,7 +123,7 @@ def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
         )  # fmt: skip
     trained = cpu_seconds() - began
     test = sample(test, every)
-    predictor = Predictor(network, scales=row.scales, device="cpu", precision="bfloat16")
+    predictor = Predictor(network, Scoring(scales=row.scales, precision="bfloat16"), device="cpu")
     found = evaluate(predictor, test, crf=DenseCRF.named("deeplab-v2"))
     assert found.before is not None
     return {

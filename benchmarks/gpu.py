@@ -17,7 +17,7 @@ from deeplab import speed, zoo
 from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
 from deeplab.images import decode
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 
 
 def main(given: list[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def main(given: list[str] | None = None) -> None:
             network,
             classes,
             encoded,
-            scales=scales,
+            scoring=Scoring(scales=scales),
             device=arguments.device,
             crf=native,
             crf_on_device=twin,
@@ -53,7 +53,7 @@ def main(given: list[str] | None = None) -> None:
         print(f"{found.utilisation:.0%} of the {found.peak / 1e12:.2f} TFLOP/s of a matrix product")
         on_device = "" if found.refine_device is None else f", {1000 * found.refine_device:.1f} on the device (exact)"
         print(f"  ms an image: decode {1000 * seconds['decode']:.2f}, CRF {1000 * seconds['refine']:.1f} on one core{on_device}")
-    predictor = Predictor(network, scales=scales, device=arguments.device)
+    predictor = Predictor(network, Scoring(scales=scales), device=arguments.device)
     images = [decode(data) for data in encoded]
     predictor.scores(images)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

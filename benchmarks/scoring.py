@@ -29,7 +29,7 @@ from deeplab.classes import ClassTable
 from deeplab.images import decode
 from deeplab.layers import ConvBatchNorm
 from deeplab.network import SegmentationNetwork
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 
@@ -105,8 +105,8 @@ def main() -> None:
     scales = arguments.scales
     images = [decode(path.read_bytes()) for path in sorted(arguments.photos.glob("*.jpg"))[: arguments.images]]
     port = as_a_port(network)
-    predictor = Predictor(network, scales=scales, device="cpu", precision=arguments.precision)
-    exact = Predictor(network, scales=scales, device="cpu", precision="float32")
+    predictor = Predictor(network, Scoring(scales=scales, precision=arguments.precision), device="cpu")
+    exact = Predictor(network, Scoring(scales=scales, precision="float32"), device="cpu")
     loop(port, images[0], scales)
     predictor.scores(images[:1])
     pairs = []

@@ -19,7 +19,7 @@ from scoring import arguments_of, as_a_port, loop, network_of
 from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images import decode
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     network, classes = network_of(arguments)
     scales = arguments.scales
     paths = sorted(arguments.photos.glob("*.jpg"))[: arguments.images]
-    port, predictor = as_a_port(network), Predictor(network, scales=scales, device="cpu")
+    port, predictor = as_a_port(network), Predictor(network, Scoring(scales=scales), device="cpu")
     theirs = DenseCRF.named(arguments.crf_params, backend="pydensecrf")
     ours = DenseCRF.named(arguments.crf_params, mode="fast")
     geometry = {"stride": network.stride, "align_corners": network.align_corners}

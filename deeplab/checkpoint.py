@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,13 @@ class Model:
         """Name @ first 12 of the digest: how the results table names the model."""
         return f"{self.name}@{self.digest[:12]}"
 
-    def crf(self, name: str) -> dict[str, Any]:
-        """Arguments of deeplab.crf.DenseCRF: a set of PARAMETER_SETS, or "card": what was tuned for this model. ModelError."""
+    def crf(self, name: str) -> CRFParameters:
+        """A set of PARAMETER_SETS, or "card": what was tuned for this model. ModelError."""
         if name != "card":
-            return asdict(PARAMETER_SETS[name])
+            return PARAMETER_SETS[name]
         try:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.card["crf"]["parameters"].items()}
-            return asdict(CRFParameters(**values))
+            return CRFParameters(**values)
         except KeyError:
             raise ModelError(f"{self.label}: its card has no CRF parameters; `deeplab tune-crf` finds and writes them") from None
         except (TypeError, ValueError, AttributeError) as error:

@@ -16,6 +16,7 @@ MODEL_NAME_BYTES = 70
 MODEL_NAME_RULE = (
     f"up to {MODEL_NAME_BYTES} bytes of printable characters are accepted, without / \\ @, a dot in front, and spaces at the ends"
 )
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # of a model in a registry
 PART_BYTES = 255  # of one part of a path, on every file system in use
 DIGEST = 10
 

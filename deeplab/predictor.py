@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,39 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How a network is applied to an image. ValueError for values out of range."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the input, each above 0 and at most 4."""
+    flip: bool = False
+    """Also score the mirror image, and average."""
+    fusion: Fusion = "max"
+    """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
+    precision: Precision = "auto"
+    """Of the arithmetic. "auto" is float16 on a GPU, and on a CPU what `deeplab.arithmetic.best_precision` says."""
+    tile: int = 1025
+    """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
+    overlap: int = 128
+    """Pixels that neighbouring tiles share."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or any(not 0 < scale <= 4 for scale in self.scales):
+            raise ValueError(f"scales {self.scales}: one or more factors above 0 and at most 4 are accepted")
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"fusion {self.fusion!r}: 'max' and 'mean' are accepted")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
+        if not 0 <= self.overlap <= self.tile - LEAST_STRIDE:
+            raise ValueError(
+                f"tile {self.tile}, overlap {self.overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels"
+            )
+
+
+PLAIN = Scoring()
+
+
 class Predictor:
     """Scores and label maps for lists of images of mixed sizes.
 
@@ -28,45 +62,31 @@ class Predictor:
     with. Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended
     linearly over the overlap, so memory is bounded by the tile.
 
-    scales: factors of the input, fused by `fusion` ("max" as in DeepLab v2, or "mean"). flip: also score the mirror
-    image. device: "auto" takes a GPU where there is one. precision: "auto" is float16 on a GPU, and on a CPU
-    bfloat16 where it has instructions for it (`deeplab.arithmetic`), else float32. The network is copied: batch norm is folded and
-    weights take the precision, while sums stay float32 inside a layer, and between scales.
-    tile, overlap: pixels. batch_pixels: the most padded pixels that one pass takes at scale 1 (on a CPU few, so that what
+    device: "auto" takes a GPU where there is one. The network is copied: batch norm is folded and weights take the precision,
+    while sums stay float32 inside a layer, and between scales.
+    batch_pixels: the most padded pixels that one pass takes at scale 1 (on a CPU few, so that what
     is between two layers stays in its cache; one image may have more).
     """
 
     def __init__(
         self,
         network: SegmentationNetwork,
+        scoring: Scoring = PLAIN,
         *,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        fusion: Fusion = "max",
         device: str = "auto",
-        precision: Precision = "auto",
-        tile: int = 1025,
-        overlap: int = 128,
         batch_pixels: int | None = None,
     ) -> None:
-        if not scales or any(not 0 < scale <= 4 for scale in scales):
-            raise ValueError(f"scales {tuple(scales)}: one or more factors above 0 and at most 4 are accepted")
-        if fusion not in ("max", "mean"):
-            raise ValueError(f"fusion {fusion!r}: 'max' and 'mean' are accepted")
-        if precision not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"precision {precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
-        if not 0 <= overlap <= tile - LEAST_STRIDE:
-            raise ValueError(f"tile {tile}, overlap {overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels")
         self.device = device_named(device)
-        self.precision = best_precision(self.device) if precision == "auto" else precision
+        self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
         self.dtype = DTYPES[self.precision]
         # Depthwise and pointwise convolutions run fastest with channels innermost.
         twin = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: SegmentationNetwork = twin.to(self.dtype)
         if fused.available(self.network):
             fused.fuse(self.network)
-        self.scales, self.flip, self.fusion = tuple(scales), flip, fusion
-        self.tile, self.overlap = network.lattice_size(tile), -(-overlap // network.stride) * network.stride
+        self.scales, self.flip, self.fusion = scoring.scales, scoring.flip, scoring.fusion
+        self.tile = network.lattice_size(scoring.tile)
+        self.overlap = -(-scoring.overlap // network.stride) * network.stride
         self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 120_000)
         self.padding = np.round(network.normalization.mean_rgb).astype(np.uint8)
 

@@ -22,7 +22,7 @@ from deeplab.folding import folded
 from deeplab.images import decode
 from deeplab.multiscale import multiscale_scores
 from deeplab.network import SegmentationNetwork
-from deeplab.predictor import Predictor
+from deeplab.predictor import PLAIN, Predictor, Scoring
 
 T = TypeVar("T")
 
@@ -108,10 +108,8 @@ def measure(
     classes: ClassTable,
     encoded: Sequence[bytes],
     *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    scoring: Scoring = PLAIN,
     device: str = "auto",
-    precision: str = "auto",
     crf: DenseCRF | None = None,
     crf_on_device: DenseCRF | None = None,
     rounds: int = 3,
@@ -124,7 +122,7 @@ def measure(
     """
     if not encoded:
         raise ValueError("no photos: at least one is needed")
-    predictor = Predictor(network, scales=scales, flip=flip, device=device, precision=precision)  # type: ignore[arg-type]
+    predictor = Predictor(network, scoring, device=device)
     cpu = torch.device("cpu")
     if predictor.device.type == "cpu":
         torch.set_num_threads(1)
@@ -155,7 +153,7 @@ def measure(
             spent.setdefault(stage, []).append(seconds / len(encoded))
     watch(rounds + 1, rounds + 1)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    flops = {size: flops_of(network, *size, scales, flip) for size in set(sizes)}
+    flops = {size: flops_of(network, *size, scoring.scales, scoring.flip) for size in set(sizes)}
     medians = {stage: statistics.median(values) for stage, values in spent.items()}
     on_device = medians.pop("refine_device", None)
     return Speed(

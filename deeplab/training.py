@@ -29,7 +29,7 @@ from deeplab.network import SegmentationNetwork
 from deeplab.object_crops import ObjectCrops
 from deeplab.objective import training_loss
 from deeplab.optimization import learning_rate_factor, optimizer_of, update_average
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 from deeplab.presets import TrainingConfig
 from deeplab.ranks import Ranks
 from deeplab.sampling import Labelled, Samples, Shares
@@ -206,7 +206,7 @@ def train(
                 raise Stopped(out, done)
 
         network.load_state_dict(average or trained)
-        predictor = Predictor(network, device=where.type, precision=config.precision)
+        predictor = Predictor(network, Scoring(precision=config.precision), device=where.type)
         summary = evaluate(predictor, validation, ranks=ranks, report=heed, look=look).total.summary(list(classes.names))
         better = summary["mean_iou"] > best["mean_iou"]
         if better:

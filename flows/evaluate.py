@@ -10,13 +10,13 @@ from prefect.states import Completed
 
 from flows.hooks import leave_nothing_behind
 from flows.progress import Watcher, best_effort, slug
-from pipelines import jobs
-from pipelines.jobs import EvaluateOptions
+from pipelines.evaluate import evaluate
+from pipelines.options import EvaluateOptions
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)
 def score(options: EvaluateOptions, watcher: Watcher) -> dict[str, Any]:
-    return jobs.evaluate(options, lambda done, total: watcher.show(100 * done / total, f"{done} of {total} images scored"))
+    return evaluate(options, lambda done, total: watcher.show(100 * done / total, f"{done} of {total} images scored"))
 
 
 def figures_table(figures: dict[str, Any]) -> str:

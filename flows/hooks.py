@@ -11,8 +11,7 @@ from typing import Any
 from deeplab.errors import UserError
 from flows import failures
 from pipelines import remote
-from pipelines.jobs import TrainOptions
-from pipelines.options import SegmentOptions
+from pipelines.options import RegisteredTraining, SegmentOptions
 
 failures.in_log("prefect.flow_runs", "prefect.task_runs", "prefect.engine")  # here, as every flow has these hooks
 
@@ -32,10 +31,10 @@ def leave_nothing_behind(flow: Any, flow_run: Any, state: Any) -> None:
                 remote.Jobs(str(options.address)).stop(remote.job_name(kind, options))
 
 
-def _works(parameters: dict[str, Any]) -> Iterator[tuple[str, SegmentOptions | TrainOptions]]:
+def _works(parameters: dict[str, Any]) -> Iterator[tuple[str, SegmentOptions | RegisteredTraining]]:
     """(kind, options) of every job that a run with these parameters may have submitted."""
     for given in parameters.values():
-        for kind, options in (("segment", SegmentOptions), ("train", TrainOptions)):
+        for kind, options in (("segment", SegmentOptions), ("train", RegisteredTraining)):
             with suppress(ValueError, TypeError):
                 yield kind, options.model_validate(given)
 

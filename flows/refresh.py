@@ -10,8 +10,7 @@ from flows.hooks import leave_nothing_behind
 from flows.options import ReportOptions
 from flows.segment import segment_archive
 from flows.train import train_model
-from pipelines.jobs import TrainOptions
-from pipelines.options import SegmentOptions
+from pipelines.options import RegisteredTraining, SegmentOptions
 
 
 @flow(
@@ -22,7 +21,7 @@ from pipelines.options import SegmentOptions
     on_crashed=[leave_nothing_behind],
 )
 def refresh(
-    segment: SegmentOptions, train: TrainOptions | None = None, report: ReportOptions = ReportOptions()
+    segment: SegmentOptions, train: RegisteredTraining | None = None, report: ReportOptions = ReportOptions()
 ) -> State[dict[str, Any]]:
     """The alias is read after the training, so that a model that was just promoted is the one that segments."""
     trained = train_model(train) if train is not None else None

@@ -18,7 +18,7 @@ from flows.hooks import leave_nothing_behind
 from flows.progress import Watcher, best_effort, duration, slug
 from flows.report import picture_url
 from pipelines import jobs, remote
-from pipelines.jobs import TrainOptions
+from pipelines.options import RegisteredTraining
 from pipelines.registry import Registry
 from pipelines.remote import JobFailed
 
@@ -35,7 +35,7 @@ def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
 
 
 @task(name="preflight", cache_policy=NO_CACHE)
-def preflight(options: TrainOptions) -> str:
+def preflight(options: RegisteredTraining) -> str:
     """The registry and the Jobs API answer, before hours are spent; says who holds the alias."""
     if remote.is_jobs(options.address):
         remote.Jobs(str(options.address))
@@ -48,12 +48,12 @@ def preflight(options: TrainOptions) -> str:
 
 
 @task(name="data check", cache_policy=NO_CACHE)
-def check_data(options: TrainOptions) -> dict[str, int]:
+def check_data(options: RegisteredTraining) -> dict[str, int]:
     return jobs.check_data(options)
 
 
 @task(name="train", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 60], retry_condition_fn=lost_job)
-def train(options: TrainOptions, watcher: Watcher) -> dict[str, Any]:
+def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
     """The training itself; an unfinished one in the same folder is gone on with."""
     started: list[tuple[float, int]] = []
 
@@ -84,13 +84,13 @@ def train(options: TrainOptions, watcher: Watcher) -> dict[str, Any]:
 
 
 @task(name="register", cache_policy=NO_CACHE)
-def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
+def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, Any]:
     return jobs.register(options, figures)
 
 
 @task(name="report", cache_policy=NO_CACHE)
 @best_effort("report")
-def make_report(options: TrainOptions, figures: dict[str, Any], registered: dict[str, Any] | None) -> None:
+def make_report(options: RegisteredTraining, figures: dict[str, Any], registered: dict[str, Any] | None) -> None:
     """Figures, the alias' fate, and the curves as a picture."""
     key, validations = slug(options.out), jobs.curve(options.out)
     text = figures_table(figures)
@@ -110,7 +110,7 @@ def make_report(options: TrainOptions, figures: dict[str, Any], registered: dict
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],
 )
-def train_model(options: TrainOptions) -> State[dict[str, Any]]:
+def train_model(options: RegisteredTraining) -> State[dict[str, Any]]:
     """Returns the figures on `val_split`, and under `registered` what became of the alias."""
     with Watcher(f"progress-{slug(options.out)}", "steps") as watcher:
         watcher.show(0, preflight(options), log=True)

@@ -59,8 +59,9 @@ def main(kind: str, text: str) -> int:
             result = dataclasses.asdict(segment(SegmentOptions(**given), tell.images))
         else:
             from pipelines import jobs
+            from pipelines.options import RegisteredTraining
 
-            result = jobs.train(jobs.TrainOptions(**given), tell.steps)
+            result = jobs.train(RegisteredTraining(**given), tell.steps)
     except TooManyErrors as error:
         tell("result", final=True, result=dataclasses.asdict(error.summary))  # whoever asked counts them again
         return 0

@@ -14,8 +14,9 @@ from deeplab.crf import DenseCRF
 from deeplab.datasets import DatasetError, LabelledFolder
 from deeplab.evaluation import Evaluation, predict
 from deeplab.inspection import inspect
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 from pipelines.options import EvaluateOptions
+from pipelines.options.parts import RefinementOptions, ScoringOptions
 from pipelines.pack import Packed, open_dataset
 from pipelines.registry import read_model
 from pipelines.results import ResultsError
@@ -23,7 +24,7 @@ from pipelines.stored_masks import StoredMasks, is_table, require_classes
 
 IMAGES_PER_TASK = 16  # seconds of work on a CPU; a task that is lost costs no more
 ROWS_PER_TASK = 256  # masks that are only read and counted
-MAKING = ("scales", "flip", "fusion", "crf", "crf_params", "crf_mode", "precision")  # options that make a mask what it is
+MAKING = (*ScoringOptions.model_fields, *RefinementOptions.model_fields)  # options that make a mask what it is
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
     or node dies. Of a results table, images whose row is an error count as missed in every pixel (`without_mask`); an
     image without any row is refused. Raises ModelError, ResultsError, DatasetError, DeviceError, ClusterError.
     """
-    here = options.workers == 1 and options.address is None
     of_table = is_table(options.model)
     _require_fitting(options, of_table)
-    if here and not of_table:
+    if options.here and not of_table:
         device_named(options.device)
     data = open_dataset(options.dataset, options.split, options.layout)
     skipped = list(inspect(data).broken) if options.skip_broken else []
@@ -73,7 +73,7 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
     size = max(1, min(size, len(data) // (4 * options.workers)))
     shares = [range(first, min(first + size, len(data))) for first in range(0, len(data), size)]
     done = 0
-    if here:
+    if options.here:
         for each in shares:
             result += share(work, each)
             done += len(each)
@@ -131,9 +131,9 @@ def share(work: Work, indices: Sequence[int]) -> Evaluation:
 
 
 def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> Predictor:
-    given = options.model_dump(include={"scales", "flip", "fusion", "device", "precision"})
-    return Predictor(model.network, **given)
+    return Predictor(model.network, options.of_kind(Scoring), device=options.device)
 
 
 def _engine(options: EvaluateOptions, model: checkpoint.Model) -> DenseCRF | None:
-    return DenseCRF(options.crf_mode, **model.crf(options.crf_params)) if options.crf else None
+    refinement = options.refinement(model, options.device)
+    return refinement.engine() if refinement else None

@@ -6,46 +6,17 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
-
 from deeplab.training import Progress
 from pipelines import remote, storage
-from pipelines.evaluate import evaluate as evaluate
-from pipelines.options import EvaluateOptions as EvaluateOptions
-from pipelines.options import Training, short
-from pipelines.registry import ALIAS, Registry
+from pipelines.evaluate import evaluate
+from pipelines.options import EvaluateOptions, RegisteredTraining, TrainOptions
+from pipelines.options.training import Training
+from pipelines.registry import Registry
 
 CHECKED_PAIRS = 50
 
 
-class TrainOptions(Training):
-    """One training, and the alias that the model may take. An unfinished training in `out` is gone on with."""
-
-    out: str = Field(description="Model folder or s3:// prefix to write; an unfinished training in it is gone on with")
-    address: str | None = Field(
-        default=None, description="Ray cluster (host:port or 'auto'), or its Jobs API (http://host:8265); none starts Ray here"
-    )
-    registry: str | None = Field(default=None, description="Folder or s3:// prefix of the model registry; none registers nothing")
-    alias: str = Field(
-        default="production",
-        pattern=f"^{ALIAS.pattern}$",
-        description="Alias that moves to the model if its mIoU on val_split is not worse",
-    )
-
-    @field_validator("val_split")
-    @classmethod
-    def _another(cls, val_split: str, info: ValidationInfo) -> str:
-        if val_split == info.data.get("split"):
-            raise ValueError("the best weights cannot be chosen on what they are trained on; another split is accepted")
-        return val_split
-
-    @property
-    def title(self) -> str:
-        """The run in a few words, for lists of runs."""
-        return f"{short(self.out)} on {short(self.dataset)}"
-
-
-def check_data(options: TrainOptions) -> dict[str, int]:
+def check_data(options: RegisteredTraining) -> dict[str, int]:
     """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one.
 
     Where broken pairs are to be skipped the training finds them all.
@@ -61,19 +32,18 @@ def check_data(options: TrainOptions) -> dict[str, int]:
     return counts
 
 
-def train(options: TrainOptions, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+def train(options: RegisteredTraining, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
     """Train and write the model folder `options.out`; returns the best validation summary. Raises what training raises.
 
     An unfinished training in `out` is gone on with.
     """
     from deeplab import states
-    from pipelines import options as plain
     from pipelines.train import Notice
     from pipelines.train import train as run
 
-    shared = options.model_dump(exclude={"out", "registry", "alias"})
+    shared = options.model_dump(include=set(Training.model_fields))
     record = states.read_record(storage.files(options.out))
-    job = plain.TrainOptions(model_out=options.out, resume=record is not None and record.best is None, **shared)
+    job = TrainOptions(model_out=options.out, resume=record is not None and record.best is None, **shared)
 
     def watch(told: Progress | Notice) -> None:
         if isinstance(told, Progress):
@@ -97,7 +67,7 @@ def curve(out: str) -> list[dict[str, Any]]:
     return lines
 
 
-def evaluation(options: TrainOptions, model: str) -> EvaluateOptions:
+def evaluation(options: RegisteredTraining, model: str) -> EvaluateOptions:
     """How the trained model, or the one that it is compared with, is measured: over the training's workers, each on what it has.
 
     A training through a Jobs API is measured by this process, on its own device.
@@ -108,7 +78,7 @@ def evaluation(options: TrainOptions, model: str) -> EvaluateOptions:
     return EvaluateOptions(model=model, split=options.val_split, **options.model_dump(include=same))
 
 
-def register(options: TrainOptions, figures: dict[str, Any]) -> dict[str, Any]:
+def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, Any]:
     """Publish the trained model; move the alias to it if its mIoU on the split is not worse than the holder's there.
 
     The holder is measured now, on the same images by the same code. A holder of other classes stays (a person decides).

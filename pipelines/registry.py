@@ -7,7 +7,6 @@ and moves by compare-and-swap. `REGISTRY@ALIAS` is taken wherever a model is.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +16,8 @@ from deeplab import checkpoint
 from deeplab.checkpoint import CARD, WEIGHTS, ModelError
 from deeplab.errors import UserError
 from deeplab.files import Files
+from deeplab.names import ALIAS
 from pipelines import s3, storage
-
-ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class RegistryError(UserError):

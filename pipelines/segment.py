@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from deeplab import checkpoint
 from deeplab.crf.bridge import require_pydensecrf
 from deeplab.errors import UserError
+from deeplab.predictor import Scoring
 from pipelines import account, inventory, plan, registry, storage
 from pipelines.bound import bound
 from pipelines.commit import Committed
@@ -201,15 +202,12 @@ def task_of(run: Run) -> Task:
     from pipelines.stages import Task
 
     options, network = run.options, run.model.network
-    arguments = run.model.crf(options.crf_params) if options.crf else {}
-    # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
-    crf = {"mode": options.crf_mode, "backend": options.crf_backend, "device": "auto", "deterministic": True, **arguments}
     return Task(
         classes=run.model.classes,
         stride=network.stride,
         align_corners=network.align_corners,
-        predictor=options.model_dump(include={"scales", "flip", "fusion", "precision", "tile", "overlap"}),
-        crf=crf if options.crf else None,
+        scoring=options.of_kind(Scoring),
+        refinement=options.refinement(run.model),
         max_pixels=options.max_pixels,
         run=run.id,
         threads=1,

@@ -22,8 +22,10 @@ import torch
 
 from deeplab import checkpoint, masks
 from deeplab.classes import ClassTable
+from deeplab.crf import DenseCRF, Refinement
 from deeplab.images import MAX_PIXELS, ImageError, decode
 from deeplab.multiscale import confidence, winning_classes
+from deeplab.predictor import Predictor, Scoring
 from pipelines.large import segment_large
 from pipelines.loading import Loaded, Loader
 from pipelines.plan import unpacked
@@ -80,8 +82,8 @@ class Task:
     classes: ClassTable
     stride: int
     align_corners: bool
-    predictor: dict[str, Any]
-    crf: dict[str, Any] | None
+    scoring: Scoring
+    refinement: Refinement | None
     max_pixels: int
     run: str
     threads: int
@@ -96,11 +98,9 @@ class Scorer:
         `refines`: the CRF has its turn here, on the device that scores."""
         import ray
 
-        from deeplab.predictor import Predictor
-
         if not torch.cuda.is_available():
             torch.set_num_threads(task.threads)
-        self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, **task.predictor)
+        self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, task.scoring)
         self.task, self.refines = task, refines
         self.loader = Loader(task.max_pixels, task.large_pixels)
         self.device = threading.Lock()  # the network works on one window at a time, whoever brings it
@@ -167,7 +167,7 @@ class Scorer:
             return labels
 
         try:
-            margin = MARGIN if self.task.crf is not None else self.task.stride
+            margin = MARGIN if self.task.refinement is not None else self.task.stride
             finished = segment_large(image.encoded, image.header, self.predictor, label, margin, self.task.classes)
             finished["refined"] = " and ".join(sorted(refined)) or None
             return {"finished": finished}
@@ -203,7 +203,7 @@ class Score:
 
     def __init__(self, model: Any, task: Task, register: Any) -> None:
         """`model`, `task`: as Scorer's. `register`: the actor of poison.Register."""
-        refines = task.crf is not None and task.crf["backend"] == "torch"
+        refines = task.refinement is not None and task.refinement.backend == "torch"
         self.scorer, self.register = Scorer(model, task, refines), register
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -229,11 +229,9 @@ def to_row(image: Scored) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _engine(parameters: tuple[tuple[str, Any], ...]) -> Any:
+def _engine(refinement: Refinement) -> DenseCRF:
     """The CRF with its buffers, one per process."""
-    from deeplab.crf import DenseCRF
-
-    return DenseCRF(**dict(parameters))
+    return refinement.engine()
 
 
 def refine(block: pa.Table, task: Task, register: Any) -> pa.Table:
@@ -247,7 +245,7 @@ def refine(block: pa.Table, task: Task, register: Any) -> pa.Table:
         if error is not None or row["finished"] is not None:
             return replace(common, error=error, finished=row["finished"])
         scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
-        pixels = decode(row["encoded"], task.max_pixels) if task.crf is not None else None
+        pixels = decode(row["encoded"], task.max_pixels) if task.refinement is not None else None
         size = row["height"], row["width"]
         return replace(common, size=size, pixels=pixels, scores=scores, confidence=row["confidence"])
 
@@ -267,15 +265,15 @@ def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, score
 
     Labels, height x width, and the row's `refined`: what computed them, None without CRF.
     """
-    if task.crf is None:
+    if task.refinement is None:
         return winning_classes(scores, *size, task.stride, task.align_corners), None
-    geometry = {"stride": task.stride, "align_corners": task.align_corners}
-    crf = _engine(tuple(task.crf.items()))
+    assert pixels is not None
+    crf = _engine(task.refinement)
     try:
-        return crf.labels(pixels, scores=scores, **geometry), crf.short()
+        return crf.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), crf.short()
     except torch.OutOfMemoryError:  # a large image on a small GPU
-        exact = _engine(tuple({**task.crf, "mode": "exact", "backend": "native"}.items()))
-        return exact.labels(pixels, scores=scores, **geometry), exact.short()
+        exact = _engine(replace(task.refinement, mode="exact", backend="native"))
+        return exact.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), exact.short()
 
 
 def _columns(labels: np.ndarray, by: str | None, classes: ClassTable) -> dict[str, Any]:

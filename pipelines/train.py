@@ -27,10 +27,6 @@ from pipelines.options import TrainOptions
 from pipelines.pack import Packed, open_dataset
 from pipelines.tensorboard import Curves
 
-OVERRIDES = (
-    "steps", "batch_size", "crop", "learning_rate", "schedule", "objective", "ema", "seed", "precision", "clip_norm", "batch_norm",
-    "validate_every",
-)  # fmt: skip
 GRACE_SECONDS = 60.0  # for the workers to save their state when the run is asked to stop
 EXCHANGE_SECONDS = 600  # the longest that one rank waits for another: a save to a slow store fits
 
@@ -61,9 +57,8 @@ Watch = Callable[[training.Progress | Notice], None]
 
 def configuration(options: TrainOptions) -> TrainingConfig:
     """The preset with what the options override. TrainingError for values that do not go together."""
-    given = {name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None}
     try:
-        return dataclasses.replace(PRESETS[options.preset](), **given)
+        return options.of_kind(TrainingConfig, PRESETS[options.preset]())
     except ValueError as error:
         raise TrainingError(str(error)) from error
 
@@ -109,7 +104,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
         watch(progress)
 
     try:
-        if options.workers == 1 and options.address is None:
+        if options.here:
             try:
                 return _work(job, network, observe, stop)
             except RuntimeError as error:
@@ -150,9 +145,7 @@ def _work(job: Job, network: SegmentationNetwork, report: Watch, stop: Callable[
         storage.files(storage.canonical(options.model_out)),
         card=job.card,
         classes=ClassTable.from_names(data.classes),
-        execution=training.Execution(
-            options.device, options.loaders, options.accumulate, options.compile, options.checkpoint_every, options.keep
-        ),
+        execution=options.of_kind(training.Execution),
         run=job.run,
         stop=stop,
         report=report,

@@ -18,8 +18,9 @@ from deeplab.crf import CRFParameters, DenseCRF
 from deeplab.crf.search import Found, coarse, search
 from deeplab.datasets import LabelledFolder
 from deeplab.metrics import Confusion
-from deeplab.predictor import Predictor
-from pipelines.options import TuneOptions, short
+from deeplab.predictor import Predictor, Scoring
+from pipelines.options import TuneOptions
+from pipelines.options.parts import short
 from pipelines.pack import Packed, open_dataset
 from pipelines.registry import changeable, read_model
 from pipelines.stored_masks import require_classes
@@ -55,8 +56,7 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     the object store, then every candidate of a round refines every image. Raises ModelError (at once for a card that cannot
     be written), DatasetError, DeviceError, ClusterError.
     """
-    here = options.workers == 1 and options.address is None
-    if here:
+    if options.here:
         device_named(options.device)
     source = read_model(options.model)
     model = checkpoint.parse(*source)
@@ -66,7 +66,7 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     count = min(options.images, len(data))
     indices = [len(data) * k // count for k in range(count)]
     work = Work(uuid.uuid4().hex, options, source)
-    run = _here if here else _with_ray
+    run = _here if options.here else _with_ray
     before, found = run(work, indices, report)
     entry = {
         "parameters": asdict(found.best),
@@ -149,7 +149,7 @@ def score(work: Work, index: int) -> tuple[Confusion, Scored]:
     if work.id not in _prepared:
         _prepared.clear()
         network = checkpoint.parse(*work.model).network
-        predictor = Predictor(network, scales=options.scales, flip=options.flip, fusion=options.fusion, device=options.device)
+        predictor = Predictor(network, options.of_kind(Scoring), device=options.device)
         _prepared[work.id] = predictor, open_dataset(options.dataset, options.split, options.layout)
     predictor, data = _prepared[work.id]
     image, labels = data[index]

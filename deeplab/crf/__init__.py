@@ -1,6 +1,6 @@
 """Dense CRF refinement: label maps that follow the edges of the image (Krahenbuhl & Koltun, arXiv 1210.5644)."""
 
-from deeplab.crf.engine import DenseCRF
+from deeplab.crf.engine import DenseCRF, Refinement
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 
-__all__ = ["PARAMETER_SETS", "CRFParameters", "DenseCRF"]
+__all__ = ["PARAMETER_SETS", "CRFParameters", "DenseCRF", "Refinement"]

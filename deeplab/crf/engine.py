@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -18,6 +19,22 @@ Mode = Literal["fast", "exact"]
 Backend = Literal["native", "torch", "pydensecrf"]
 
 _NORMALIZATION_CODES = {"none": 0, "before": 1, "after": 2, "symmetric": 3}
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Which dense CRF refines a mask, and what computes it: the arguments of `DenseCRF` of the same names."""
+
+    parameters: CRFParameters = field(default_factory=CRFParameters)
+    mode: Mode = "fast"
+    backend: Backend = "native"
+    device: str = "cpu"
+    deterministic: bool = False
+
+    def engine(self) -> DenseCRF:
+        """The CRF, with buffers of its own. ValueError for an unknown mode or backend."""
+        parameters: dict[str, Any] = dataclasses.asdict(self.parameters)
+        return DenseCRF(self.mode, backend=self.backend, device=self.device, deterministic=self.deterministic, **parameters)
 
 
 class DenseCRF:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab.errors import UserError
+from flows.commands.parameters import Json
 from flows.terminal import bar, print_json, stdout
 
 
@@ -38,7 +39,7 @@ def benchmark(
     hourly_price: Annotated[
         float | None, typer.Option(min=0, help="What these cores and GPUs cost an hour, for a cost line.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """How fast MODEL is here, stage by stage, what bounds it, and what an archive of --images will take.
 
@@ -53,6 +54,7 @@ def benchmark(
     from deeplab.arithmetic import device_named
     from deeplab.crf import DenseCRF
     from deeplab.images import ImageError
+    from deeplab.predictor import Scoring
 
     network, classes, label = _network(model)
     factors = _numbers(scales, float, ",", "--scales")
@@ -66,10 +68,8 @@ def benchmark(
                 network,
                 classes,
                 encoded,
-                scales=factors,
-                flip=flip,
+                scoring=Scoring(scales=factors, flip=flip, precision=precision),  # type: ignore[arg-type]
                 device=device,
-                precision=precision,
                 crf=engine,
                 crf_on_device=twin,
                 rounds=rounds,

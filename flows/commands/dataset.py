@@ -9,10 +9,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.train import Layout
+from flows.commands.parameters import Json
 from flows.terminal import bar, print_json, stdout
+from pipelines.options.parts import DataSetOptions
 
 Place = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
+Layout = Annotated[str, typer.Option(help=f"{DataSetOptions.model_fields['layout'].description}.")]
 Splits = Annotated[str, typer.Option(help="Splits, comma-separated.")]
 BROKEN = 1
 SHEET_PAIRS = 12
@@ -23,7 +25,7 @@ def check(
     splits: Splits = "train,val",
     layout: Layout = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of pairs (.png or .jpg).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Decode every pair of DATASET: broken and doubtful ones by name, sizes, shares of classes. Exit code 1 when any is broken."""
     from deeplab.classes import ClassTable

@@ -10,58 +10,25 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.arguments import numbers, options_of
-from flows.commands.segment import CRF_PARAMS
-from flows.commands.train import Layout
+from flows.commands.parameters import Json, with_options
 from flows.terminal import bar, print_json, stdout
+from pipelines.options import EvaluateOptions, TuneOptions
 
 # The widths of the curve where none are given; the papers draw 1 to 40 pixels.
-CURVE = "1,2,3,5,7,10,15,20,30,40"
-Dataset = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
-Workers = Annotated[int, typer.Option(help="Processes, through Ray; 1 without --address is this process.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to run on: host:port or auto.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Scales = Annotated[str, typer.Option(help="Scales of the input, comma-separated.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Also score the mirror image and average.")]
-Fusion = Annotated[str, typer.Option(help="Fusion of scales: max or mean.")]
-Mode = Annotated[str, typer.Option(help="fast or exact.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Patience = Annotated[float, typer.Option(help="Seconds to wait for a cluster that has no CPU to give.")]
+CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40)
+Plots = Annotated[Path | None, typer.Option(help="Folder for trimap.png, confusion.png and evaluation.json.")]
 
 
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Bundled model, model folder, REGISTRY@ALIAS, or a results table.", show_default=False)
-    ],
-    dataset: Dataset,
-    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
-    layout: Layout = "auto",
-    rows_of: Annotated[str | None, typer.Option(help="Of a results table: the model whose rows count.")] = None,
-    scales: Scales = "1",
-    flip: Flip = False,
-    fusion: Fusion = "max",
-    crf: Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF before counting.")] = False,
-    crf_params: Annotated[str, typer.Option(help=CRF_PARAMS)] = "kazuto",
-    crf_mode: Mode = "fast",
-    trimap: Annotated[str, typer.Option(help="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10.")] = "",
-    plots: Annotated[Path | None, typer.Option(help="Folder for trimap.png, confusion.png and evaluation.json.")] = None,
-    device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    workers: Workers = 1,
-    address: Address = None,
-    start_timeout: Patience = 600,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken pairs out instead of refusing.")] = False,
-    as_json: Json = False,
-) -> None:
+@with_options
+def evaluate(options: EvaluateOptions, plots: Plots = None, as_json: Json = False) -> None:
     """MODEL, or the masks of a results table, against the labels of DATASET: one confusion matrix, IoU per class.
 
     With --crf the figures before it are counted, too.
     """
     from pipelines.evaluate import evaluate as run
 
-    options = evaluate_options(locals())
     with bar("images") as display:
-        summary = run(options, lambda done, total: display.update("evaluating", done, total))
+        summary = run(with_curve(options, plots), lambda done, total: display.update("evaluating", done, total))
     if plots is not None:
         draw(summary, plots)
     if as_json:
@@ -70,12 +37,9 @@ def evaluate(
         _print(summary)
 
 
-def evaluate_options(given: dict[str, Any]) -> Any:
-    """EvaluateOptions from the command's arguments; plots want a curve where no distances are given."""
-    from pipelines.options import EvaluateOptions
-
-    trimap = numbers(given["trimap"] or (CURVE if given["plots"] else ""))
-    return options_of(EvaluateOptions, evaluate, {**given, "scales": numbers(given["scales"]), "trimap": trimap})
+def with_curve(options: EvaluateOptions, plots: Path | None) -> EvaluateOptions:
+    """The options; where plots are asked for and no distances are given, with those of the curve."""
+    return options.model_copy(update={"trimap": CURVE}) if plots and not options.trimap else options
 
 
 def draw(summary: dict[str, Any], folder: Path) -> None:
@@ -131,33 +95,14 @@ def _figure(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def tune_crf(
-    model: Annotated[str, typer.Argument(help="Model folder or s3:// prefix, whose card takes the winner.", show_default=False)],
-    dataset: Dataset,
-    split: Annotated[str, typer.Option(help="Split to search on.")] = "val",
-    layout: Layout = "auto",
-    images: Annotated[int, typer.Option(help="Images to search on, evenly from the split.")] = 100,
-    grid: Annotated[str, typer.Option(help="Coarse grid: deeplab-v2 (128 candidates) or deeplab-v1 (288).")] = "deeplab-v2",
-    rounds: Annotated[int, typer.Option(help="Finer rounds around the best, each at half the step.")] = 2,
-    scales: Scales = "1",
-    flip: Flip = False,
-    fusion: Fusion = "max",
-    crf_mode: Mode = "fast",
-    write: Annotated[bool, typer.Option("--write/--no-write", help="Write the winner into the model's card.")] = True,
-    device: Device = "auto",
-    workers: Workers = 1,
-    address: Address = None,
-    start_timeout: Patience = 600,
-    as_json: Json = False,
-) -> None:
+@with_options
+def tune_crf(options: TuneOptions, as_json: Json = False) -> None:
     """Search the CRF parameters that suit MODEL best, coarse to fine as in the papers, and write them into its card.
 
     `segment` and `evaluate` take them with --crf-params card. The card is part of a model's digest: it gets a new label.
     """
-    from pipelines.options import TuneOptions
     from pipelines.tune import tune
 
-    options = options_of(TuneOptions, tune_crf, {**locals(), "scales": numbers(scales)})
     with bar("steps") as display:
         found = tune(options, display.update)
     if as_json:

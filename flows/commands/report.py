@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from flows.commands.parameters import Json
 from flows.commands.results import Model, Results
 from flows.terminal import bar, print_json, stderr, stdout
 
@@ -21,7 +22,7 @@ def report(
     sample: Annotated[
         int, typer.Option(min=1, max=5000, help="Images in the gallery: an even sample, the least confident, errors.")
     ] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """A page of one model's rows: runs, throughput, classes, confidence, errors, and a gallery of photos and masks.
 

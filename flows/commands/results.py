@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.parameters import Json
 from flows.terminal import bar, print_json, stderr, stdout
 from pipelines.exports.formats import FORMATS
 
@@ -35,7 +36,7 @@ def status(
     include: Include = None,
     exclude: Exclude = None,
     model: Model = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What RESULTS holds: models, rows, errors by reason, and what of an archive is pending."""
     from pipelines.results import ResultsTable
@@ -98,7 +99,7 @@ def export(
         str, typer.Option("--format", "-f", parser=_format, metavar="FORMAT", help="What to write; the formats are listed above.")
     ] = "png",
     model: Model = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     from pipelines import export as exporting
     from pipelines.results import ResultsTable

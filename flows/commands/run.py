@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows.commands.arguments import options_of
-from flows.commands.evaluate import draw, evaluate, evaluate_options
-from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment, segment_options
-from flows.commands.serve import parse_settings, require_server
+from flows.commands.evaluate import Plots, draw, evaluate, with_curve
+from flows.commands.parameters import Json, Settings, options_of, with_options
+from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment
+from flows.commands.serve import require_server
 from flows.terminal import print_json, stderr, stdout
+from pipelines.options import EvaluateOptions, RegisteredTraining, SegmentOptions
 
 INTERRUPTED = 130
 
@@ -72,25 +72,20 @@ def tell(state: Any, code: int) -> None:
         stderr.print(f"[red]{state.name}[/]: {escape(state.message or '')}", soft_wrap=True)
 
 
-@app.command("segment")
-@functools.wraps(segment)
-def run_segment(**given: Any) -> None:
+@app.command("segment", help=segment.__doc__)
+@with_options
+def run_segment(options: SegmentOptions, as_json: Json = False) -> None:
     from flows.segment import segment_archive
     from pipelines.segment import Summary
 
-    state, code = here(segment_archive, segment_options(given))
-    if code == DONE:
-        summary = state.result()
-        if given["as_json"]:
-            print_json({"state": state.name, **summary})
-        else:
-            print_summary(Summary(**summary))
-    if not given["as_json"] or code != DONE:
-        tell(state, code)
-    raise typer.Exit(code)
+    state, code = here(segment_archive, options)
+    if code == DONE and not as_json:
+        print_summary(Summary(**state.result()))
+    finish(state, code, as_json)
 
 
-def _print_and_exit(state: Any, code: int, as_json: bool) -> None:
+def finish(state: Any, code: int, as_json: bool) -> None:
+    """End the command with its code, after the result as JSON or one line on the final state."""
     if code == DONE and as_json:
         print_json({"state": state.name, **state.result()})
     else:
@@ -98,79 +93,41 @@ def _print_and_exit(state: Any, code: int, as_json: bool) -> None:
     raise typer.Exit(code)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Registry = Annotated[str | None, typer.Option(help="Folder or s3:// prefix of the model registry.")]
-
-
 @app.command("train")
-def run_train(
-    dataset: Annotated[str, typer.Argument(help="Folder with images/, labels/, classes.txt and SPLIT.txt.", show_default=False)],
-    out: Annotated[
-        str,
-        typer.Argument(metavar="MODEL_OUT", help="Model folder; an unfinished training in it is gone on with.", show_default=False),
-    ],
-    preset: Annotated[str, typer.Option(help="Training preset.")] = "finetune",
-    init: Annotated[str, typer.Option(help="Weights to start from.")] = "pets",
-    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    val_split: Annotated[str, typer.Option(help="Split to choose and compare on.")] = "val",
-    name: Annotated[str | None, typer.Option(help="Name in the model card.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Override the preset's steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Override the preset's batch size.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Override the preset's crop.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Override the preset's learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Override the preset's seed.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    loaders: Annotated[int, typer.Option(help="Processes that load images.")] = 1,
-    workers: Annotated[int, typer.Option(help="Processes that train together, through Ray.")] = 1,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to train on: host:port, or http://host:8265 as a job; none starts Ray here.")
-    ] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
-    registry: Registry = None,
-    alias: Annotated[str, typer.Option(help="Alias that moves to the model if its mIoU is not worse.")] = "production",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other option of `deeplab train`, as name=JSON. Repeatable.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+@with_options
+def run_train(options: RegisteredTraining, settings: Settings = None, as_json: Json = False) -> None:
     """Train, measure on VAL_SPLIT and register: the alias moves if the new model is not worse there."""
     from flows.train import train_model
-    from pipelines.jobs import TrainOptions
 
-    options = options_of(TrainOptions, run_train, locals(), parse_settings(settings or []))
-    _print_and_exit(*here(train_model, options), as_json)
+    finish(*here(train_model, options), as_json)
 
 
-@app.command("evaluate")
-@functools.wraps(evaluate)
-def run_evaluate(**given: Any) -> None:
+@app.command("evaluate", help=evaluate.__doc__)
+@with_options
+def run_evaluate(options: EvaluateOptions, plots: Plots = None, as_json: Json = False) -> None:
     from flows.evaluate import evaluate_model
 
-    state, code = here(evaluate_model, evaluate_options(given))
-    if code == DONE and given["plots"] is not None:
-        draw(state.result(), given["plots"])
-    _print_and_exit(state, code, given["as_json"])
+    state, code = here(evaluate_model, with_curve(options, plots))
+    if code == DONE and plots is not None:
+        draw(state.result(), plots)
+    finish(state, code, as_json)
 
 
 @app.command("refresh")
+@with_options
 def run_refresh(
-    archive: Annotated[str, typer.Argument(help="Archive to bring the table up to date with.", show_default=False)],
-    results: Annotated[str, typer.Argument(help="Results table.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", "-m", help="Usually REGISTRY@ALIAS.")] = "pets",
+    options: SegmentOptions,
     train: Annotated[str | None, typer.Option(help="JSON file with the options of a training to do first.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train if asked, then segment what is new or changed with the registered model."""
+    """Train if asked, then segment what is new or changed with the registered model, usually REGISTRY@ALIAS."""
     from flows.refresh import refresh
-    from pipelines.jobs import TrainOptions
-    from pipelines.options import SegmentOptions
 
     training = None
     if train is not None:
         try:
-            given = dict(json.loads(Path(train).read_text(encoding="utf-8")))
+            settings = dict(json.loads(Path(train).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise typer.BadParameter(f"{train}: not a JSON object of training options ({error})", param_hint="--train") from error
-        training = options_of(TrainOptions, run_train, {}, given, f"--train {train}:")
-    chosen = options_of(SegmentOptions, run_refresh, {"archive": archive, "results": results, "model": model})
-    _print_and_exit(*here(refresh, chosen, training), as_json)
+        training = options_of(RegisteredTraining, {}, settings, f"--train {train}:")
+    finish(*here(refresh, options, training), as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import timedelta
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from deeplab.errors import UserError
-from flows.commands.arguments import options_of
+from flows.commands.parameters import Settings, options_of, parse_settings
 from flows.terminal import stdout
 
 ANSWER_SECONDS = 10.0
@@ -41,9 +40,7 @@ def serve(
     archive: Annotated[str | None, typer.Argument(help="Archive to segment on a schedule.", show_default=False)] = None,
     results: Annotated[str | None, typer.Argument(help="Its results table.", show_default=False)] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Bundled model, model folder or REGISTRY@ALIAS.")] = "pets",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other option of `deeplab segment`, as name=JSON. Repeatable.")
-    ] = None,
+    settings: Settings = None,
     cron: Annotated[str | None, typer.Option(help="When, as cron: '0 3 * * *'.")] = None,
     interval: Annotated[int | None, typer.Option(min=1, help="Every so many seconds.")] = None,
     rrule: Annotated[str | None, typer.Option(help="When, as RRULE: 'FREQ=WEEKLY;BYDAY=MO'.")] = None,
@@ -106,21 +103,7 @@ def _segmentation(archive: str | None, results: str | None, model: str, settings
     if results is None:
         raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
     given = {"archive": absolute(archive), "results": absolute(results), "model": absolute(model, True)}
-    return options_of(SegmentOptions, serve, given, parse_settings(settings))
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """The options in several name=JSON."""
-    given: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{setting}: name=value is accepted", param_hint="--set")
-        try:
-            given[key.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            given[key.replace("-", "_")] = value  # a plain word
-    return given
+    return options_of(SegmentOptions, given, parse_settings(settings))
 
 
 def absolute(place: str, only_existing: bool = False) -> str:

@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from flows.commands.parameters import Json
 from flows.commands.results import Exclude, Include, Model, Results, patterns
 from flows.terminal import bar, print_json, stdout
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def verify(

@@ -8,7 +8,7 @@ import pytest
 from deeplab.crf import DenseCRF
 from deeplab.large import label_rows
 from deeplab.multiscale import winning_classes
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 
 
 class Rows:
@@ -25,7 +25,7 @@ class Rows:
 @pytest.mark.parametrize("shape", [(300, 200), (129, 400), (1000, 60), (60, 1000), (137, 136)])
 def test_score_rows_make_up_the_scores_and_ask_for_tiles_from_top_to_bottom(small_network, photo, shape):
     image = Rows(photo(*shape))
-    predictor = Predictor(small_network(), device="cpu", tile=129, overlap=40)
+    predictor = Predictor(small_network(), Scoring(tile=129, overlap=40), device="cpu")
     parts = list(predictor.score_rows(image))
     np.testing.assert_array_equal(np.concatenate(parts, 1), predictor.scores([image.pixels])[0])
     assert image.asked == sorted(image.asked)
@@ -35,7 +35,7 @@ def test_score_rows_make_up_the_scores_and_ask_for_tiles_from_top_to_bottom(smal
 
 def test_a_part_of_the_scores_comes_before_the_rows_below_are_read(small_network, photo):
     image = Rows(photo(500, 60))
-    parts = Predictor(small_network(), device="cpu", tile=129, overlap=40).score_rows(image)
+    parts = Predictor(small_network(), Scoring(tile=129, overlap=40), device="cpu").score_rows(image)
     for count in (1, 2, 3):
         next(parts)
         assert len(image.asked) == count

@@ -8,7 +8,7 @@ import torch
 
 from deeplab import checkpoint
 from deeplab.images import decode
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pets" / "images"
 MIXED = [(40, 60), (33, 33), (40, 60), (1, 1), (70, 9), (38, 62), (1, 50)]
@@ -26,7 +26,7 @@ def directly(network, image: np.ndarray) -> np.ndarray:
 def test_scores_of_mixed_sizes_come_in_order_and_as_from_a_plain_pass(small_network, photo):
     network = small_network()
     images = [photo(*size) for size in MIXED]
-    results = Predictor(network, device="cpu", precision="float32").scores(images)
+    results = Predictor(network, Scoring(precision="float32"), device="cpu").scores(images)
     for image, scores in zip(images, results, strict=True):
         height, width = image.shape[:2]
         assert scores.dtype == np.float16
@@ -38,8 +38,8 @@ def test_scores_of_mixed_sizes_come_in_order_and_as_from_a_plain_pass(small_netw
 def test_a_result_does_not_depend_on_the_company(small_network, photo, options):
     network = small_network()
     images = [photo(*size) for size in MIXED]
-    together = Predictor(network, device="cpu", **options).scores(images)
-    in_pairs = Predictor(network, device="cpu", batch_pixels=2 * 41 * 65, **options)
+    together = Predictor(network, Scoring(**options), device="cpu").scores(images)
+    in_pairs = Predictor(network, Scoring(**options), device="cpu", batch_pixels=2 * 41 * 65)
     for index, image in enumerate(images):
         np.testing.assert_allclose(in_pairs.scores([image])[0], together[index], rtol=2e-3, atol=2e-3)
     for ours, theirs in zip(in_pairs.scores(images[::-1]), together[::-1], strict=True):
@@ -50,8 +50,8 @@ def test_a_result_does_not_depend_on_the_company(small_network, photo, options):
 def test_masks_of_photos_do_not_depend_on_the_company(precision):
     network = checkpoint.load("pets").network
     photos = [decode(path.read_bytes()) for path in sorted(EXAMPLES.glob("*.jpg"))[:8]]
-    alone = Predictor(network, device="cpu", precision=precision, batch_pixels=1)
-    together = Predictor(network, device="cpu", precision=precision, batch_pixels=2_000_000).labels(photos)
+    alone = Predictor(network, Scoring(precision=precision), device="cpu", batch_pixels=1)
+    together = Predictor(network, Scoring(precision=precision), device="cpu", batch_pixels=2_000_000).labels(photos)
     same = sum(int((alone.labels([photo])[0] == labels).sum()) for photo, labels in zip(photos, together, strict=True))
     assert same / sum(labels.size for labels in together) >= 0.999
 
@@ -94,7 +94,7 @@ def test_tiles_are_blended_linearly_and_equal_the_whole_image_elsewhere(small_ne
     image = photo(129, 193)
     plain = Predictor(network, device="cpu")
     whole = plain.scores([image])[0].astype(np.float32)
-    tiled = Predictor(network, device="cpu", tile=129, overlap=64).scores([image])[0].astype(np.float32)
+    tiled = Predictor(network, Scoring(tile=129, overlap=64), device="cpu").scores([image])[0].astype(np.float32)
     assert tiled.shape == whole.shape == (3, 17, 25)
     exact = [*range(8), 12, *range(17, 25)]
     np.testing.assert_allclose(tiled[..., exact], whole[..., exact], rtol=2e-3, atol=2e-3)
@@ -110,7 +110,7 @@ def test_tiles_and_the_whole_image_agree_on_the_labels(small_network, photo):
     network = small_network()
     images = [photo(300, 420), photo(260, 129)]
     whole = Predictor(network, device="cpu").labels(images)
-    tiled = Predictor(network, device="cpu", tile=193, overlap=96).labels(images)
+    tiled = Predictor(network, Scoring(tile=193, overlap=96), device="cpu").labels(images)
     for ours, theirs in zip(tiled, whole, strict=True):
         assert (ours == theirs).mean() >= 0.99
 
@@ -118,7 +118,7 @@ def test_tiles_and_the_whole_image_agree_on_the_labels(small_network, photo):
 @pytest.mark.parametrize("shape", [(129 + 1, 129 + 8), (1000, 20), (20, 1000), (137, 129), (500, 140)])
 def test_tiled_scores_lie_on_the_same_grid(small_network, photo, shape):
     image = photo(*shape)
-    tiled = Predictor(small_network(), device="cpu", tile=129, overlap=40).scores([image])[0]
+    tiled = Predictor(small_network(), Scoring(tile=129, overlap=40), device="cpu").scores([image])[0]
     assert tiled.shape == (3, -(-(shape[0] - 1) // 8) + 1, -(-(shape[1] - 1) // 8) + 1)
     assert np.isfinite(tiled).all()
 
@@ -126,14 +126,14 @@ def test_tiled_scores_lie_on_the_same_grid(small_network, photo, shape):
 def test_no_pass_is_larger_than_the_tile(small_network, photo):
     network, seen = small_network(), []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
-    predictor = Predictor(network, device="cpu", tile=129, overlap=32, batch_pixels=129 * 129)
+    predictor = Predictor(network, Scoring(tile=129, overlap=32), device="cpu", batch_pixels=129 * 129)
     predictor.scores([photo(300, 500)] + [photo(100, 100)] * 3)
     assert max(batch * height * width for batch, _, height, width in seen) <= 129 * 129
 
 
 def test_flip_makes_the_scores_of_the_mirror_image_the_mirrored_ones(small_network, photo):
     image = photo(65, 97)
-    predictor = Predictor(small_network(), device="cpu", flip=True)
+    predictor = Predictor(small_network(), Scoring(flip=True), device="cpu")
     straight, mirrored = predictor.scores([image, np.ascontiguousarray(image[:, ::-1])])
     np.testing.assert_allclose(mirrored[..., ::-1], straight, rtol=5e-3, atol=5e-3)
 
@@ -141,8 +141,8 @@ def test_flip_makes_the_scores_of_the_mirror_image_the_mirrored_ones(small_netwo
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_changes_scores_little_but_is_used(small_network, photo, precision):
     network, image = small_network(), photo(65, 65)
-    exact = Predictor(network, device="cpu", precision="float32").scores([image])[0].astype(np.float32)
-    coarse = Predictor(network, device="cpu", precision=precision).scores([image])[0].astype(np.float32)
+    exact = Predictor(network, Scoring(precision="float32"), device="cpu").scores([image])[0].astype(np.float32)
+    coarse = Predictor(network, Scoring(precision=precision), device="cpu").scores([image])[0].astype(np.float32)
     assert 0 < np.abs(coarse - exact).max() < 0.1 * np.abs(exact).max()
 
 
@@ -187,4 +187,4 @@ def test_an_array_that_is_no_picture_is_refused(small_network, image):
 )
 def test_an_option_out_of_range_is_refused(small_network, options):
     with pytest.raises(ValueError, match=r"accepted|must exceed"):
-        Predictor(small_network(), **options)
+        Predictor(small_network(), Scoring(**options))

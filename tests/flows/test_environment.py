@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from flows import environment, failures, stopping
-from flows.commands.serve import parse_settings
+from flows.commands.parameters import options_of, parse_settings
 from pipelines import cluster, driver, remote
 from pipelines.inventory import ArchiveError
 from pipelines.options import SegmentOptions
@@ -136,10 +136,8 @@ def test_a_setting_that_is_none_is_refused_by_its_name(command: tuple[str, ...],
 
 
 def test_a_setting_goes_before_the_commands_own_option() -> None:
-    from flows.commands.arguments import options_of
-
     settings = parse_settings(["max-pixels=7", 'include=["*"]', "model=other"])
-    options = options_of(SegmentOptions, lambda: None, {"archive": "a", "results": "r", "model": "pets"}, settings)
+    options = options_of(SegmentOptions, {"archive": "a", "results": "r", "model": "pets"}, settings)
     assert (options.max_pixels, options.include, options.model) == (7, ("*",), "other")
 
 

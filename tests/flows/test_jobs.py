@@ -16,8 +16,7 @@ import pytest
 from deeplab import checkpoint
 from flows.hooks import leave_nothing_behind
 from pipelines import cluster, remote
-from pipelines.jobs import TrainOptions
-from pipelines.options import SegmentOptions
+from pipelines.options import RegisteredTraining, SegmentOptions
 from pipelines.results import ResultsTable
 from tests.flows.conftest import ROOT, SECRET, Prefect, Served, uris, wait_for
 from tests.flows.ray_cluster import RayCluster, ray_cluster
@@ -116,7 +115,7 @@ def test_an_error_of_ours_in_a_job_arrives_with_its_sentence(served: Served, nod
 
 @pytest.mark.nightly
 def test_a_training_is_a_job_too(nodes: RayCluster, jobs: remote.Jobs, tmp_path: Path) -> None:
-    given = TrainOptions(
+    given = RegisteredTraining(
         dataset=str(make_dataset(tmp_path / "data")), out=str(tmp_path / "model"), steps=2, batch_size=2, crop=33,
         precision="float32", validate_every=2, loaders=0, address=nodes.url,
     )  # fmt: skip

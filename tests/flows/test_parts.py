@@ -29,7 +29,7 @@ from pipelines import jobs
 from pipelines import s3 as store
 from pipelines.faults import StorageError
 from pipelines.inventory import ArchiveError
-from pipelines.jobs import EvaluateOptions, TrainOptions
+from pipelines.options import EvaluateOptions, RegisteredTraining
 from pipelines.registry import Registry
 from pipelines.remote import JobFailed
 from pipelines.segment import SegmentError, Summary, TooManyErrors
@@ -70,15 +70,15 @@ def test_curves_draw_higher_values_higher() -> None:
 
 
 def test_presets_in_the_form_are_those_that_exist() -> None:
-    assert TrainOptions.model_json_schema()["properties"]["preset"]["enum"] == list(PRESETS)
+    assert RegisteredTraining.model_json_schema()["properties"]["preset"]["enum"] == list(PRESETS)
     with pytest.raises(ValidationError, match="finetune"):
-        TrainOptions(dataset="d", out="o", preset="finetun")
+        RegisteredTraining(dataset="d", out="o", preset="finetun")
 
 
 def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_path: Path) -> None:
     place = str(tmp_path / "registry")
     holder, other = make_model(tmp_path / "holder"), make_model(tmp_path / "other", 1, "other")
-    options = TrainOptions(dataset=str(EXAMPLES), out=str(other), registry=place)
+    options = RegisteredTraining(dataset=str(EXAMPLES), out=str(other), registry=place)
     figures = jobs.evaluate(EvaluateOptions(model=str(holder), dataset=str(EXAMPLES)))
     assert jobs.register(options.model_copy(update={"out": str(holder)}), figures)["moved"]
     worse = jobs.register(options, {**figures, "mean_iou": figures["mean_iou"] - 1e-3})
@@ -90,7 +90,7 @@ def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_pa
 
 
 def test_a_training_whose_registry_could_lose_a_move_does_not_start(s3: str) -> None:
-    options = TrainOptions(dataset=str(EXAMPLES), out="out", registry=f"{s3}/models")
+    options = RegisteredTraining(dataset=str(EXAMPLES), out="out", registry=f"{s3}/models")
     assert preflight.fn(options) == "production is free"
     store.client().meta.events.register("before-parameter-build.s3.PutObject", lambda params, **_: params.pop("IfMatch", None))
     with pytest.raises(StorageError, match=r"/models: this store ignores conditional PUT \(If-Match\)"):

@@ -50,8 +50,8 @@ PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_o
         (options.TrainOptions, {"workers": 4000}, "workers"),
         (options.TrainOptions, {"workers": 2, "device": "cpu", "batch_norm": "sync"}, "workers"),
         (options.TrainOptions, {"preset": "finetun"}, "preset"),
-        (jobs.TrainOptions, {"split": "val"}, "val_split"),
-        (jobs.TrainOptions, {"workers": 2, "min_workers": 3}, "min_workers"),
+        (options.RegisteredTraining, {"split": "val"}, "val_split"),
+        (options.RegisteredTraining, {"workers": 2, "min_workers": 3}, "min_workers"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_by_the_schema(
@@ -191,20 +191,20 @@ def test_a_search_that_could_not_be_kept_does_not_begin(s3: str, tmp_path: Path)
 def test_the_evaluation_after_a_training_computes_where_it_runs() -> None:
     """Not on the training's device, which the process that evaluates may not have; over its workers, where it can reach them."""
     given = {"dataset": "d", "out": "o", "device": "cuda", "workers": 3, "batch_size": 6, "start_timeout": 5, "skip_broken": True}
-    measured = jobs.evaluation(jobs.TrainOptions(**given, address="head:6379"), "r@production")
+    measured = jobs.evaluation(options.RegisteredTraining(**given, address="head:6379"), "r@production")
     assert measured == options.EvaluateOptions(
         model="r@production", dataset="d", workers=3, address="head:6379", start_timeout=5, skip_broken=True
     )
-    through_jobs = jobs.evaluation(jobs.TrainOptions(**given, address="http://head:8265"), "o")
+    through_jobs = jobs.evaluation(options.RegisteredTraining(**given, address="http://head:8265"), "o")
     assert (through_jobs.device, through_jobs.workers, through_jobs.address) == ("auto", 1, None)
 
 
 def test_broken_pairs_that_a_training_skips_are_not_in_its_evaluation(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", 4)
     (data / "labels" / "picture_1.png").write_bytes(b"x")
-    assert jobs.check_data(jobs.TrainOptions(dataset=str(data), out="o", skip_broken=True)) == {"train": 4, "val": 2}
+    assert jobs.check_data(options.RegisteredTraining(dataset=str(data), out="o", skip_broken=True)) == {"train": 4, "val": 2}
     with pytest.raises(UserError, match="picture_1"):
-        jobs.check_data(jobs.TrainOptions(dataset=str(data), out="o"))
+        jobs.check_data(options.RegisteredTraining(dataset=str(data), out="o"))
     torch.manual_seed(0)
     classes = [{"name": name, "colour": [i, i, i]} for i, name in enumerate(("ground", "square"))]
     card = {"name": "two", "architecture": {"name": "mobilenet-v2-aspp", "options": {}}, "classes": classes}

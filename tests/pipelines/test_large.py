@@ -134,11 +134,12 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     import ray
 
     from deeplab import checkpoint
+    from deeplab.predictor import Scoring
     from pipelines.poison import Register
 
     loaded = checkpoint.load(model)
-    predictor = {"tile": 193, "overlap": 64}
-    task = stages.Task(loaded.classes, 8, True, predictor, None, 1_000_000, "run", 1, large_pixels=LARGE)
+    scoring = Scoring(tile=193, overlap=64)
+    task = stages.Task(loaded.classes, 8, True, scoring, None, 1_000_000, "run", 1, large_pixels=LARGE)
     register = ray.remote(num_cpus=0)(Register).remote()
     paths = [archive / name for name in ("small.jpg", "tiles.tif", "damaged.tif")]
     block = pa.table(

@@ -11,17 +11,16 @@ import pytest
 import torch
 
 from deeplab.classes import PETS
-from deeplab.crf import DenseCRF, torch_lattice
+from deeplab.crf import DenseCRF, Refinement, torch_lattice
 from deeplab.errors import UserError
+from deeplab.predictor import Scoring
 from pipelines.options import SegmentOptions
 from pipelines.segment import begin
 from pipelines.stages import Task, labelled
 
-CRF = {"mode": "fast", "backend": "native"}
-
 
 def task(**crf: Any) -> Task:
-    return Task(classes=PETS, stride=8, align_corners=True, predictor={}, crf={**CRF, **crf}, max_pixels=1, run="run", threads=1)
+    return Task(PETS, 8, align_corners=True, scoring=Scoring(), refinement=Refinement(**crf), max_pixels=1, run="run", threads=1)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from deeplab import checkpoint, masks
 from deeplab.crf import DenseCRF
 from deeplab.images import decode
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 from pipelines.options import SegmentOptions
 from pipelines.results import ResultsTable
 from pipelines.segment import Progress, TooManyErrors, segment
@@ -42,7 +42,7 @@ def test_masks_are_those_of_the_predictor_and_the_crf_on_the_same_photos(tmp_pat
     chosen = options(photos, tmp_path / "results", model, crf=True, scales=(0.5, 1.0), limit=5, crf_params="deeplab-v1")
     summary = segment(chosen, seen.append)
     assert (summary.images, summary.errors, summary.already) == (5, 0, 0)
-    predictor = Predictor(checkpoint.load(model).network, scales=(0.5, 1.0))
+    predictor = Predictor(checkpoint.load(model).network, Scoring(scales=(0.5, 1.0)))
     crf = DenseCRF.named("deeplab-v1")
     total = 0
     for name, row in rows(tmp_path / "results").items():

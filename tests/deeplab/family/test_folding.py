@@ -12,7 +12,7 @@ from deeplab import fused
 from deeplab.arithmetic import best_precision
 from deeplab.folding import folded
 from deeplab.holes import few_outputs
-from deeplab.predictor import Predictor
+from deeplab.predictor import Predictor, Scoring
 from deeplab.zoo import ARCHITECTURES, build
 
 NARROW = {"width": 1 / 16}
@@ -50,9 +50,9 @@ def test_a_folded_network_gives_the_same_scores_and_bfloat16_nearly(name, random
 
 def test_where_pytorch_has_no_fused_convolutions_the_predictor_does_without(monkeypatch, small_network, photo):
     images = [photo(40, 33), photo(65, 80)]
-    with_them = Predictor(small_network(), device="cpu", precision="float32").scores(images)
+    with_them = Predictor(small_network(), Scoring(precision="float32"), device="cpu").scores(images)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    without = Predictor(small_network(), device="cpu", precision="float32")
+    without = Predictor(small_network(), Scoring(precision="float32"), device="cpu")
     assert not [module for module in without.network.modules() if isinstance(module, fused.FusedConv)]
     for one, other in zip(with_them, without.scores(images), strict=True):
         torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other), rtol=0.01, atol=0.01)
@@ -61,7 +61,7 @@ def test_where_pytorch_has_no_fused_convolutions_the_predictor_does_without(monk
 def test_the_network_that_was_given_stays_as_it_is(randomised, photo):
     network = randomised(build("mobilenet-v2-aspp", 3))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    Predictor(network, device="cpu", precision="bfloat16").scores([photo(40, 33)])
+    Predictor(network, Scoring(precision="bfloat16"), device="cpu").scores([photo(40, 33)])
     assert network.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 

@@ -1,0 +1,168 @@
+"""Options on the command line: parameters from a model's schema, a model from what was typed, and all bad values refused at once.
+
+A required field is an argument, any other an option. Values arrive as they were typed: the model alone reads and judges them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.markup import escape
+
+from flows.terminal import stderr
+from pipelines.options.parts import Spelling
+
+USAGE = 2
+MOST_SHOWN = 8  # choices; longer lists are for another page
+TYPES = {"string": "text", "integer": "int", "number": "float"}
+Model = TypeVar("Model", bound=BaseModel)
+Schema = Mapping[str, Any]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Any option of the flow, as name=JSON; it goes before the others. Repeatable.")
+]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` for typer: in the place of its parameter `options`, a pydantic model, there is one for each of the model's fields.
+
+    Its other parameters stay as they are; a parameter `settings`, of type Settings, holds options that go before the others.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    kind = hints["options"]
+    own = {name: given for name, given in inspect.signature(command).parameters.items() if name != "options"}
+    others = [given.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY) for name, given in own.items()]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        rest = {name: values.pop(name) for name in own}
+        command(options_of(kind, values, parse_settings(rest.get("settings") or ())), **rest)
+
+    signature = inspect.Signature([*parameters(kind), *others])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
+def parameters(kind: type[BaseModel]) -> Iterator[inspect.Parameter]:
+    """What typer needs to know of each field of a model: spelling, type, bounds, help and default."""
+    for name, schema in kind.model_json_schema()["properties"].items():
+        annotation, default = _parameter(kind, name, _without_null(schema))
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameter(kind: type[BaseModel], name: str, schema: Schema) -> tuple[Any, Any]:
+    """Annotation and default of one field."""
+    field = kind.model_fields[name]
+    spelling, default, items = _spelling(kind, name), field.default, schema.get("items")
+    flag, text = place(kind, name), f"{_help(kind, name, items or schema)}."
+    if field.is_required():
+        return Annotated[str, typer.Argument(metavar=flag, help=text, show_default=False)], inspect.Parameter.empty
+    if schema["type"] == "boolean":
+        return Annotated[bool, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)], default
+    if items and items["type"] == "string":
+        return Annotated[list[str] | None, typer.Option(flag, help=f"{text} Repeatable.")], None
+    flags = [flag, *([spelling.short] if spelling.short else [])]
+    metavar = f"<{TYPES[items['type']]},...>" if items else f"<{TYPES[schema['type']]}>"
+    return Annotated[str | None, typer.Option(*flags, metavar=metavar, help=text)], _typed(default)
+
+
+def _help(kind: type[BaseModel], name: str, schema: Schema) -> str:
+    """The field's description, other options in it as they are typed, and what is accepted where it does not say that itself."""
+    text = kind.model_fields[name].description or ""
+    for other in kind.model_fields:
+        text = text.replace(other, place(kind, other)) if "_" in other else text
+    choices = schema.get("enum", ())
+    if len(choices) <= MOST_SHOWN and not all(choice in text for choice in choices):
+        return f"{text}: {', '.join(choices[:-1])} or {choices[-1]}"
+    return f"{text}{_bounds(schema)}"
+
+
+def _spelling(kind: type[BaseModel], name: str) -> Spelling:
+    return next((each for each in kind.model_fields[name].metadata if isinstance(each, Spelling)), Spelling())
+
+
+def _without_null(schema: Schema) -> Schema:
+    """The schema of a field that may be None, as of one that may not."""
+    choices = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    return {**schema, **choices[0]} if choices else schema
+
+
+def _bounds(schema: Schema) -> str:
+    """The range of a number, in brackets."""
+    least = [_typed(schema["minimum"])] if "minimum" in schema else []
+    least += [f"above {_typed(schema['exclusiveMinimum'])}"] if "exclusiveMinimum" in schema else []
+    most = [_typed(schema["maximum"])] if "maximum" in schema else []
+    most += [f"below {_typed(schema['exclusiveMaximum'])}"] if "exclusiveMaximum" in schema else []
+    if least and not most and "minimum" in schema:
+        return f" ({least[0]} or more)"
+    return f" ({' to '.join(map(str, least + most))})" if least or most else ""
+
+
+def _typed(value: Any) -> str | None:
+    """A value as a person types it; None where there is nothing to type."""
+    if isinstance(value, tuple):
+        return ",".join(f"{each:g}" for each in value) or None
+    return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def options_of(
+    kind: type[Model], given: Mapping[str, Any], settings: Mapping[str, Any] | None = None, source: str = "--set"
+) -> Model:
+    """A model from what was typed, None where nothing was, and all of `settings` (of `source`), which go first.
+
+    What is refused is a line each on stderr, and exit code 2.
+    """
+    values = {name: _parts(kind, name, value) for name, value in given.items() if value is not None}
+    try:
+        return kind(**{**values, **(settings or {})})
+    except ValidationError as error:
+        # The first of an option's problems; others, such as too few numbers because one is none, follow from it.
+        problems = {str(problem["loc"][0]): problem for problem in reversed(error.errors())}
+        for name, problem in reversed(problems.items()):
+            where = f"{source} {name}" if name in (settings or {}) else place(kind, name)
+            stderr.print(f"[red]error[/]: {escape(where)}: {escape(_reason(kind, name, problem))}", soft_wrap=True)
+        raise typer.Exit(USAGE) from None
+
+
+def _parts(kind: type[BaseModel], name: str, value: Any) -> Any:
+    """The parts of a list with commas; any other value as it is."""
+    listed = isinstance(value, str) and isinstance(kind.model_fields[name].default, tuple)
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if listed else value
+
+
+def _reason(kind: type[BaseModel], name: str, problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"there is no such option; nearest: {get_close_matches(name, kind.model_fields, n=1, cutoff=0.0)[0]}"
+    if problem["type"] == "missing":
+        return "is needed"
+    return f"{problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+
+
+def place(kind: type[BaseModel], name: str) -> str:
+    """How a person types an option: --max-error-rate, or RESULTS."""
+    if name in kind.model_fields and kind.model_fields[name].is_required():
+        return _spelling(kind, name).argument or name.upper()
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """The options in several name=JSON. BadParameter for one without a name."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{setting}: name=value is accepted", param_hint="--set")
+        try:
+            values[name.replace("-", "_")] = json.loads(text)
+        except ValueError:
+            values[name.replace("-", "_")] = text  # a plain word
+    return values

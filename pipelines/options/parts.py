@@ -1,0 +1,143 @@
+"""Options that several commands have, one class a subject.
+
+Classes are put together by inheritance. A class has the fields of its last base first: that is their order in help and forms, and
+the validator of a field sees only the fields before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from deeplab.crf import PARAMETER_SETS, Refinement
+from deeplab.images import LEAST_STRIDE
+
+if TYPE_CHECKING:
+    from deeplab.checkpoint import Model
+
+CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
+CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """How an option is typed where its name does not say it: a short form ("-m"), another name for an argument."""
+
+    short: str = ""
+    argument: str = ""
+
+
+class Options(BaseModel):
+    """Options of any kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def of_kind(self, kind: type[T], base: T | None = None) -> T:
+        """The dataclass `kind`, with the options that its fields name; an option that is None stays as `base` has it."""
+        assert dataclasses.is_dataclass(kind)
+        names = [field.name for field in dataclasses.fields(kind) if field.name in type(self).model_fields]
+        values: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return kind(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
+
+
+def short(place: str) -> str:
+    """The last part of a path or URI: how people call the place."""
+    return place.rstrip("/").rsplit("/", 1)[-1] or place
+
+
+class ScoringOptions(Options):
+    """How a model is applied to an image; what they mean is said at deeplab.predictor.Scoring."""
+
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC"
+    )
+    flip: bool = Field(default=False, description="Also score the mirror image and average")
+    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused: max (DeepLab v2) or mean")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
+    tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
+    overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
+
+    @field_validator("overlap")
+    @classmethod
+    def _less_than_a_tile(cls, overlap: int, info: ValidationInfo) -> int:
+        tile = info.data.get("tile")  # not there when it is out of bounds itself, which is said then
+        if tile is not None and overlap > tile - LEAST_STRIDE:
+            raise ValueError(f"at most {tile - LEAST_STRIDE} is accepted with a tile of {tile}")
+        return overlap
+
+
+class RefinementOptions(Options):
+    """Whether and how masks are refined."""
+
+    crf: bool = Field(default=True, description="Refine masks with the dense CRF")
+    crf_params: CRFName = Field(
+        default="kazuto", description=f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: what tune-crf wrote into the model's"
+    )
+    crf_mode: CRFMode = "fast"
+    crf_backend: Literal["native", "torch", "pydensecrf"] = Field(
+        default="native",
+        description="What computes the CRF: native (on the cores), torch (on the GPUs, always exact) or pydensecrf",
+    )
+
+    def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
+        """The CRF for a model; None without. ModelError where it is to come from the model's card, and that has none."""
+        if not self.crf:
+            return None
+        # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
+        return Refinement(model.crf(self.crf_params), self.crf_mode, self.crf_backend, device, deterministic=True)
+
+
+class DataSetOptions(Options):
+    """Labelled images."""
+
+    dataset: str = Field(description="Folder, s3:// prefix or pack of labelled images (docs/training.md)")
+    layout: str = Field(
+        default="auto",
+        pattern=r"^[\w-]+$",
+        description="Layout of the data set: auto, plain, voc2012, cityscapes, ade20k, pascal-context, person-part or coco-stuff",
+    )
+    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to work on")
+
+
+class BrokenPairs(Options):
+    """What becomes of images or labels that cannot be read."""
+
+    skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
+
+
+class ClusterOptions(Options):
+    """Where work runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        validate_default=True,
+        description="Processes that share the work, through Ray; 1 without an address is this process",
+    )
+    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
+    start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has nothing to give")
+
+    @property
+    def here(self) -> bool:
+        """Whether this process does all of the work, without Ray."""
+        return self.workers == 1 and self.address is None
+
+
+class JobOptions(Options):
+    """Where work runs that may also be handed to a cluster as a job."""
+
+    address: str | None = Field(
+        default=None,
+        description="Ray cluster (host:port or 'auto'), or in a flow its Jobs API (http://host:8265); none starts Ray here",
+    )
+
+
+class ModelOptions(Options):
+    """Which model."""
+
+    model: str = Field(description="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS")

@@ -1,0 +1,142 @@
+"""Options of a training."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from deeplab.names import ALIAS, model_name
+from deeplab.presets import PRESETS
+from pipelines.options.parts import BrokenPairs, ClusterOptions, DataSetOptions, JobOptions, Options, Spelling, short
+
+
+class PresetOptions(Options):
+    """A preset, and what a person may have otherwise; what they mean is said at deeplab.presets.TrainingConfig.
+
+    What is None is as the preset has it.
+    """
+
+    preset: str = Field(
+        default="finetune",
+        description="Training preset; `deeplab models --presets` lists them",
+        json_schema_extra={"enum": list(PRESETS)},
+    )
+    steps: int | None = Field(default=None, ge=1, description="Instead of the preset's steps")
+    batch_size: int | None = Field(
+        default=None, ge=1, le=4096, description="Instead of the preset's crops per optimizer step, over all workers"
+    )
+    crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
+    learning_rate: float | None = Field(default=None, gt=0, description="Instead of the preset's learning rate")
+    schedule: Literal["poly", "step"] | None = Field(default=None, description="Instead of the preset's fall of the rate")
+    objective: Literal["single", "official", "kazuto"] | None = Field(
+        default=None, description="Instead of the preset's: a single loss, or one per scale (MSC) as in official or kazuto"
+    )
+    ema: float | None = Field(
+        default=None, ge=0, lt=1, description="Instead of the preset's decay of the weights' running mean; 0 is off"
+    )
+    seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="Instead of the preset's arithmetic"
+    )
+    clip_norm: float | None = Field(
+        default=None, ge=0, description="Instead of the preset's greatest length of the gradient; 0 is off"
+    )
+    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Instead of the preset's batch norm")
+    validate_every: int | None = Field(default=None, ge=1, description="Instead of the preset's steps between validations")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            nearest = get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"nearest {nearest}; one of {', '.join(PRESETS)} is accepted")
+        return preset
+
+
+class ExecutionOptions(Options):
+    """How a training is carried out; what they mean is said at deeplab.training.Execution."""
+
+    loaders: int = Field(default=1, ge=0, le=64, description="Processes that read and augment ahead, per worker")
+    accumulate: int = Field(
+        default=1, ge=1, le=4096, description="Passes per worker that make one optimizer step: less memory, same result"
+    )
+    compile: bool = Field(default=False, description="Run the network through torch.compile")
+    checkpoint_every: int = Field(default=0, ge=0, description="Also save the state every so many steps")
+    keep: int = Field(default=2, ge=1, description="Newest states that stay; the best step's stays too")
+
+
+class Training(ClusterOptions, BrokenPairs, ExecutionOptions, PresetOptions, DataSetOptions):
+    """A training, whatever becomes of its model."""
+
+    split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
+    val_split: str = Field(
+        default="val", pattern=r"^[\w.-]+$", validate_default=True, description="Split to choose the best weights on"
+    )
+    init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors in torchvision's keys")
+    name: Annotated[str, AfterValidator(model_name)] | None = Field(
+        default=None, description="Name in the model card; default the folder's"
+    )
+    licence: str = Field(default="not stated", description="Licence of the data, for the model card")
+    min_workers: int | None = Field(default=None, ge=1, description="Continue with as few when nodes are lost")
+    resize_every: float = Field(default=60, gt=0, description="Seconds between looks for more nodes, with min_workers")
+    retries: int = Field(default=3, ge=0, description="Restarts from the last state after a worker or node died")
+
+    @field_validator("workers")
+    @classmethod
+    def _together(cls, workers: int, info: ValidationInfo) -> int:
+        """Each worker has at least one crop a pass, and what statistics over all of them need."""
+        chosen = info.data
+        if "preset" not in chosen:
+            return workers
+        preset, accumulate = PRESETS[chosen["preset"]](), chosen.get("accumulate", 1)
+        batch = chosen.get("batch_size") or preset.batch_size
+        if workers * accumulate > batch:
+            raise ValueError(
+                f"a batch of {batch} cannot be divided over {workers} workers x {accumulate} passes: each needs at least one crop"
+            )
+        if workers > 1 and chosen.get("device") == "cpu" and (chosen.get("batch_norm") or preset.batch_norm) == "sync":
+            raise ValueError("batch_norm sync with several workers needs GPUs; one worker, or batch_norm frozen, is accepted")
+        return workers
+
+    @field_validator("min_workers")
+    @classmethod
+    def _at_most_all(cls, least: int | None, info: ValidationInfo) -> int | None:
+        workers = info.data.get("workers")
+        if least is not None and workers is not None and least > workers:
+            raise ValueError(f"at most the {workers} of workers are accepted")
+        return least
+
+
+class TrainOptions(Training):
+    """One run of `deeplab train`."""
+
+    model_out: str = Field(description="Model folder or s3:// prefix to write")
+    resume: bool = Field(default=False, description="Continue the unfinished training in MODEL_OUT")
+
+
+class RegisteredTraining(JobOptions, Training):
+    """One training as a flow: the model is measured and may take an alias of a registry."""
+
+    out: Annotated[str, Spelling(argument="MODEL_OUT")] = Field(
+        description="Model folder or s3:// prefix to write; an unfinished training in it is continued"
+    )
+    registry: str | None = Field(default=None, description="Folder or s3:// prefix of the model registry; none registers nothing")
+    alias: str = Field(
+        default="production",
+        pattern=f"^{ALIAS.pattern}$",
+        description="Alias that moves to the model if its mIoU on val_split is not worse",
+    )
+
+    @field_validator("val_split")
+    @classmethod
+    def _another(cls, val_split: str, info: ValidationInfo) -> str:
+        if val_split == info.data.get("split"):
+            raise ValueError("the best weights cannot be chosen on what they are trained on; another split is accepted")
+        return val_split
+
+    @property
+    def title(self) -> str:
+        """The run in a few words, for lists of runs."""
+        return f"{short(self.out)} on {short(self.dataset)}"
