@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from deeplab import tiff
 from deeplab.errors import ImageError as ImageError
+from deeplab.errors import one_line
 from deeplab.rasters import Raster
 from deeplab.samples import rgb
 
@@ -106,9 +107,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except MemoryError:
         raise
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, EOFError, struct.error) as error:
-        raise ImageError(f"damaged or truncated: {_one_line(error)}") from error
+        raise ImageError(f"damaged or truncated: {one_line(error)}") from error
     except (zlib.error, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise ImageError(f"damaged: {_one_line(error)}") from error
+        raise ImageError(f"damaged: {one_line(error)}") from error
     array = np.array(_upright(pixels, orientation))
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ImageError(f"has no pixels (decoded to shape {array.shape})")
@@ -162,14 +163,10 @@ def decode_labels(data: bytes) -> np.ndarray:
     except ImageError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error) as error:
-        raise ImageError(f"labels are PNG: {_one_line(error)}") from error
+        raise ImageError(f"labels are PNG: {one_line(error)}") from error
     if values.max() > 255:
         raise ImageError(f"labels hold the value {values.max()}: up to 255 is accepted")
     return values.astype(np.uint8)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,59 +9,74 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides what a training run computes; it goes into the model card whole.
-
-    `options` are the architecture's; `saved_options` replace some of them in the saved model (and not in training or
-    validation): the weights of a network that was trained at stride 16 also run at stride 8.
-    `optimizer`: "sgd" with `momentum`, the papers'; or "adamw", whose steps do not depend on the scale of a weight: right
-    for a backbone whose batch norm is folded away, where SGD must creep. `learning_rate` is the backbone's; the head's is
-    `head_multiplier` times that, and its bias twice that again without weight decay (the released prototxts).
-    `schedule`: "poly" or "step" (with `step_every`). `ema`: decay of the running mean of the weights that is validated
-    and saved, 0 for none. `frozen_layers`: how many of the backbone's first layers (`backbone.layers()`) stay as
-    loaded, which also spares their gradients, the dearest ones. `dropout`: share of the backbone's output channels that
-    a training step leaves out. `loss`: labels at "full" resolution or every "stride"-th (deeplab.losses). `objective`:
-    one loss on the scores ("single"), or one on each of `loss_scales` and on their fusion ("official", "kazuto":
-    deeplab.objective), which Attention to Scale has by its nature. `normalize`: the mean over labelled pixels; False is
-    FCN's sum. `sampling`: crops of the "image", or DeconvNet's (deeplab.object_crops, without scales and colour).
-    `colour`, `scales`, `crop`: deeplab.transforms.
-    `batch_size`: crops of one optimizer step, over all workers. `clip_norm`: the gradient is scaled down to this
-    Euclidean length where it is longer; 0 is off. `precision`: of the forward pass; weights stay float32.
-    `batch_norm`: "frozen" as loaded, the papers' way; or "sync", learnt, with statistics over all workers' crops (of
-    one pass, where gradients are accumulated).
-    """
+    """Everything that decides what a training computes; it goes into the model card whole. ValueError for values out of range."""
 
     preset: str
+    """Name of the preset."""
     architecture: str
+    """Name in deeplab.zoo."""
     options: dict[str, Any] = field(default_factory=dict)
+    """The architecture's options."""
     saved_options: dict[str, Any] = field(default_factory=dict)
+    """Replace `options` in the saved model, not in training or validation: weights trained at stride 16 also run at stride 8."""
     steps: int = 20_000
+    """Optimizer steps."""
     batch_size: int = 10
+    """Crops of one optimizer step, over all workers."""
     crop: int = 321
+    """Side of a crop, in pixels."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The papers' SGD with momentum; or AdamW, whose steps do not depend on the scale of a weight: right for a backbone whose
+    batch norm is folded away, where SGD must creep."""
     learning_rate: float = 2.5e-4
+    """Of the backbone, at the first step after the warm-up."""
     head_multiplier: float = 10.0
+    """The head's learning rate is so many times the backbone's; biases have twice that of weights, as in the released prototxts."""
     momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float = 5e-4
+    """Of all weights; biases have none."""
     schedule: Literal["poly", "step"] = "poly"
+    """How the learning rate falls: (1 - step / steps) ** power, or to a tenth every `step_every` steps."""
     power: float = 0.9
+    """Of the poly schedule."""
     step_every: int = 2000
+    """Of the step schedule, in steps."""
     warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    """Factors that images are resized by at random before they are cropped (deeplab.transforms)."""
     mirror: bool = True
+    """Mirror half of the crops."""
     colour: float = 0.0
+    """Brightness, contrast and saturation are each multiplied by a random factor in 1 - colour .. 1 + colour; 0 is off."""
     loss: Literal["full", "stride"] = "full"
+    """Labels at full resolution, or every stride-th of them (deeplab.losses)."""
     objective: Literal["single", "official", "kazuto"] = "single"
+    """One loss on the scores, or one on each of `loss_scales` and on their fusion (deeplab.objective). Attention to Scale has the
+    latter by its nature."""
     loss_scales: tuple[float, ...] = (1.0, 0.75, 0.5)
+    """Factors of the input that have a loss of their own, where `objective` is not single."""
     normalize: bool = True
+    """The loss is the mean over labelled pixels; else their sum, as in FCN."""
     sampling: Literal["image", "objects", "proposals"] = "image"
+    """Crops of the image, or DeconvNet's of objects or proposals (deeplab.object_crops), which know no `scales` and `colour`."""
     ema: float = 0.0
+    """Decay of the running mean of the weights, which is what is validated and saved; 0 is off."""
     dropout: float = 0.0
+    """Share of the backbone's output channels that a training step leaves out."""
     frozen_layers: int = 0
+    """How many of the backbone's first layers (`backbone.layers()`) stay as loaded. They have no gradients, which cost the most."""
     clip_norm: float = 0.0
+    """A longer gradient is scaled down to this Euclidean length; 0 is off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass; weights stay float32."""
     batch_norm: Literal["frozen", "sync"] = "frozen"
+    """Frozen as loaded, as in the papers; or learnt, with statistics over all workers' crops of one pass."""
     validate_every: int = 500
+    """Steps between validations."""
     seed: int = 0
+    """Of the head's first weights, the order of images and their augmentation."""
 
     def __post_init__(self) -> None:
         positive = {"steps": self.steps, "batch_size": self.batch_size, "crop": self.crop, "validate_every": self.validate_every}
@@ -110,14 +125,14 @@ def finetune() -> TrainingConfig:
         crop=321,
         optimizer="adamw",
         learning_rate=1.5e-4,
-        # The head sums 46,080 inputs that are all positive: Adam's equal steps must be small there.
+        # The head sums 1280 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small there.
         head_multiplier=0.25,
         weight_decay=0.02,
         warmup_steps=50,
         colour=0.3,
         dropout=0.2,
         ema=0.995,
-        frozen_layers=4,  # edges and colours are known from ImageNet; the first layers' gradients are the dearest
+        frozen_layers=4,  # edges and colours are known from ImageNet; the first layers' gradients cost the most
         precision="bfloat16",  # twice as fast as float32 where the processor multiplies in it
         validate_every=150,
     )

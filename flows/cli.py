@@ -74,9 +74,6 @@ app.command("serve")(serve.serve)
 app.command("setup-prefect")(serve.setup_prefect)
 
 
-INTERRUPTED = 130
-
-
 def main() -> None:
     """Entry point: every trouble is one line on stderr and an exit code, and a traceback only with --debug."""
     for stream in (sys.stdout, sys.stderr):
@@ -91,7 +88,7 @@ def main() -> None:
     try:
         app(_debug_first(sys.argv[1:]))
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
+        if ended.code == stopping.INTERRUPTED:
             stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there", soft_wrap=True)
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from deeplab.errors import UserError
+from deeplab.errors import UserError, described
 from flows import environment
 from flows.terminal import stderr
 
@@ -34,8 +34,7 @@ def debugging() -> bool:
 
 def describe(error: BaseException) -> str:
     """An error in one line: our own by what it says, another by its kind as well."""
-    text = without_secrets(" ".join(str(error).split()))[:400]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return without_secrets(described(error, sys.maxsize))[:400]
 
 
 def without_secrets(text: str) -> str:

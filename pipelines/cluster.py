@@ -197,6 +197,10 @@ class Resources:
     memory: float
     node_memory: float
 
+    def takes_gpu(self, device: str) -> bool:
+        """Whether a process that may compute on `device` (auto, cpu or cuda) is to have a GPU."""
+        return device == "cuda" or (device == "auto" and self.gpus >= 1)
+
 
 def resources() -> Resources:
     """Of the nodes that live now."""

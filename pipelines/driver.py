@@ -14,7 +14,7 @@ import time
 import traceback
 from typing import Any
 
-from deeplab.errors import UserError
+from deeplab.errors import UserError, described
 from deeplab.training import Progress as Steps
 from pipelines import storage
 from pipelines.remote import EVENT, UNFORESEEN
@@ -69,8 +69,7 @@ def main(kind: str, text: str) -> int:
         tell("error", final=True, error=type(error).__name__, message=str(error), passing=storage.passes(error))
         return 1
     except Exception as error:  # the watcher gets one line; the whole text stays in the job's log
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        tell("error", final=True, error=UNFORESEEN, message=message, traceback=traceback.format_exc())
+        tell("error", final=True, error=UNFORESEEN, message=described(error), traceback=traceback.format_exc())
         return 1
     tell("result", final=True, result=result)
     return 0

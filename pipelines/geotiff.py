@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeplab.classes import ClassTable
-from deeplab.errors import UserError
+from deeplab.errors import UserError, one_line
 from deeplab.images import ImageError, header
 from deeplab.rasters import GDAL, opened
 
@@ -64,7 +64,7 @@ def place(source: bytes, shape: tuple[int, ...]) -> dict[str, Any]:
         with opened(source, "GTiff") as image:
             crs, transform = image.crs, image.transform
     except RasterioError as error:
-        raise ImageError(f"its georeference cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise ImageError(f"its georeference cannot be read ({one_line(error)})") from error
     if crs is None and transform.is_identity:
         return {}
     if told.orientation != 1:

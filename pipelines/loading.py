@@ -11,6 +11,7 @@ from itertools import islice
 
 import numpy as np
 
+from deeplab.errors import described
 from deeplab.images import MAX_PIXELS, Header, ImageError, decode, header
 from pipelines import faults, s3, shards, storage
 
@@ -55,11 +56,7 @@ def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # nothing of storage's; it would end every run at this image
-        return b"", expected, f"read: {_unforeseen(error)}"
-
-
-def _unforeseen(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return b"", expected, f"read: {described(error, 200)}"
 
 
 Read = tuple[bytes, str, str | None, float]  # bytes, version, error, seconds
@@ -141,6 +138,6 @@ class Loader:
             except MemoryError:
                 raise
             except Exception as unforeseen:  # of a decoder; it would end every run at this image
-                error = f"decode: {_unforeseen(unforeseen)}"
+                error = f"decode: {described(unforeseen, 200)}"
         changed = read_version if read_version != version else None
         return Loaded(uri, version, changed, error, encoded, told, pixels, seconds, time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, CommitProperties, PostCommitHookProperties, RemoveAction, Transaction
 
 from deeplab.classes import ClassTable
-from deeplab.errors import UserError
+from deeplab.errors import UserError, one_line
 from deeplab.files import MARKER, MARKER_TEXT
 from pipelines import s3, storage
 from pipelines.s3_answers import as_answered
@@ -385,5 +385,5 @@ def _answered(uri: str, error: Exception) -> storage.StorageError:
 
 def _one_line(error: BaseException) -> str:
     """What the Delta library says, without its colours and line breaks; its reason is at the end."""
-    text = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split())
+    text = one_line(error, sys.maxsize)
     return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"

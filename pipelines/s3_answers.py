@@ -16,6 +16,7 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
+from deeplab.errors import one_line
 from pipelines.faults import EntryError, Outage, StorageError
 
 # What the client raises; the last where an answer's body breaks off.
@@ -32,7 +33,7 @@ def as_os_error(error: Exception, uri: str, endpoint: str | None) -> OSError:
     """What the store at `endpoint` (None: AWS) answered: an error of `faults.OWN` if it is about one object, else StorageError or
     Outage."""
     if isinstance(error, ParamValidationError):
-        return EntryError(errno.EINVAL, f"not a name that S3 accepts ({' '.join(str(error).split())[:200]})", uri)
+        return EntryError(errno.EINVAL, f"not a name that S3 accepts ({one_line(error)})", uri)
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         message = str(error.response.get("Error", {}).get("Message", ""))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from deeplab import checkpoint
 from deeplab.crf.bridge import require_pydensecrf
-from deeplab.errors import UserError
+from deeplab.errors import UserError, last_line
 from deeplab.predictor import Scoring
 from pipelines import account, inventory, plan, registry, storage
 from pipelines.bound import bound
@@ -28,6 +28,9 @@ from pipelines.results import ResultsTable
 
 if TYPE_CHECKING:
     from pipelines.stages import Task
+
+# Ray Data adds its own view and advice on its settings below what was raised.
+RAY_ADDS = ("To change retry attempts", "Failed to apply UDF transform")
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
             lost = f", {committer.uncommitted} more are finished and could not be committed" if committer.uncommitted else ""
             root = _root_cause(error)
             passing = storage.passes(root) or not isinstance(root, UserError | OSError)
-            raise SegmentError(f"the run stopped, {done}{lost}: {_one_line(root)}", passing) from error
+            raise SegmentError(f"the run stopped, {done}{lost}: {last_line(root, RAY_ADDS)}", passing) from error
         report()
         sentence = ""
         with suppress(Exception):  # a cluster that is going away now has nothing to say, and the work is done
@@ -291,10 +294,3 @@ def _root_cause(error: BaseException) -> BaseException:
         if inner is None or inner is error:
             return error
         error = inner
-
-
-def _one_line(error: BaseException) -> str:
-    # Ray Data adds its own view and advice on its settings below what was raised.
-    own = ("To change retry attempts", "Failed to apply UDF transform")
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(own)]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 from urllib.parse import quote, unquote_to_bytes
 
+from deeplab.errors import one_line
 from deeplab.names import leads_outside
 from pipelines import parquet_shards, storage
 from pipelines.faults import OWN, EntryError, StorageError, reason
@@ -77,8 +78,7 @@ def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
     except OWN as error:
         raise ShardError(error.errno, reason(error), shard) from error
     except Exception as error:  # damage comes as almost any exception
-        words = " ".join(str(error).split())[:200]
-        raise ShardError(errno.EBADMSG, f"not a readable {kind} ({words}); {ACCEPTED[kind]}", shard) from error
+        raise ShardError(errno.EBADMSG, f"not a readable {kind} ({one_line(error)}); {ACCEPTED[kind]}", shard) from error
 
 
 def fault(shard: str, version: str) -> EntryError:

@@ -22,11 +22,12 @@ def spread(function: Callable[..., Any], shared: Any, items: Sequence[Any], devi
     `shared` travels once; items may be references themselves. With `returns` above 1 the function returns so many
     values, and each item has a list of references. Call it inside cluster.session. DeviceError for cuda without a GPU.
     """
-    gpus = cluster.resources().gpus
-    if device == "cuda" and gpus < 1:
+    there = cluster.resources()
+    if device == "cuda" and there.gpus < 1:
         raise DeviceError("device cuda: the cluster has no GPU; 'cpu' and 'auto' are accepted")
-    gpu = device != "cpu" and gpus >= 1
-    task = ray.remote(function).options(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=RETRIES, num_returns=returns)
+    task = ray.remote(function).options(
+        num_cpus=1, num_gpus=1 if there.takes_gpu(device) else 0, max_retries=RETRIES, num_returns=returns
+    )
     where = ray.put(shared)
     return [task.remote(where, item) for item in items]
 

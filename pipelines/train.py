@@ -11,12 +11,12 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeplab import states, training, weights, zoo
 from deeplab.classes import ClassTable
 from deeplab.datasets import LabelledFolder
-from deeplab.errors import UserError
+from deeplab.errors import UserError, last_line, one_line
 from deeplab.inspection import inspect
 from deeplab.names import name_after
 from deeplab.network import SegmentationNetwork
@@ -26,6 +26,9 @@ from pipelines import storage
 from pipelines.options import TrainOptions
 from pipelines.pack import Packed, open_dataset
 from pipelines.tensorboard import Curves
+
+if TYPE_CHECKING:
+    from pipelines.cluster import Resources
 
 GRACE_SECONDS = 60.0  # for the workers to save their state when the run is asked to stop
 EXCHANGE_SECONDS = 600  # the longest that one rank waits for another: a save to a slow store fits
@@ -111,7 +114,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
                 if "DataLoader worker" not in str(error):
                     raise
                 raise TrainingError(
-                    f"a process that loads images died ({' '.join(str(error).split())}); if memory was short, fewer --loaders "
+                    f"a process that loads images died ({one_line(error)}); if memory was short, fewer --loaders "
                     "help. States are kept, --resume goes on from the last"
                 ) from error
         return _with_ray(job, network, observe, stop)
@@ -164,8 +167,7 @@ def _with_ray(job: Job, network: SegmentationNetwork, watch: Watch, stop: Callab
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
     with cluster.session(options.address, cpus=max(options.workers, os.cpu_count() or 1)):
-        there = cluster.resources()
-        resources, gpu = _resources(options, there.cpus, there.gpus)
+        resources, gpu = _resources(options, cluster.resources())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(prefix="deeplab-train-") as scratch:
@@ -242,12 +244,14 @@ def _worker(config: dict[str, Any]) -> None:
         ended.set()
 
 
-def _resources(options: TrainOptions, cpus: float, gpus: float) -> tuple[dict[str, float], bool]:
+def _resources(options: TrainOptions, there: Resources) -> tuple[dict[str, float], bool]:
     """What each worker asks for, and whether it is a GPU. A Ray of our own has what it has: too much is refused at once."""
-    gpu = options.device == "cuda" or (options.device == "auto" and gpus >= 1)
+    gpu = there.takes_gpu(options.device)
     asked = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}
-    if options.address is None and gpu and gpus < options.workers:
-        raise TrainingError(f"{options.workers} workers need a GPU each, and this machine has {gpus:.0f}; --device cpu is accepted")
+    if options.address is None and gpu and there.gpus < options.workers:
+        raise TrainingError(
+            f"{options.workers} workers need a GPU each, and this machine has {there.gpus:.0f}; --device cpu is accepted"
+        )
     return asked, gpu
 
 
@@ -301,5 +305,4 @@ def _reason(error: Any) -> str:
     if failures:
         rank, cause = next(iter(failures.items()))
         return f"worker {rank}: {_reason(cause)}"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:400]
+    return last_line(error)

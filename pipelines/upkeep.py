@@ -14,6 +14,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from deeplab import masks
 from deeplab.classes import ClassTable
+from deeplab.errors import one_line
 from pipelines import sql
 from pipelines.repair import missing
 from pipelines.results import ADDED, FILE_SCHEMA, ResultsError, ResultsTable
@@ -74,7 +75,7 @@ def verify(
                             keys.register("named", named)
                             keys.execute("INSERT INTO keys SELECT uri, version, ? FROM named", [label])
                 except (OSError, pa.ArrowException, KeyError) as error:
-                    verdict.add(f"{path}: not readable ({' '.join(str(error).split())[:200]})")
+                    verdict.add(f"{path}: not readable ({one_line(error)})")
                 verdict.files += 1
             doubled = keys.execute("SELECT uri, version, model, count(*) FROM keys GROUP BY ALL HAVING count(*) > 1").fetchall()
         for uri, version, label, count in doubled:
@@ -122,7 +123,7 @@ def compact(table: ResultsTable, model: str | None = None, target_bytes: int = T
     try:
         done = table.delta.optimize.compact([("model", "=", model)] if model else None, target_size=target_bytes)
     except (CommitFailedError, DeltaError, OSError) as error:
-        raise ResultsError(f"{table.uri}: not compacted, nothing changed ({' '.join(str(error).split())[:200]})") from error
+        raise ResultsError(f"{table.uri}: not compacted, nothing changed ({one_line(error)})") from error
     table.refresh()
     return {"removed": int(done["numFilesRemoved"]), "added": int(done["numFilesAdded"])}
 
@@ -138,7 +139,7 @@ def vacuum(table: ResultsTable, hours: int = RETENTION_HOURS, *, delete: bool = 
     try:
         return table.delta.vacuum(hours, dry_run=not delete, enforce_retention_duration=False, full=True)
     except (DeltaError, OSError) as error:
-        raise ResultsError(f"{table.uri}: vacuum failed ({' '.join(str(error).split())[:200]})") from error
+        raise ResultsError(f"{table.uri}: vacuum failed ({one_line(error)})") from error
 
 
 def drop_model(table: ResultsTable, model: str) -> int:
@@ -151,6 +152,6 @@ def drop_model(table: ResultsTable, model: str) -> int:
         quoted = model.replace("'", "''")
         table.delta.delete(f"model = '{quoted}'")
     except (CommitFailedError, DeltaError, OSError) as error:
-        raise ResultsError(f"{table.uri}: nothing dropped ({' '.join(str(error).split())[:200]})") from error
+        raise ResultsError(f"{table.uri}: nothing dropped ({one_line(error)})") from error
     table.refresh()
     return int(rows)

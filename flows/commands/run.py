@@ -14,10 +14,9 @@ from flows.commands.evaluate import Plots, draw, evaluate, with_curve
 from flows.commands.parameters import Json, Settings, options_of, with_options
 from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment
 from flows.commands.serve import require_server
+from flows.stopping import INTERRUPTED
 from flows.terminal import print_json, stderr, stdout
 from pipelines.options import EvaluateOptions, RegisteredTraining, SegmentOptions
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deeplab.errors import one_line
 from deeplab.images import ImageError
 from pipelines import geotiff as tiff
 from pipelines.exports.source import Mask, Masks
@@ -142,7 +143,7 @@ def _look(mask: Mask, crs: Any, transform: Any) -> None:
     try:
         found = project(crs, WGS84, *zip(*_placed(points, transform), strict=True))
     except Exception as error:  # GDAL's, which rasterio keeps to itself
-        raise ImageError(f"its coordinate system has no way to WGS 84 ({' '.join(str(error).split())[:100]})") from error
+        raise ImageError(f"its coordinate system has no way to WGS 84 ({one_line(error, 100)})") from error
     if not np.isfinite(found).all():
         raise ImageError("a part of it lies outside of what its coordinate system has in WGS 84")
 

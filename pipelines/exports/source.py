@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from deeplab import masks
+from deeplab.errors import one_line
 from deeplab.files import LocalFiles, mark_files, mark_output
 from deeplab.images import ImageError
 from deeplab.names import relative_path, stem
@@ -107,8 +108,9 @@ def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[s
                         if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
                             yield row
         except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ResultsError(f"{table.uri}/{path}: cannot be read ({reason}); `deeplab verify` says what is wrong") from error
+            raise ResultsError(
+                f"{table.uri}/{path}: cannot be read ({one_line(error)}); `deeplab verify` says what is wrong"
+            ) from error
 
 
 class Masks:
