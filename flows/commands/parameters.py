@@ -1,6 +1,7 @@
 """Options on the command line: parameters from a model's schema, a model from what was typed, and all bad values refused at once.
 
-A required field is an argument, any other an option. Values arrive as they were typed: the model alone reads and judges them.
+A required field is an argument, as is one whose Spelling says so; any other is an option. Values arrive as they were typed: the
+model alone reads and judges them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pipelines.options.parts import Spelling
 
 USAGE = 2
 MOST_SHOWN = 8  # choices; longer lists are for another page
-TYPES = {"string": "text", "integer": "int", "number": "float"}
+NUMBERS = {"integer": "int", "number": "float"}
+TYPES = {"string": "text", **NUMBERS}
 Model = TypeVar("Model", bound=BaseModel)
 Schema = Mapping[str, Any]
 
@@ -64,8 +66,10 @@ def _parameter(kind: type[BaseModel], name: str, schema: Schema) -> tuple[Any, A
     field = kind.model_fields[name]
     spelling, default, items = _spelling(kind, name), field.default, schema.get("items")
     flag, text = place(kind, name), f"{_help(kind, name, items or schema)}."
-    if field.is_required():
-        return Annotated[str, typer.Argument(metavar=flag, help=text, show_default=False)], inspect.Parameter.empty
+    if is_argument(kind, name):
+        needed = field.is_required()
+        argument = typer.Argument(metavar=flag, help=text, show_default=not needed)
+        return Annotated[str, argument], inspect.Parameter.empty if needed else default
     if schema["type"] == "boolean":
         return Annotated[bool, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)], default
     if items and items["type"] == "string":
@@ -86,6 +90,10 @@ def _help(kind: type[BaseModel], name: str, schema: Schema) -> str:
     return f"{text}{_bounds(schema)}"
 
 
+def is_argument(kind: type[BaseModel], name: str) -> bool:
+    return kind.model_fields[name].is_required() or bool(_spelling(kind, name).argument)
+
+
 def _spelling(kind: type[BaseModel], name: str) -> Spelling:
     return next((each for each in kind.model_fields[name].metadata if isinstance(each, Spelling)), Spelling())
 
@@ -101,6 +109,8 @@ def _bounds(schema: Schema) -> str:
     least = [_typed(schema["minimum"])] if "minimum" in schema else []
     least += [f"above {_typed(schema['exclusiveMinimum'])}"] if "exclusiveMinimum" in schema else []
     most = [_typed(schema["maximum"])] if "maximum" in schema else []
+    if "exclusiveMinimum" in schema and most:
+        return f" ({least[0]} and at most {most[0]})"
     most += [f"below {_typed(schema['exclusiveMaximum'])}"] if "exclusiveMaximum" in schema else []
     if least and not most and "minimum" in schema:
         return f" ({least[0]} or more)"
@@ -144,12 +154,14 @@ def _reason(kind: type[BaseModel], name: str, problem: Mapping[str, Any]) -> str
         return f"there is no such option; nearest: {get_close_matches(name, kind.model_fields, n=1, cutoff=0.0)[0]}"
     if problem["type"] == "missing":
         return "is needed"
-    return f"{problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    text = f"{problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    items = kind.model_json_schema()["properties"][name].get("items", {})
+    return f"{text}; numbers separated by ',' are accepted{_bounds(items)}" if items.get("type") in NUMBERS else text
 
 
 def place(kind: type[BaseModel], name: str) -> str:
     """How a person types an option: --max-error-rate, or RESULTS."""
-    if name in kind.model_fields and kind.model_fields[name].is_required():
+    if name in kind.model_fields and is_argument(kind, name):
         return _spelling(kind, name).argument or name.upper()
     return f"--{name.replace('_', '-')}"
 

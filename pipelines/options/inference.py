@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from deeplab.images import MAX_PIXELS
 from pipelines.options.parts import (
     BrokenPairs,
     ClusterOptions,
     CRFMode,
+    CRFOptions,
     DataSetOptions,
+    DeviceOptions,
     JobOptions,
     ModelOptions,
     Options,
@@ -83,3 +85,33 @@ class TuneOptions(ClusterOptions, ScoringOptions, DataSetOptions, ModelOptions):
     )
     rounds: int = Field(default=2, ge=0, le=6, description="Finer rounds around the best, each at half the step")
     write: bool = Field(default=True, description="Write the winner into the model's card")
+
+
+class BenchmarkOptions(DeviceOptions, CRFOptions, ScoringOptions):
+    """What a model is measured with, and what archive the estimate is for."""
+
+    model: Annotated[str, Spelling(argument="MODEL")] = Field(
+        default="pets", description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
+    )
+    photos: str | None = Field(default=None, description="Folder of photos like those of the archive; default made-up ones")
+    count: Annotated[int, Spelling("-n")] = Field(default=8, ge=1, le=1000, description="Photos to measure with")
+    size: str = Field(default="375x500", description="HEIGHTxWIDTH of made-up photos, in pixels")
+    rounds: int = Field(default=3, ge=1, le=100, description="Times that each photo goes through; the median counts")
+    images: int = Field(default=1_000_000, ge=1, description="Images of the archive that the estimate is for")
+    cores: int | None = Field(default=None, ge=1, description="Cores of the estimate; default this machine's")
+    gpus: int | None = Field(default=None, ge=0, description="GPUs of the estimate; default this machine's, on cuda")
+    hourly_price: float | None = Field(default=None, ge=0, description="What these cores and GPUs cost an hour, for a cost line")
+
+    @field_validator("size")
+    @classmethod
+    def _two_sides(cls, size: str) -> str:
+        sides = size.split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and 1 <= int(side) <= 10_000 for side in sides):
+            raise ValueError("HEIGHTxWIDTH such as 375x500, up to 10000, is accepted")
+        return size
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width of made-up photos."""
+        height, width = self.size.split("x")
+        return int(height), int(width)

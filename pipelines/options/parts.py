@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How an option is typed where its name does not say it: a short form ("-m"), another name for an argument."""
+    """How an option is typed where its name does not say it: a short form ("-m"), or the name of an argument."""
 
     short: str = ""
     argument: str = ""
@@ -69,25 +69,35 @@ class ScoringOptions(Options):
         return overlap
 
 
-class RefinementOptions(Options):
-    """Whether and how masks are refined."""
+class CRFOptions(Options):
+    """Whether and how masks are refined, by the engine of this package."""
 
     crf: bool = Field(default=True, description="Refine masks with the dense CRF")
     crf_params: CRFName = Field(
         default="kazuto", description=f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: what tune-crf wrote into the model's"
     )
     crf_mode: CRFMode = "fast"
+
+    def refinement(self, model: Model) -> Refinement | None:
+        """The CRF for a model; None without. ModelError where it is to come from the model's card, and that has none."""
+        return Refinement(model.crf(self.crf_params), self.crf_mode) if self.crf else None
+
+
+class RefinementOptions(CRFOptions):
+    """Whether and how masks are refined, and what computes that."""
+
     crf_backend: Literal["native", "torch", "pydensecrf"] = Field(
         default="native",
         description="What computes the CRF: native (on the cores), torch (on the GPUs, always exact) or pydensecrf",
     )
 
     def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
-        """The CRF for a model; None without. ModelError where it is to come from the model's card, and that has none."""
-        if not self.crf:
+        """The CRF for a model on a device; None without. ModelError as above."""
+        refinement = super().refinement(model)
+        if refinement is None:
             return None
         # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
-        return Refinement(model.crf(self.crf_params), self.crf_mode, self.crf_backend, device, deterministic=True)
+        return dataclasses.replace(refinement, backend=self.crf_backend, device=device, deterministic=True)
 
 
 class DataSetOptions(Options):
@@ -108,10 +118,15 @@ class BrokenPairs(Options):
     skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
 
 
-class ClusterOptions(Options):
-    """Where work runs."""
+class DeviceOptions(Options):
+    """What computes."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
+
+
+class ClusterOptions(DeviceOptions):
+    """Where work runs."""
+
     workers: int = Field(
         default=1,
         ge=1,

@@ -47,7 +47,7 @@ def test_an_architecture_is_measured_with_random_weights_at_the_size_that_was_as
         (["--scales", "a"], 2, "numbers separated by"),
         (["--scales", "9"], 2, "above 0 and at most 4"),
         (["--crf-params", "nope"], 2, "nope"),
-        (["--device", "tpu"], 2, "'auto', 'cpu', 'cuda'"),
+        (["--device", "tpu"], 2, "'auto', 'cpu' or 'cuda'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_what_is_accepted(asked: list[str], code: int, says: str) -> None:

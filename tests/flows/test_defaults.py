@@ -15,10 +15,10 @@ from deeplab.presets import TrainingConfig
 from flows.cli import app
 from flows.commands.parameters import place, with_options
 from pipelines import remote
-from pipelines.options import EvaluateOptions, RegisteredTraining, SegmentOptions, TrainOptions, TuneOptions
+from pipelines.options import BenchmarkOptions, EvaluateOptions, RegisteredTraining, SegmentOptions, TrainOptions, TuneOptions
 from pipelines.options.training import PresetOptions
 
-KINDS = [SegmentOptions, EvaluateOptions, TuneOptions, TrainOptions, RegisteredTraining]
+KINDS = [BenchmarkOptions, SegmentOptions, EvaluateOptions, TuneOptions, TrainOptions, RegisteredTraining]
 PLACES = {"archive": "a", "results": "r", "model": "m", "dataset": "d", "model_out": "o", "out": "o"}
 
 
@@ -55,8 +55,12 @@ def test_a_command_without_options_has_the_defaults_of_the_schema(kind: type[Bas
 @pytest.mark.parametrize(
     ("kind", "texts"),
     [
-        (SegmentOptions, ["(193 to 8193). [default: 1025]", "(above 0 to 86400). [default: 60]", "--model -m", "[default: crf]"]),
+        (
+            SegmentOptions,
+            ["(193 to 8193). [default: 1025]", "(above 0 and at most 86400). [default: 60]", "--model -m", "[default: crf]"],
+        ),
         (EvaluateOptions, ["auto, cpu or cuda. [default: auto]", "--trimap <int,...>", "(1 to 1000)", "[default: no-crf]"]),
+        (BenchmarkOptions, ["[MODEL]", "[default: pets]", "--count -n", "default made-up ones"]),
         (TuneOptions, ["--write --no-write", "(0 to 6). [default: 2]"]),
         (TrainOptions, ["0 is off (0 to below 1).", "(1 or more).", "with --min-workers", "finetune"]),
         (RegisteredTraining, ["MODEL_OUT", "on --val-split is not worse", "[default: production]"]),
@@ -104,6 +108,7 @@ def test_commands_take_their_options_from_the_definition() -> None:
     """None of them lists an option by itself."""
     commands: dict[str, type[BaseModel]] = {
         "segment": SegmentOptions,
+        "benchmark": BenchmarkOptions,
         "train": TrainOptions,
         "evaluate": EvaluateOptions,
         "tune-crf": TuneOptions,

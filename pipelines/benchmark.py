@@ -1,0 +1,83 @@
+"""What a model costs on this machine, and what an archive will take: the work of `deeplab benchmark`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplab import checkpoint, speed, zoo
+from deeplab.arithmetic import device_named
+from deeplab.checkpoint import Model
+from deeplab.classes import ClassTable
+from deeplab.errors import UserError
+from deeplab.images import EXTENSIONS, ImageError
+from deeplab.predictor import Scoring
+from deeplab.speed import Estimate, Speed
+from pipelines import registry
+from pipelines.options import BenchmarkOptions
+
+CLASSES = 21  # of an architecture without a model: PASCAL VOC's
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured of `model` (a label), and the estimate for an archive."""
+
+    model: str
+    speed: Speed
+    estimate: Estimate
+
+    def json(self) -> dict[str, Any]:
+        """All figures, flat but for the estimate."""
+        figures = {**dataclasses.asdict(self.speed), "utilisation": self.speed.utilisation}
+        return {"model": self.model, **figures, "estimate": dataclasses.asdict(self.estimate)}
+
+
+def benchmark(options: BenchmarkOptions, watch: Callable[[int, int], None] = lambda done, total: None) -> Benchmark:
+    """Measure, and estimate. `watch` hears of rounds done and of all. Raises ModelError, DeviceError, UserError for bad photos."""
+    model, label = _model(options.model)
+    on_gpu = device_named(options.device).type == "cuda"
+    photos = _read(Path(options.photos), options.count) if options.photos else speed.pictures(options.count, *options.side)
+    refinement = options.refinement(model)
+    twin = dataclasses.replace(refinement, mode="exact", backend="torch", device="cuda") if refinement and on_gpu else None
+    try:
+        found = speed.measure(
+            model.network,
+            model.classes,
+            photos,
+            scoring=options.of_kind(Scoring),
+            device=options.device,
+            crf=refinement.engine() if refinement else None,
+            crf_on_device=twin.engine() if twin else None,
+            rounds=options.rounds,
+            watch=watch,
+        )
+    except ImageError as error:
+        raise UserError(f"{options.photos}: a photo cannot be used: {error}") from error
+    gpus = options.gpus if options.gpus is not None else torch.cuda.device_count()
+    cores = options.cores or os.cpu_count() or 1
+    return Benchmark(label, found, speed.estimate(found, options.images, cores, gpus if on_gpu else 0, options.hourly_price))
+
+
+def _model(name: str) -> tuple[Model, str]:
+    """A model and its label; of an architecture's name, one with random weights."""
+    if name not in zoo.ARCHITECTURES:
+        model = checkpoint.parse(*registry.read_model(name))
+        return model, model.label
+    classes = ClassTable.from_names([f"class {index}" for index in range(CLASSES)])
+    network = zoo.build(name, CLASSES, seed=0).eval()
+    return Model(name, network, classes, card={}, digest=""), f"{name}, {CLASSES} classes, random weights"
+
+
+def _read(folder: Path, count: int) -> list[bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not paths:
+        raise UserError(f"{folder}: no photos in it ({', '.join(EXTENSIONS[:6])}, ... are accepted)")
+    step = max(1, len(paths) // count)  # from all over the folder
+    return [path.read_bytes() for path in paths[::step][:count]]
