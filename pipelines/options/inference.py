@@ -8,18 +8,18 @@ from pydantic import Field, field_validator
 
 from deeplab.images import MAX_PIXELS
 from pipelines.options.parts import (
+    AddressOptions,
     BrokenPairs,
     ClusterOptions,
     CRFMode,
     CRFOptions,
-    DataSetOptions,
     DeviceOptions,
-    JobOptions,
     ModelOptions,
     Options,
     RefinementOptions,
     ScoringOptions,
     Spelling,
+    SplitOptions,
     short,
 )
 
@@ -34,7 +34,7 @@ class Places(Options):
     )
 
 
-class SegmentOptions(JobOptions, RefinementOptions, ScoringOptions, Places):
+class SegmentOptions(AddressOptions, RefinementOptions, ScoringOptions, Places):
     """One run of `deeplab segment`."""
 
     max_pixels: int = Field(
@@ -58,7 +58,7 @@ class SegmentOptions(JobOptions, RefinementOptions, ScoringOptions, Places):
         return f"{short(self.archive)} with {short(self.model)}"
 
 
-class EvaluateOptions(BrokenPairs, ClusterOptions, RefinementOptions, ScoringOptions, DataSetOptions, ModelOptions):
+class EvaluateOptions(BrokenPairs, ClusterOptions, RefinementOptions, ScoringOptions, SplitOptions, ModelOptions):
     """One model, or the masks of a results table, against the labels of one split."""
 
     model: str = Field(description="Bundled model, model folder, REGISTRY@ALIAS, or a results table")
@@ -74,7 +74,7 @@ class EvaluateOptions(BrokenPairs, ClusterOptions, RefinementOptions, ScoringOpt
         return f"{short(self.model)} on {self.split} of {short(self.dataset)}"
 
 
-class TuneOptions(ClusterOptions, ScoringOptions, DataSetOptions, ModelOptions):
+class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
     """A search for the CRF parameters that suit one model."""
 
     model: str = Field(description="Model folder or s3:// prefix, whose card takes the winner; or any other model, with write off")

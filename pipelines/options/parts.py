@@ -109,6 +109,11 @@ class DataSetOptions(Options):
         pattern=r"^[\w-]+$",
         description="Layout of the data set: auto, plain, voc2012, cityscapes, ade20k, pascal-context, person-part or coco-stuff",
     )
+
+
+class SplitOptions(DataSetOptions):
+    """One split of a data set."""
+
     split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to work on")
 
 
@@ -124,7 +129,19 @@ class DeviceOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
 
 
-class ClusterOptions(DeviceOptions):
+class AddressOptions(Options):
+    """Which cluster."""
+
+    address: str | None = Field(
+        default=None,
+        description=(
+            "Ray cluster (host:port or 'auto'), or for flows that segment or train its Jobs API (http://host:8265); "
+            "none starts Ray here"
+        ),
+    )
+
+
+class ClusterOptions(AddressOptions, DeviceOptions):
     """Where work runs."""
 
     workers: int = Field(
@@ -134,22 +151,12 @@ class ClusterOptions(DeviceOptions):
         validate_default=True,
         description="Processes that share the work, through Ray; 1 without an address is this process",
     )
-    address: str | None = Field(default=None, description="Ray cluster (host:port or 'auto'); none starts Ray here")
     start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has nothing to give")
 
     @property
     def here(self) -> bool:
         """Whether this process does all of the work, without Ray."""
         return self.workers == 1 and self.address is None
-
-
-class JobOptions(Options):
-    """Where work runs that may also be handed to a cluster as a job."""
-
-    address: str | None = Field(
-        default=None,
-        description="Ray cluster (host:port or 'auto'), or in a flow its Jobs API (http://host:8265); none starts Ray here",
-    )
 
 
 class ModelOptions(Options):

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from deeplab.names import ALIAS, model_name
 from deeplab.presets import PRESETS
-from pipelines.options.parts import BrokenPairs, ClusterOptions, DataSetOptions, JobOptions, Options, Spelling, short
+from pipelines.options.parts import BrokenPairs, ClusterOptions, DataSetOptions, Options, Spelling, short
 
 
 class PresetOptions(Options):
@@ -116,7 +116,7 @@ class TrainOptions(Training):
     resume: bool = Field(default=False, description="Continue the unfinished training in MODEL_OUT")
 
 
-class RegisteredTraining(JobOptions, Training):
+class RegisteredTraining(Training):
     """One training as a flow: the model is measured and may take an alias of a registry."""
 
     out: Annotated[str, Spelling(argument="MODEL_OUT")] = Field(
