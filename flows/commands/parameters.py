@@ -23,6 +23,7 @@ from pipelines.options.parts import Spelling
 USAGE = 2
 MOST_SHOWN = 8  # choices; longer lists are for another page
 NUMBERS = {"integer": "int", "number": "float"}
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 TYPES = {"string": "text", **NUMBERS}
 Model = TypeVar("Model", bound=BaseModel)
 Schema = Mapping[str, Any]
@@ -106,15 +107,8 @@ def _without_null(schema: Schema) -> Schema:
 
 def _bounds(schema: Schema) -> str:
     """The range of a number, in brackets."""
-    least = [_typed(schema["minimum"])] if "minimum" in schema else []
-    least += [f"above {_typed(schema['exclusiveMinimum'])}"] if "exclusiveMinimum" in schema else []
-    most = [_typed(schema["maximum"])] if "maximum" in schema else []
-    if "exclusiveMinimum" in schema and most:
-        return f" ({least[0]} and at most {most[0]})"
-    most += [f"below {_typed(schema['exclusiveMaximum'])}"] if "exclusiveMaximum" in schema else []
-    if least and not most and "minimum" in schema:
-        return f" ({least[0]} or more)"
-    return f" ({' to '.join(map(str, least + most))})" if least or most else ""
+    parts = [f"{words} {_typed(schema[key])}" for key, words in BOUNDS.items() if key in schema]
+    return f" ({' and '.join(parts)})" if parts else ""
 
 
 def _typed(value: Any) -> str | None:

@@ -8,16 +8,16 @@ from pydantic import Field, field_validator
 
 from deeplab.images import MAX_PIXELS
 from pipelines.options.parts import (
-    AddressOptions,
-    BrokenPairs,
+    Address,
     ClusterOptions,
     CRFMode,
     CRFOptions,
-    DeviceOptions,
+    Device,
     ModelOptions,
     Options,
     RefinementOptions,
     ScoringOptions,
+    SkipBroken,
     Spelling,
     SplitOptions,
     short,
@@ -34,7 +34,7 @@ class Places(Options):
     )
 
 
-class SegmentOptions(AddressOptions, RefinementOptions, ScoringOptions, Places):
+class SegmentOptions(RefinementOptions, ScoringOptions, Places):
     """One run of `deeplab segment`."""
 
     max_pixels: int = Field(
@@ -51,6 +51,7 @@ class SegmentOptions(AddressOptions, RefinementOptions, ScoringOptions, Places):
         default=0.05, ge=0, le=1, description="Fail (exit code 3), after committing, above this share of error rows"
     )
     retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
+    address: Address = None
 
     @property
     def title(self) -> str:
@@ -58,11 +59,12 @@ class SegmentOptions(AddressOptions, RefinementOptions, ScoringOptions, Places):
         return f"{short(self.archive)} with {short(self.model)}"
 
 
-class EvaluateOptions(BrokenPairs, ClusterOptions, RefinementOptions, ScoringOptions, SplitOptions, ModelOptions):
+class EvaluateOptions(ClusterOptions, RefinementOptions, ScoringOptions, SplitOptions, ModelOptions):
     """One model, or the masks of a results table, against the labels of one split."""
 
     model: str = Field(description="Bundled model, model folder, REGISTRY@ALIAS, or a results table")
     crf: bool = Field(default=False, description="Refine with the dense CRF before counting")
+    skip_broken: SkipBroken = False
     rows_of: str | None = Field(default=None, description="Of a results table: the model whose rows count; default the latest")
     trimap: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
         default=(), max_length=50, description="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10"
@@ -87,12 +89,13 @@ class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
     write: bool = Field(default=True, description="Write the winner into the model's card")
 
 
-class BenchmarkOptions(DeviceOptions, CRFOptions, ScoringOptions):
+class BenchmarkOptions(CRFOptions, ScoringOptions):
     """What a model is measured with, and what archive the estimate is for."""
 
     model: Annotated[str, Spelling(argument="MODEL")] = Field(
         default="pets", description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
     )
+    device: Device = "auto"
     photos: str | None = Field(default=None, description="Folder of photos like those of the archive; default made-up ones")
     count: Annotated[int, Spelling("-n")] = Field(default=8, ge=1, le=1000, description="Photos to measure with")
     size: str = Field(default="375x500", description="HEIGHTxWIDTH of made-up photos, in pixels")

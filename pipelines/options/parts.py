@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
 CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to compute")]
+Address = Annotated[
+    str | None,
+    Field(description="Ray cluster (host:port or auto; flows also take http://host:8265 and submit a job); none starts Ray here"),
+]
+SkipBroken = Annotated[bool, Field(description="Leave broken pairs out instead of refusing the data set")]
 T = TypeVar("T")
 
 
@@ -117,33 +123,10 @@ class SplitOptions(DataSetOptions):
     split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split to work on")
 
 
-class BrokenPairs(Options):
-    """What becomes of images or labels that cannot be read."""
-
-    skip_broken: bool = Field(default=False, description="Leave broken pairs out instead of refusing the data set")
-
-
-class DeviceOptions(Options):
-    """What computes."""
-
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute")
-
-
-class AddressOptions(Options):
-    """Which cluster."""
-
-    address: str | None = Field(
-        default=None,
-        description=(
-            "Ray cluster (host:port or 'auto'), or for flows that segment or train its Jobs API (http://host:8265); "
-            "none starts Ray here"
-        ),
-    )
-
-
-class ClusterOptions(AddressOptions, DeviceOptions):
+class ClusterOptions(Options):
     """Where work runs."""
 
+    device: Device = "auto"
     workers: int = Field(
         default=1,
         ge=1,
@@ -151,6 +134,7 @@ class ClusterOptions(AddressOptions, DeviceOptions):
         validate_default=True,
         description="Processes that share the work, through Ray; 1 without an address is this process",
     )
+    address: Address = None
     start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has nothing to give")
 
     @property

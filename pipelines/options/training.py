@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from deeplab.names import ALIAS, model_name
 from deeplab.presets import PRESETS
-from pipelines.options.parts import BrokenPairs, ClusterOptions, DataSetOptions, Options, Spelling, short
+from pipelines.options.parts import ClusterOptions, DataSetOptions, Options, SkipBroken, Spelling, short
 
 
 class PresetOptions(Options):
@@ -23,28 +23,20 @@ class PresetOptions(Options):
         description="Training preset; `deeplab models --presets` lists them",
         json_schema_extra={"enum": list(PRESETS)},
     )
-    steps: int | None = Field(default=None, ge=1, description="Instead of the preset's steps")
-    batch_size: int | None = Field(
-        default=None, ge=1, le=4096, description="Instead of the preset's crops per optimizer step, over all workers"
-    )
-    crop: int | None = Field(default=None, ge=33, le=4097, description="Instead of the preset's crop, in pixels")
-    learning_rate: float | None = Field(default=None, gt=0, description="Instead of the preset's learning rate")
-    schedule: Literal["poly", "step"] | None = Field(default=None, description="Instead of the preset's fall of the rate")
+    steps: int | None = Field(default=None, ge=1, description="Override the preset's steps")
+    batch_size: int | None = Field(default=None, ge=1, le=4096, description="Override the crops per step, over all workers")
+    crop: int | None = Field(default=None, ge=33, le=4097, description="Override the preset's crop, in pixels")
+    learning_rate: float | None = Field(default=None, gt=0, description="Override the preset's learning rate")
+    schedule: Literal["poly", "step"] | None = Field(default=None, description="Override how the learning rate falls")
     objective: Literal["single", "official", "kazuto"] | None = Field(
-        default=None, description="Instead of the preset's: a single loss, or one per scale (MSC) as in official or kazuto"
+        default=None, description="Override: a single loss, or one per scale (MSC): official or kazuto"
     )
-    ema: float | None = Field(
-        default=None, ge=0, lt=1, description="Instead of the preset's decay of the weights' running mean; 0 is off"
-    )
-    seed: int | None = Field(default=None, ge=0, description="Instead of the preset's seed")
-    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="Instead of the preset's arithmetic"
-    )
-    clip_norm: float | None = Field(
-        default=None, ge=0, description="Instead of the preset's greatest length of the gradient; 0 is off"
-    )
-    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Instead of the preset's batch norm")
-    validate_every: int | None = Field(default=None, ge=1, description="Instead of the preset's steps between validations")
+    ema: float | None = Field(default=None, ge=0, lt=1, description="Override the decay of the weights' running mean; 0 is off")
+    seed: int | None = Field(default=None, ge=0, description="Override the preset's seed")
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Override the arithmetic")
+    clip_norm: float | None = Field(default=None, ge=0, description="Override the gradient's greatest length; 0 is off")
+    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Override what batch norm does")
+    validate_every: int | None = Field(default=None, ge=1, description="Override the steps between validations")
 
     @field_validator("preset")
     @classmethod
@@ -67,13 +59,14 @@ class ExecutionOptions(Options):
     keep: int = Field(default=2, ge=1, description="Newest states that stay; the best step's stays too")
 
 
-class Training(ClusterOptions, BrokenPairs, ExecutionOptions, PresetOptions, DataSetOptions):
+class Training(ClusterOptions, ExecutionOptions, PresetOptions, DataSetOptions):
     """A training, whatever becomes of its model."""
 
     split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
     val_split: str = Field(
         default="val", pattern=r"^[\w.-]+$", validate_default=True, description="Split to choose the best weights on"
     )
+    skip_broken: SkipBroken = False
     init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors in torchvision's keys")
     name: Annotated[str, AfterValidator(model_name)] | None = Field(
         default=None, description="Name in the model card; default the folder's"

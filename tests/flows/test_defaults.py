@@ -57,12 +57,20 @@ def test_a_command_without_options_has_the_defaults_of_the_schema(kind: type[Bas
     [
         (
             SegmentOptions,
-            ["(193 to 8193). [default: 1025]", "(above 0 and at most 86400). [default: 60]", "--model -m", "[default: crf]"],
+            [
+                "(at least 193 and at most 8193). [default: 1025]",
+                "(above 0 and at most 86400). [default: 60]",
+                "--model -m",
+                "[default: crf]",
+            ],
         ),
-        (EvaluateOptions, ["auto, cpu or cuda. [default: auto]", "--trimap <int,...>", "(1 to 1000)", "[default: no-crf]"]),
+        (
+            EvaluateOptions,
+            ["auto, cpu or cuda. [default: auto]", "--trimap <int,...>", "(at least 1 and at most 1000)", "[default: no-crf]"],
+        ),
         (BenchmarkOptions, ["[MODEL]", "[default: pets]", "--count -n", "default made-up ones"]),
-        (TuneOptions, ["--write --no-write", "(0 to 6). [default: 2]"]),
-        (TrainOptions, ["0 is off (0 to below 1).", "(1 or more).", "with --min-workers", "finetune"]),
+        (TuneOptions, ["--write --no-write", "(at least 0 and at most 6). [default: 2]"]),
+        (TrainOptions, ["0 is off (at least 0 and below 1).", "(at least 1).", "with --min-workers", "finetune"]),
         (RegisteredTraining, ["MODEL_OUT", "on --val-split is not worse", "[default: production]"]),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ def test_the_tuned_crf_is_the_best_of_its_candidates_and_lies_in_the_card(tmp_pa
     scored = evaluate(options(folder, crf=True, crf_params="card"))
     assert scored["crf"] == f"fast {written['crf']}"
     chosen = SegmentOptions(archive=".", results=str(tmp_path / "r"), model=str(folder), crf_params="card")
-    used = task_of(begin(chosen)).crf
+    used = task_of(begin(chosen)).refinement
     assert used is not None
-    assert {key: used[key] for key in written["parameters"]} == written["parameters"]
+    assert asdict(used.parameters) == written["parameters"]
     with pytest.raises(checkpoint.ModelError, match=r"pets is bundled .*--no-write"):
         tune(given.model_copy(update={"model": "pets", "write": True}))
 
