@@ -58,9 +58,9 @@ def trimap_curve(curves: Mapping[str, Mapping[int, float | None]], title: str) -
     return picture
 
 
-def confusion_matrix(counts: np.ndarray, names: Sequence[str], title: str) -> Image.Image:
-    """counts[t, p] (C x C) -> a picture: a row per true class, shaded by what share of its pixels went where."""
-    classes = len(names)
+def confusion_matrix(confusion: np.ndarray | Sequence[Sequence[int]], names: Sequence[str], title: str) -> Image.Image:
+    """confusion[t][p] (C x C) -> a picture: a row per true class, shaded by what share of its pixels went where."""
+    counts, classes = np.asarray(confusion), len(names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cell = max(4, min(56, 1400 // classes))
     font = ImageFont.load_default(max(9, min(14, cell - 4)))

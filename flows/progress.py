@@ -13,15 +13,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 import httpx
+from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from pipelines import remote
+from pipelines.options import RegisteredTraining, SegmentOptions
 from pipelines.segment import Progress
 
 ARTIFACT_SECONDS = 2.0
@@ -61,6 +64,18 @@ def best_effort(what: str) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         get_run_logger().warning(f"no {what} on the run's page, as the Prefect server is away: {error}")
+
+
+def run_as_job(kind: str, options: SegmentOptions | RegisteredTraining, key: str, event: remote.Tell) -> Any:
+    """The result of the work as a job of the cluster that `address` names, with a link to it on the run's page. As `remote.run`."""
+    jobs, logger = remote.Jobs(str(options.address)), get_run_logger()
+
+    def started(job: str, attached: bool) -> None:
+        logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
+        with best_effort("link to the job"):
+            create_link_artifact(link=jobs.page(job), key=f"ray-{key}", description=f"Ray dashboard, job {job}")
+
+    return remote.run(jobs, kind, options, started, event, logger.info)
 
 
 class Watcher:

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
 from flows.hooks import leave_nothing_behind
 from flows.options import ReportOptions
-from flows.progress import Watcher, best_effort, slug
+from flows.progress import Watcher, best_effort, run_as_job, slug
 from flows.report import publish
 from flows.settings import hourly_price, one_at_a_time
 from pipelines import remote, storage
@@ -75,18 +73,11 @@ def verify(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary
 @task(name="job", **again)
 def run_job(options: SegmentOptions, place: str, watch: Watch) -> Summary:
     """All of it as one job on the cluster whose Jobs API `address` names; a repetition attaches to the job that runs."""
-    logger = get_run_logger()
-    jobs = remote.Jobs(str(options.address))
-
-    def started(job: str, attached: bool) -> None:
-        logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
-        with best_effort("link to the job"):
-            create_link_artifact(link=jobs.page(job), key=f"ray-{slug(place)}", description=f"Ray dashboard, job {job}")
 
     def event(told: dict[str, Any]) -> None:
         watch(Progress(**{name: told[name] for name in Progress.__dataclass_fields__}))
 
-    return Summary(**remote.run(jobs, "segment", options, started, event, logger.info))
+    return Summary(**run_as_job("segment", options, slug(place), event))
 
 
 @task(name="verify", **again)

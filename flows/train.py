@@ -4,18 +4,17 @@ import time
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from deeplab.training import Progress
 from flows.curves import curves
 from flows.evaluate import figures_table, score
 from flows.hooks import leave_nothing_behind
-from flows.progress import Watcher, best_effort, duration, slug
+from flows.progress import Watcher, best_effort, duration, run_as_job, slug
 from flows.report import picture_url
 from pipelines import jobs, remote
 from pipelines.options import RegisteredTraining
@@ -69,17 +68,11 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
 
     if not remote.is_jobs(options.address):
         return jobs.train(options, report)
-    place, logger = remote.Jobs(str(options.address)), get_run_logger()
-
-    def begun(job: str, attached: bool) -> None:
-        logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
-        with best_effort("link to the job"):
-            create_link_artifact(link=place.page(job), key=f"ray-{slug(options.out)}", description=f"Ray dashboard, job {job}")
 
     def event(told: dict[str, Any]) -> None:
         report(Progress(told["step"], told["steps"], told["loss"], told["learning_rate"], told["validation"]))
 
-    best: dict[str, Any] = remote.run(place, "train", options, begun, event, logger.info)
+    best: dict[str, Any] = run_as_job("train", options, slug(options.out), event)
     return best
 
 

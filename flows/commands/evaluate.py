@@ -44,8 +44,6 @@ def with_curve(options: EvaluateOptions, plots: Path | None) -> EvaluateOptions:
 
 def draw(summary: dict[str, Any], folder: Path) -> None:
     """The figures as files: pictures, and all numbers as JSON."""
-    import numpy as np
-
     from deeplab.errors import UserError
     from deeplab.files import LocalFiles, mark_files, mark_output
     from deeplab.json_text import json_text
@@ -57,7 +55,7 @@ def draw(summary: dict[str, Any], folder: Path) -> None:
             mark_files(pictures)
         (folder / "evaluation.json").write_text(json_text(summary, indent=2) + "\n")
         title = f"{summary['model']} on {summary['split']}"
-        confusion_matrix(np.array(summary["confusion"]), list(summary["iou"]), title).save(pictures[0])
+        confusion_matrix(summary["confusion"], list(summary["iou"]), title).save(pictures[0])
         before = summary.get("before_crf")
         curves = {"before the CRF": before["trimap"], "after the CRF": summary["trimap"]} if before else {"": summary["trimap"]}
         try:
