@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from deeplab.presets import TrainingConfig
+from deeplab.predictor import Scoring
+from deeplab.presets import TrainingConfig, finetune
+from deeplab.training import Execution
 from flows.cli import app
 from flows.commands.parameters import place, with_options
 from pipelines import remote
@@ -131,6 +134,18 @@ def test_commands_take_their_options_from_the_definition() -> None:
             command = command.commands[word]
         names = [parameter.name for parameter in command.params]
         assert names[: len(kind.model_fields)] == list(kind.model_fields), words
+
+
+def test_workers_get_objects_that_are_filled_from_the_options_and_have_the_same_defaults() -> None:
+    plain, given = {"archive": "a", "results": "r"}, {"scales": (0.5, 1.0), "flip": True, "tile": 257, "overlap": 32}
+    training = TrainOptions(dataset="d", model_out="o")
+    assert SegmentOptions(**plain).of_kind(Scoring) == EvaluateOptions(model="m", dataset="d").of_kind(Scoring) == Scoring()
+    assert SegmentOptions(**plain, **given).of_kind(Scoring) == Scoring(**given)
+    assert training.of_kind(Execution) == Execution()
+    for kind, options in ((Scoring, SegmentOptions), (Execution, TrainOptions)):
+        assert {field.name for field in fields(kind)} <= set(options.model_fields)
+    changed = training.model_copy(update={"clip_norm": 0.0, "seed": 3})
+    assert changed.of_kind(TrainingConfig, finetune()) == replace(finetune(), clip_norm=0.0, seed=3)
 
 
 def test_every_override_of_a_preset_is_a_field_of_the_training_configuration() -> None:
