@@ -22,7 +22,9 @@ CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves ou
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to compute")]
 Address = Annotated[
     str | None,
-    Field(description="Ray cluster (host:port or auto; flows also take http://host:8265 and submit a job); none starts Ray here"),
+    Field(
+        description="Ray cluster (host:port or auto; flows that segment or train also take http://host:8265); none starts Ray here"
+    ),
 ]
 SkipBroken = Annotated[bool, Field(description="Leave broken pairs out instead of refusing the data set")]
 T = TypeVar("T")
