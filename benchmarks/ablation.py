@@ -24,11 +24,11 @@ import torch
 from deeplab import weights, zoo
 from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
-from deeplab.datasets import LabelledFolder
-from deeplab.evaluation import evaluate
-from deeplab.predictor import Predictor, Scoring
-from deeplab.presets import TrainingConfig
-from deeplab.training import Execution, train
+from deeplab.data.datasets import LabelledFolder
+from deeplab.evaluation.predictions import evaluate
+from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.training.loop import Execution, train
+from deeplab.training.presets import TrainingConfig
 
 # ResNet-50 at stride 16 in place of the papers' VGG-16 and ResNet-101 at stride 8; batch and iterations scaled down.
 BASE = TrainingConfig(

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.hooks import marked
+from flows.serving.cleanup import marked
 from tests import s3_server
 from tests.pipelines.conftest import make_model, photo
 from tests.s3_proxy import Faults, Proxy
@@ -157,7 +157,7 @@ class Chaos:
         arguments = ("verify", f"{self.place}/results", "--archive", f"{self.place}/photos", "--json")
         verified = subprocess.run(self.command(*arguments), capture_output=True, text=True, cwd=ROOT, check=False)
         print(f"verify: exit code {verified.returncode} {verified.stdout.strip()[:500]} {verified.stderr.strip()[-500:]}")
-        from pipelines.results import ResultsTable
+        from pipelines.table.results_table import ResultsTable
 
         query = "SELECT count(*), count(DISTINCT (uri, version)), count(DISTINCT uri) FROM results"
         rows, pairs, uris = ResultsTable.open(f"{self.place}/results").query(query).fetchone() or (0, 0, 0)

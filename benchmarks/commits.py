@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines import s3
-from pipelines.commit import Committer, PartFile, write_part
-from pipelines.results import FILE_SCHEMA, ResultsTable
+from pipelines.storage import s3
+from pipelines.table.commit import Committer, PartFile, write_part
+from pipelines.table.results_table import ResultsTable
+from pipelines.table.schema import FILE_SCHEMA
 from tests import s3_server
 
 MODEL = "m@000000000000"

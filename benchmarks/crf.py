@@ -23,7 +23,7 @@ from measure import machine
 from PIL import Image
 
 from deeplab.crf import DenseCRF
-from deeplab.crf.bridge import pydensecrf_module
+from deeplab.crf.pydensecrf_backend import pydensecrf_module
 
 PHOTOS = [  # all of 375 x 500 pixels, from the Oxford-IIIT Pet data set; chosen by name alone
     "Abyssinian_105.jpg", "Abyssinian_157.jpg", "Abyssinian_21.jpg", "Bengal_10.jpg", "Bengal_24.jpg",
@@ -63,8 +63,8 @@ def synthetic(classes: int, contested: int) -> Source:
 
 def from_model(reference: str) -> Source:
     """A model of this project; its classes stand at ids 0, 8, 12, ... among 21, the others far below."""
-    from deeplab.checkpoint import load
-    from deeplab.predictor import Predictor
+    from deeplab.models.checkpoint import load
+    from deeplab.scoring.predictor import Predictor
 
     predictor = Predictor(load(reference).network, device="cpu")
 
@@ -82,7 +82,7 @@ def from_model(reference: str) -> Source:
 
 def resampled(grid: np.ndarray, shape: tuple[int, ...], per_step: float) -> np.ndarray:
     """C x h x w on a grid `per_step` times coarser than stride 8 (corner on corner) -> the stride-8 grid of an image."""
-    from deeplab.multiscale import upsample
+    from deeplab.scoring.multiscale import upsample
 
     height, width = (shape[0] - 1) // STRIDE + 1, (shape[1] - 1) // STRIDE + 1
     return upsample(grid, height, width, int(per_step))
@@ -122,7 +122,7 @@ def bilinear(grid: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def energies(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Unary energies at full size, C x N float32: -log softmax of the interpolated scores."""
-    from deeplab.multiscale import upsample
+    from deeplab.scoring.multiscale import upsample
 
     full = upsample(scores, *image.shape[:2], STRIDE).astype(np.float32)
     full -= full.max(0)

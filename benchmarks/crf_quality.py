@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deeplab.checkpoint import load
 from deeplab.crf import DenseCRF
-from deeplab.datasets import LabelledFolder
-from deeplab.metrics import Confusion
-from deeplab.multiscale import winning_classes
-from deeplab.predictor import Predictor
+from deeplab.data.datasets import LabelledFolder
+from deeplab.evaluation.metrics import Confusion
+from deeplab.models.checkpoint import load
+from deeplab.scoring.multiscale import winning_classes
+from deeplab.scoring.predictor import Predictor
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 

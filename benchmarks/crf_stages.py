@@ -20,7 +20,7 @@ STAGES = ("read", "decode", "score", "refine", "encode")
 def seconds(archive: Path, results: Path, model: str, crf: dict[str, str]) -> dict[str, float]:
     """Seconds per stage of one run."""
     from pipelines.options import SegmentOptions
-    from pipelines.segment import segment
+    from pipelines.segment.run import segment
 
     shutil.rmtree(results, ignore_errors=True)
     summary = segment(SegmentOptions(archive=str(archive), results=str(results), model=model, **crf))
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--model", default="pets")
     arguments = parser.parse_args()
-    from pipelines import cluster
+    from pipelines.cluster import connection
 
     kinds = {
         "pydensecrf": {"crf_backend": "pydensecrf"},
@@ -42,7 +42,7 @@ def main() -> None:
         "fast": {"crf_mode": "fast"},
     }
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
-    with tempfile.TemporaryDirectory() as folder, cluster.session(cpus=2):
+    with tempfile.TemporaryDirectory() as folder, connection.session(cpus=2):
         archive = Path(folder) / "photos"
         archive.mkdir()
         for path in sorted(arguments.photos.glob("*.jpg"))[: arguments.images]:

@@ -2,8 +2,8 @@
 
     python benchmarks/decoding.py [--photos FOLDER] [--odd FOLDER] [--rounds 9]
 
-Ours is `deeplab.images.decode` (Pillow). Those of torchvision, OpenCV, PyTurboJPEG, simplejpeg and pyvips are measured where
-they are installed; none of them is needed by the package. Each gives H x W x 3 uint8 RGB. They take turns photo by photo, and
+Ours is `deeplab.images.decoding.decode` (Pillow). Those of torchvision, OpenCV, PyTurboJPEG, simplejpeg and pyvips are measured
+where they are installed; none of them is needed by the package. Each gives H x W x 3 uint8 RGB. They take turns photo by photo, and
 a figure is the median of the rounds, in CPU time of this thread. `--odd`: a folder with manifest.tsv (file, ..., expected); a
 decoder agrees on a file when it refuses what is to be refused, and accepts what is to be accepted with our size.
 pip install opencv-python-headless pyturbojpeg simplejpeg pyvips-binary pyvips brings the others.
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deeplab.images import decode
+from deeplab.images.decoding import decode
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 ADDRESS_SPACE = 16 << 30  # for a file that swells

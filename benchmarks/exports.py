@@ -23,11 +23,12 @@ from PIL import Image
 
 from deeplab import masks
 from deeplab.classes import PETS
-from pipelines import storage
-from pipelines.commit import write_part
-from pipelines.export import export
+from pipelines.exports.export import export
 from pipelines.exports.formats import FORMATS
-from pipelines.results import FILE_SCHEMA, ResultsTable
+from pipelines.storage import filesystems
+from pipelines.table.commit import write_part
+from pipelines.table.results_table import ResultsTable
+from pipelines.table.schema import FILE_SCHEMA
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets"
 MODEL = "pets@000000000000"
@@ -65,7 +66,13 @@ def make(folder: Path, images: int) -> str:
             path = folder / "photos" / f"{number // 1000:04d}" / f"{number:07d}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             os.link(source, path)
-            row = {"uri": path.as_uri(), "version": storage.local_version(path.stat()), "status": "ok", "mask": png, "run": "run"}
+            row = {
+                "uri": path.as_uri(),
+                "version": filesystems.local_version(path.stat()),
+                "status": "ok",
+                "mask": png,
+                "run": "run",
+            }
             rows.append({**row, "height": height, "width": width, "confidence": 0.9, "segmented_at": datetime.now(UTC)})
         table.commit(
             f"run-{first}",

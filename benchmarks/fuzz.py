@@ -27,7 +27,8 @@ MOST_MB = 900
 DECODE = """
 import resource, sys, time
 from pathlib import Path
-from deeplab.images import ImageError, decode
+from deeplab.errors import ImageError
+from deeplab.images.decoding import decode
 
 def status(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -77,9 +78,9 @@ def decode_all(paths: list[Path], keep: Path) -> None:
 def pipeline(archive: Path, model: Path, folder: Path) -> tuple[dict[str, int], int, int]:
     """Rows by status, rows in all and different images, of a run of the whole pipeline over the files."""
     os.setsid()
-    from pipelines import segment
     from pipelines.options import SegmentOptions
-    from pipelines.results import ResultsTable
+    from pipelines.segment import run as segment
+    from pipelines.table.results_table import ResultsTable
 
     results = folder / "results"
     options = SegmentOptions(archive=str(archive), results=str(results), model=str(model), crf=False, max_error_rate=1.0)

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py [--device cuda] [--architecture resnet101-aspp] [--sizes 375x500,513x513] [--count 64]
 
-Needs `deeplab/` alone, without Ray. Made-up photos of each size go through every stage of `deeplab.speed`; weights are random,
-which changes labels and no time. Last comes a profile of scoring: the operations that take longest.
+Needs `deeplab/` alone, without Ray. Made-up photos of each size go through every stage of `deeplab.scoring.speed`; weights are
+random, which changes labels and no time. Last comes a profile of scoring: the operations that take longest.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from deeplab import speed, zoo
+from deeplab import zoo
 from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
-from deeplab.images import decode
-from deeplab.predictor import Predictor, Scoring
+from deeplab.images.decoding import decode
+from deeplab.scoring import speed
+from deeplab.scoring.predictor import Predictor, Scoring
 
 
 def main(given: list[str] | None = None) -> None:

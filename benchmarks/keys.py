@@ -13,7 +13,8 @@ from pathlib import Path
 
 from measure import apart
 
-from pipelines import inventory, s3
+from pipelines.archive import inventory
+from pipelines.storage import s3
 from tests import s3_server
 
 PER_FOLDER = 1000

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.options import SegmentOptions
-from pipelines.segment import Progress, segment
+from pipelines.segment.run import SegmentProgress, segment
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 
@@ -65,7 +65,7 @@ def main() -> None:
         while not over.wait(1.0):
             seen.append((state["done"], max(workers(os.getsid(0)), default=0)))
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: SegmentProgress) -> None:
         state["done"] = progress.done
 
     with tempfile.TemporaryDirectory(prefix="deeplab-memory-") as folder:

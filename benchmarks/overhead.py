@@ -25,9 +25,10 @@ def loop(archive: Path, model: Path) -> dict[str, float]:
     """CPU milliseconds per image of each stage in a plain loop, one thread."""
     import torch
 
-    from deeplab import checkpoint, masks
-    from deeplab.images import decode
-    from deeplab.predictor import Predictor
+    from deeplab import masks
+    from deeplab.images.decoding import decode
+    from deeplab.models import checkpoint
+    from deeplab.scoring.predictor import Predictor
 
     toy.register()
     torch.set_num_threads(1)
@@ -69,9 +70,10 @@ def segment(archive: Path, model: Path, folder: Path, count: int, every: float) 
         steps[name] = {"cpu": sum(cpu.values()), "wall": now["wall"] - last["wall"], "by": cpu}
         last.update(now)
 
-    from pipelines import cluster, stream  # noqa: F401 (what the driver imports is no part of the stream's cost)
-    from pipelines import segment as run_steps
+    from pipelines.cluster import connection
     from pipelines.options import SegmentOptions
+    from pipelines.segment import run as run_steps
+    from pipelines.segment import stream  # noqa: F401 (what the driver imports is no part of the stream's cost)
 
     places: dict[str, Any] = {"archive": str(archive), "results": str(folder / "results"), "model": str(model)}
     run = toy.begin(SegmentOptions(**places, crf=False, limit=count, commit_every=every))
@@ -80,7 +82,7 @@ def segment(archive: Path, model: Path, folder: Path, count: int, every: float) 
     step("inventory")
     todo = run_steps.make_plan(run, listed, folder / "work")
     step("plan")
-    with cluster.session():
+    with connection.session():
         step("start")
         outcome = run_steps.execute(run, todo)
         step("stream")

@@ -27,10 +27,11 @@ def loop(paths: list[Path], model: str, ready: object, go: object) -> None:
     """One process of the plain loop."""
     import torch
 
-    from deeplab import checkpoint, masks
+    from deeplab import masks
     from deeplab.crf import DenseCRF
-    from deeplab.images import decode
-    from deeplab.predictor import Predictor
+    from deeplab.images.decoding import decode
+    from deeplab.models import checkpoint
+    from deeplab.scoring.predictor import Predictor
 
     torch.set_num_threads(1)
     loaded = checkpoint.load(model)
@@ -65,14 +66,14 @@ def run_loop(paths: list[Path], model: str, processes: int) -> tuple[float, floa
 
 def run_pipeline(archive: Path, limit: int, model: str, processes: int, root: Path) -> float:
     """Seconds of `segment` for the first `limit` photos, from the start of Ray to the commit."""
-    from pipelines import cluster
+    from pipelines.cluster import connection
     from pipelines.options import SegmentOptions
-    from pipelines.segment import segment
+    from pipelines.segment.run import segment
 
     results = root / "results"
     shutil.rmtree(results, ignore_errors=True)
     start = time.perf_counter()
-    with cluster.session(cpus=processes):
+    with connection.session(cpus=processes):
         segment(SegmentOptions(archive=str(archive), results=str(results), model=model, limit=limit))
     return time.perf_counter() - start
 

@@ -26,9 +26,10 @@ def uris(start: int, stop: int) -> list[str]:
 
 def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
     """An inventory and a results table (whose masks are 64 bytes) that holds its first `done` rows."""
-    from pipelines.commit import ROWS_PER_FILE, write_part
-    from pipelines.inventory import SCHEMA
-    from pipelines.results import FILE_SCHEMA, ResultsTable
+    from pipelines.archive.inventory import SCHEMA
+    from pipelines.table.commit import ROWS_PER_FILE, write_part
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.table.schema import FILE_SCHEMA
 
     inventory = root / "listed.parquet"
     with pq.ParquetWriter(inventory, SCHEMA) as writer:
@@ -70,15 +71,15 @@ def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
 
 def take(listed: Path, inventory: Path) -> int:
     """Rows that `inventory.take` brings over from somebody's Parquet inventory."""
-    from pipelines.inventory import take
+    from pipelines.archive.inventory import take
 
     return take(str(listed), inventory).images
 
 
 def ours(inventory: Path, results: Path, todo: Path) -> int:
-    from pipelines import plan
-    from pipelines.layout import CORE_BLOCK
-    from pipelines.results import ResultsTable
+    from pipelines.segment import plan
+    from pipelines.segment.parallelism import CORE_BLOCK
+    from pipelines.table.results_table import ResultsTable
 
     made = plan.make(inventory, ResultsTable.open(str(results)), MODEL, todo)
     return sum(block.num_rows for block in made.blocks(16, *CORE_BLOCK))
@@ -86,8 +87,8 @@ def ours(inventory: Path, results: Path, todo: Path) -> int:
 
 def check(results: Path, todo: Path) -> tuple[int, int]:
     """What `segment` asks at its end: planned images without a row, and rows that are double."""
-    from pipelines.account import lost_and_doubled
-    from pipelines.results import ResultsTable
+    from pipelines.table.counts import lost_and_doubled
+    from pipelines.table.results_table import ResultsTable
 
     return lost_and_doubled(ResultsTable.open(str(results)), MODEL, todo)
 

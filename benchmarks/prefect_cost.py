@@ -91,11 +91,11 @@ def startup(repeats: int, plain: dict[str, str], served: dict[str, str], root: P
 def overhead(images: int, root: Path) -> None:
     """In this process, whose PREFECT_API_URL names the server."""
     from flows import segment as module
-    from pipelines import segment as steps
-    from pipelines import stream
     from pipelines.options import SegmentOptions
-    from pipelines.plan import Plan
-    from pipelines.segment import Outcome, Progress, Run, Watch
+    from pipelines.segment import run as steps
+    from pipelines.segment import stream
+    from pipelines.segment.plan import Plan
+    from pipelines.segment.run import Outcome, Run, SegmentProgress, Watch
 
     spent: dict[str, list[float]] = {"task": [], "execute": [], "segment": [], "commit": []}
     task, execute = module.segment, steps.execute
@@ -107,7 +107,7 @@ def overhead(images: int, root: Path) -> None:
         return result
 
     def timed_execute(run: Run, todo: Plan, watch: Watch) -> Outcome:
-        def timed_watch(progress: Progress) -> None:
+        def timed_watch(progress: SegmentProgress) -> None:
             begun = time.perf_counter()
             watch(progress)
             spent.setdefault(progress.phase, []).append(time.perf_counter() - begun)
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--images", type=int, default=60, help="photos of the run that overhead is measured on")
     arguments = parser.parse_args()
-    from flows import environment
+    from flows.console import environment
 
     environment.prepare()
     print(f"{machine()}, Python {platform.python_version()}")

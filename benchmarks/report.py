@@ -27,8 +27,9 @@ FOLDER = 1000  # links a folder
 def make(root: Path, rows: int) -> Path:
     from deeplab.classes import PETS
     from deeplab.masks import class_pixels, encode_png
-    from pipelines.commit import ROWS_PER_FILE, write_part
-    from pipelines.results import FILE_SCHEMA, ResultsTable
+    from pipelines.table.commit import ROWS_PER_FILE, write_part
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.table.schema import FILE_SCHEMA
 
     photos = sorted(EXAMPLES.glob("*.jpg"))
     kinds = []
@@ -71,8 +72,8 @@ def make(root: Path, rows: int) -> Path:
 
 def page(results: Path, folder: Path, sample: int) -> tuple[int, int]:
     """Rows of the table, and photos that could not be shown."""
-    from pipelines.report.build import build
-    from pipelines.results import ResultsTable
+    from pipelines.report.static_page import build
+    from pipelines.table.results_table import ResultsTable
 
     made = build(ResultsTable.open(str(results)), folder, MODEL, sample)
     return made.facts.images, len(made.gone)

@@ -24,12 +24,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from deeplab import checkpoint, zoo
+from deeplab import zoo
 from deeplab.classes import ClassTable
-from deeplab.images import decode
-from deeplab.layers import ConvBatchNorm
-from deeplab.network import SegmentationNetwork
-from deeplab.predictor import Predictor, Scoring
+from deeplab.convolutions.conv_norm import ConvBatchNorm
+from deeplab.images.decoding import decode
+from deeplab.models import checkpoint
+from deeplab.networks.network import SegmentationNetwork
+from deeplab.scoring.predictor import Predictor, Scoring
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 

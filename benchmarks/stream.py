@@ -11,7 +11,7 @@ run in the same Ray has started all processes before.
 Before there was a stream a run was cut into chunks with a commit each. Copied to such a checkout, with toy.py and measure.py,
 this file runs with 1, 10 and 100 chunks.
 
-Blocks: a plan whose blocks hold one image goes through `pipelines.stream` with a stage that does nothing.
+Blocks: a plan whose blocks hold one image goes through `pipelines.segment.stream` with a stage that does nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GIB = 1 << 30
 
 
 def start_ray(workers: int) -> None:
-    """As `cluster.session` starts it, for more tasks than this machine has cores and memory for: they mostly sleep."""
+    """As `connection.session` starts it, for more tasks than this machine has cores and memory for: they mostly sleep."""
     import ray
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -51,7 +51,7 @@ def start_ray(workers: int) -> None:
 
 def segment(options: Any) -> str:
     """Run `deeplab segment` in the Ray of this process; the label of the model."""
-    from pipelines import segment as steps
+    from pipelines.segment import run as steps
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,9 +82,9 @@ def settings(images: int, ideal: float) -> dict[str, dict[str, Any]]:
 
 
 def commits(images: int, workers: int, seconds: float) -> None:
-    from pipelines.loading import WINDOW
     from pipelines.options import SegmentOptions
-    from pipelines.results import ResultsTable
+    from pipelines.segment.read_ahead import WINDOW
+    from pipelines.table.results_table import ResultsTable
 
     ideal = images * seconds / workers
     print(f"{measure.machine()}; {images:,} photos, {workers} processes, {seconds} s an image: ideal {ideal:.1f} s")
@@ -110,7 +110,7 @@ def commits(images: int, workers: int, seconds: float) -> None:
 
 def nothing(block: Any, model: Any, task: Any, register: Any) -> Any:
     """The stage of `blocks`: takes what `stages.whole` takes, and gives no rows."""
-    from pipelines.stages import ROWS
+    from pipelines.segment.stages import ROWS
 
     return ROWS.empty_table()
 
@@ -132,22 +132,22 @@ class Count:
 
 
 def through(count: int, workers: int, folder: Path) -> Count:
-    """Send so many blocks of one image through `pipelines.stream`."""
+    """Send so many blocks of one image through `pipelines.segment.stream`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import ray
 
-    from pipelines import plan, stream
-    from pipelines.layout import Layout
+    from pipelines.segment import plan, stream
+    from pipelines.segment.parallelism import Parallelism
 
     path = folder / f"{count}.parquet"
     uris = [f"s3://archive/photos/{index // 1000:06d}/image-{index:09d}.jpg" for index in range(count)]
     pq.write_table(pa.table({"uri": uris, "version": ["0" * 32] * count, "bytes": [1] * count}, schema=plan.SCHEMA), path)
     todo = plan.Plan(path, "m", 0, images=count, done=0, archive=count)
-    layout = Layout(block_images=1, block_bytes=1, slots=workers, cores=workers, cpus=1.0, memory=0.0)
+    parallelism = Parallelism(block_images=1, block_bytes=1, slots=workers, cores=workers, cpus=1.0, memory=0.0)
     sink: Any = Count()
     with ExitStack() as after:
-        stream.run(todo, ray.put(None), None, layout, sink, lambda: True, after)  # type: ignore[arg-type]
+        stream.run(todo, ray.put(None), None, parallelism, sink, lambda: True, after)  # type: ignore[arg-type]
     assert sink.blocks == count
     return sink
 
@@ -156,7 +156,7 @@ def blocks(count: int, workers: int) -> None:
     import stream as this  # as a module by this name: its stage travels by value
     from ray import cloudpickle
 
-    from pipelines import stream
+    from pipelines.segment import stream
 
     cloudpickle.register_pickle_by_value(this)
     vars(stream)["whole"] = this.nothing

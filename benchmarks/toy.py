@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.options import SegmentOptions
-    from pipelines.segment import Run
+    from pipelines.segment.run import Run
 
 SIDE = 64
 
@@ -20,7 +20,7 @@ def register() -> Path:
     from torch import Tensor, nn
 
     from deeplab import zoo
-    from deeplab.network import TENSORFLOW, SegmentationNetwork
+    from deeplab.networks.network import TENSORFLOW, SegmentationNetwork
 
     class Pointwise(nn.Conv2d):
         output_stride = 8
@@ -62,8 +62,9 @@ def carried(source: tuple[Path, bytes, bytes]) -> tuple[Path, bytes, bytes]:
 
 def make_model(folder: Path, seconds: float = 0.0) -> Path:
     """A model folder. Its network sleeps `seconds` an image, in the process that scores."""
-    from deeplab import checkpoint, zoo
+    from deeplab import zoo
     from deeplab.classes import PETS
+    from deeplab.models import checkpoint
 
     register()
     classes = [{"name": name, "colour": list(colour)} for name, colour in zip(PETS.names, PETS.colours, strict=True)]
@@ -92,8 +93,8 @@ def make_photos(folder: Path, count: int) -> Path:
 
 
 def begin(options: SegmentOptions) -> Run:
-    """`segment.begin` for a model of `make_model`."""
-    from pipelines import segment
+    """`run.begin` for a model of `make_model`."""
+    from pipelines.segment import run as segment
 
     register()
     run = segment.begin(options)

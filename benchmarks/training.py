@@ -21,20 +21,20 @@ from pathlib import Path
 import torch
 
 from deeplab import zoo
-from deeplab.training import Objective, Progress
-from pipelines import cluster
+from deeplab.training.loop import Objective, TrainingProgress
+from pipelines.cluster import connection
 from pipelines.options import TrainOptions
-from pipelines.train import Notice, configuration, train
+from pipelines.train.ray_train import Notice, configuration, train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "pets"
 
 
 def run(options: TrainOptions, warm_up: int) -> tuple[float, float, float]:
     """Images a second over all steps and over the fastest quarter, and the share of the time that was spent waiting for data."""
-    steps: list[Progress] = []
+    steps: list[TrainingProgress] = []
 
-    def watch(progress: Progress | Notice) -> None:
-        if isinstance(progress, Progress):
+    def watch(progress: TrainingProgress | Notice) -> None:
+        if isinstance(progress, TrainingProgress):
             steps.append(progress)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if gpu else platform.machine()
     print(f"{where}: {given.preset}, batch {given.batch_size}, crop {given.crop}, {given.precision}, {given.loaders} loaders")
     ratios, quiet, waits, rates = [], [], [], []
-    with cluster.session(cpus=1):
+    with connection.session(cpus=1):
         for repeat in range(given.repeats):
             alone, alone_quiet, waited = run(options, given.warm_up)
             # An address, and be it that of the Ray which runs here already, sends one worker through Ray Train.

@@ -18,8 +18,8 @@ from scoring import arguments_of, as_a_port, loop, network_of
 
 from deeplab import masks
 from deeplab.crf import DenseCRF
-from deeplab.images import decode
-from deeplab.predictor import Predictor, Scoring
+from deeplab.images.decoding import decode
+from deeplab.scoring.predictor import Predictor, Scoring
 
 
 def main() -> None:

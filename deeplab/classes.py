@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+IGNORE = 255  # the label of pixels that are neither learnt from nor counted
+
 BACKGROUND = ("background", "void", "none", "unlabeled", "unlabelled")
 
 

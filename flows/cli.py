@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from flows import environment, failures, stopping
 from flows.commands import architectures, benchmark, dataset, evaluate, report, results, run, segment, serve, train, upkeep
-from flows.terminal import stderr
+from flows.console import environment, error_messages, signals
+from flows.console.terminal import stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +43,7 @@ def common(
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error; also DEEPLAB_DEBUG=1.")] = False,
 ) -> None:
     if debug:
-        os.environ[failures.DEBUG] = "1"  # for the processes that the command starts, too
+        os.environ[error_messages.DEBUG] = "1"  # for the processes that the command starts, too
     if notice := environment.prepare():
         stderr.print(notice, soft_wrap=True, markup=False, style="dim")
 
@@ -81,18 +81,18 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8 is printed as \\xe9
     # A run that is ended, or whose terminal is closed, ends like an interrupted one: what is finished is committed, and Ray is
     # taken down. A signal that is ignored stays ignored, as `nohup` wants it.
-    for number, code in stopping.EXIT_CODES.items():
+    for number, code in signals.EXIT_CODES.items():
         if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_, code=code: sys.exit(code))
-    failures.silence()
+    error_messages.silence()
     try:
         app(_debug_first(sys.argv[1:]))
     except SystemExit as ended:
-        if ended.code == stopping.INTERRUPTED:
+        if ended.code == signals.INTERRUPTED:
             stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there", soft_wrap=True)
         raise
     except Exception as error:
-        failures.report(error)
+        error_messages.report(error)
         sys.exit(1)
 
 

@@ -8,10 +8,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.hooks import leave_nothing_behind
-from flows.progress import Watcher, best_effort, slug
-from pipelines.evaluate import evaluate
+from flows.serving.cleanup import leave_nothing_behind
+from flows.watching.progress import Watcher, best_effort, slug
 from pipelines.options import EvaluateOptions
+from pipelines.train.evaluation import evaluate
 
 
 @task(name="evaluate", cache_policy=NO_CACHE)

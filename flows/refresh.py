@@ -6,9 +6,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.hooks import leave_nothing_behind
 from flows.options import ReportOptions
 from flows.segment import segment_archive
+from flows.serving.cleanup import leave_nothing_behind
 from flows.train import train_model
 from pipelines.options import RegisteredTraining, SegmentOptions
 

@@ -12,17 +12,18 @@ from prefect.events import emit_event
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from flows.hooks import leave_nothing_behind
 from flows.options import ReportOptions
-from flows.progress import Watcher, best_effort, run_as_job, slug
-from flows.report import publish
-from flows.settings import hourly_price, one_at_a_time
-from pipelines import remote, storage
-from pipelines import segment as steps
-from pipelines.inventory import Inventory
+from flows.serving.cleanup import leave_nothing_behind
+from flows.serving.settings import hourly_price, one_at_a_time
+from flows.watching.progress import Watcher, best_effort, run_as_job, slug
+from flows.watching.run_report import publish
+from pipelines.archive.inventory import Inventory
+from pipelines.cluster import ray_jobs
 from pipelines.options import SegmentOptions
-from pipelines.plan import Plan
-from pipelines.segment import Outcome, Progress, Run, Summary, TooManyErrors, Watch
+from pipelines.segment import run as steps
+from pipelines.segment.plan import Plan
+from pipelines.segment.run import Outcome, Run, SegmentProgress, Summary, TooManyErrors, Watch
+from pipelines.storage import filesystems
 
 
 def transient(task: Any, run: Any, state: State[Any]) -> bool:
@@ -30,7 +31,7 @@ def transient(task: Any, run: Any, state: State[Any]) -> bool:
     try:
         state.result()
     except Exception as error:
-        return storage.passes(error)
+        return filesystems.passes(error)
     return False
 
 
@@ -41,8 +42,8 @@ again = {"cache_policy": NO_CACHE, "retries": 2, "retry_delay_seconds": [5, 60],
 @task(name="preflight", cache_policy=NO_CACHE)
 def preflight(options: SegmentOptions) -> Run:
     """The model can be read and is whole; a Jobs API that is to do the work answers, and takes our token."""
-    if remote.is_jobs(options.address):
-        remote.Jobs(str(options.address))
+    if ray_jobs.is_jobs(options.address):
+        ray_jobs.Jobs(str(options.address))
     return steps.begin(options)
 
 
@@ -75,7 +76,7 @@ def run_job(options: SegmentOptions, place: str, watch: Watch) -> Summary:
     """All of it as one job on the cluster whose Jobs API `address` names; a repetition attaches to the job that runs."""
 
     def event(told: dict[str, Any]) -> None:
-        watch(Progress(**{name: told[name] for name in Progress.__dataclass_fields__}))
+        watch(SegmentProgress(**{name: told[name] for name in SegmentProgress.__dataclass_fields__}))
 
     return Summary(**run_as_job("segment", options, slug(place), event))
 
@@ -104,7 +105,7 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
 
     Run it again after a crash, a cancellation or with new images: only what is missing is done. Returns the summary.
     """
-    place = storage.canonical(options.results)
+    place = filesystems.canonical(options.results)
     resource = {"prefect.resource.id": f"deeplab.results.{slug(place)}", "prefect.resource.name": place}
     with (
         one_at_a_time(place),  # two would do work twice, not harm
@@ -113,7 +114,7 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
     ):
         folder = Path(name)
 
-        def watch(progress: Progress) -> None:
+        def watch(progress: SegmentProgress) -> None:
             watcher.segmenting(progress)
             if progress.phase == "commit":
                 payload = {"images": progress.committed, "errors": progress.errors, "version": progress.version}
@@ -121,7 +122,7 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
 
         run = preflight(options)
         try:
-            if remote.is_jobs(options.address):
+            if ray_jobs.is_jobs(options.address):
                 summary = verify_job(options, run_job(options, place, watch))
             else:
                 listed = take_inventory(run, folder, watch)

@@ -10,16 +10,17 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.states import Completed
 
-from deeplab.training import Progress
-from flows.curves import curves
+from deeplab.training.loop import TrainingProgress
 from flows.evaluate import figures_table, score
-from flows.hooks import leave_nothing_behind
-from flows.progress import Watcher, best_effort, duration, run_as_job, slug
-from flows.report import picture_url
-from pipelines import jobs, remote
+from flows.serving.cleanup import leave_nothing_behind
+from flows.watching.curves import curves
+from flows.watching.progress import Watcher, best_effort, duration, run_as_job, slug
+from flows.watching.run_report import picture_url
+from pipelines.cluster import ray_jobs
+from pipelines.cluster.ray_jobs import JobFailed
 from pipelines.options import RegisteredTraining
-from pipelines.registry import Registry
-from pipelines.remote import JobFailed
+from pipelines.storage.model_registry import Registry
+from pipelines.train import flow_steps
 
 
 def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
@@ -36,8 +37,8 @@ def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
 @task(name="preflight", cache_policy=NO_CACHE)
 def preflight(options: RegisteredTraining) -> str:
     """The registry and the Jobs API answer, before hours are spent; says who holds the alias."""
-    if remote.is_jobs(options.address):
-        remote.Jobs(str(options.address))
+    if ray_jobs.is_jobs(options.address):
+        ray_jobs.Jobs(str(options.address))
     if options.registry is None:
         return "no registry: the model stays in its folder"
     registry = Registry(options.registry)
@@ -48,7 +49,7 @@ def preflight(options: RegisteredTraining) -> str:
 
 @task(name="data check", cache_policy=NO_CACHE)
 def check_data(options: RegisteredTraining) -> dict[str, int]:
-    return jobs.check_data(options)
+    return flow_steps.check_data(options)
 
 
 @task(name="train", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 60], retry_condition_fn=lost_job)
@@ -56,7 +57,7 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
     """The training itself; an unfinished one in the same folder is gone on with."""
     started: list[tuple[float, int]] = []
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         started[:] = started or [(time.monotonic(), progress.step)]
         parts = [f"step {progress.step:,} of {progress.steps:,}", f"loss {progress.loss:.4f}"]
         if progress.validation:
@@ -66,11 +67,11 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
             parts.append(f"about {duration(left)} left")
         watcher.show(min(99.0, 100 * progress.step / progress.steps), ", ".join(parts), log=progress.validation is not None)
 
-    if not remote.is_jobs(options.address):
-        return jobs.train(options, report)
+    if not ray_jobs.is_jobs(options.address):
+        return flow_steps.train(options, report)
 
     def event(told: dict[str, Any]) -> None:
-        report(Progress(told["step"], told["steps"], told["loss"], told["learning_rate"], told["validation"]))
+        report(TrainingProgress(told["step"], told["steps"], told["loss"], told["learning_rate"], told["validation"]))
 
     best: dict[str, Any] = run_as_job("train", options, slug(options.out), event)
     return best
@@ -78,14 +79,14 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
 
 @task(name="register", cache_policy=NO_CACHE)
 def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, Any]:
-    return jobs.register(options, figures)
+    return flow_steps.register(options, figures)
 
 
 @task(name="report", cache_policy=NO_CACHE)
 @best_effort("report")
 def make_report(options: RegisteredTraining, figures: dict[str, Any], registered: dict[str, Any] | None) -> None:
     """Figures, the alias' fate, and the curves as a picture."""
-    key, validations = slug(options.out), jobs.curve(options.out)
+    key, validations = slug(options.out), flow_steps.curve(options.out)
     text = figures_table(figures)
     text += f"\n{registered['entry']}: {registered['reason']}\n" if registered else "\nNot registered: no registry was named.\n"
     if validations:
@@ -110,7 +111,7 @@ def train_model(options: RegisteredTraining) -> State[dict[str, Any]]:
         counts = check_data(options)
         watcher.show(0, ", ".join(f"{count:,} images in {split}" for split, count in counts.items()), log=True)
         train(options, watcher)
-        figures = score(jobs.evaluation(options, options.out), watcher)
+        figures = score(flow_steps.evaluation(options, options.out), watcher)
         del figures["confusion"]  # too much for an event
         registered = register(options, figures) if options.registry else None
         make_report(options, figures, registered)

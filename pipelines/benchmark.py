@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
-from deeplab import checkpoint, speed, zoo
-from deeplab.arithmetic import device_named
-from deeplab.checkpoint import Model
+from deeplab import zoo
 from deeplab.classes import ClassTable
-from deeplab.errors import UserError
-from deeplab.images import EXTENSIONS, ImageError
-from deeplab.predictor import Scoring
-from deeplab.speed import Estimate, Speed
-from pipelines import registry
+from deeplab.devices import device_named
+from deeplab.errors import ImageError, UserError
+from deeplab.images.decoding import EXTENSIONS
+from deeplab.models import checkpoint
+from deeplab.models.checkpoint import Model
+from deeplab.scoring import speed
+from deeplab.scoring.predictor import Scoring
+from deeplab.scoring.speed import Estimate, Speed
 from pipelines.options import BenchmarkOptions
+from pipelines.storage import model_registry
 
 CLASSES = 21  # of an architecture without a model: PASCAL VOC's
 
@@ -68,7 +70,7 @@ def benchmark(options: BenchmarkOptions, watch: Callable[[int, int], None] = lam
 def _model(name: str) -> tuple[Model, str]:
     """A model and its label; of an architecture's name, one with random weights."""
     if name not in zoo.ARCHITECTURES:
-        model = checkpoint.parse(*registry.read_model(name))
+        model = checkpoint.parse(*model_registry.read_model(name))
         return model, model.label
     classes = ClassTable.from_names([f"class {index}" for index in range(CLASSES)])
     network = zoo.build(name, CLASSES, seed=0).eval()

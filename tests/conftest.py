@@ -58,12 +58,12 @@ def s3(
     s3_process: s3_server.Server | s3_server.External, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[str]:
     """An s3:// prefix of this test's own on a real server, which the AWS_* variables name."""
-    from pipelines import s3 as store
-    from pipelines import storage
+    from pipelines.storage import filesystems
+    from pipelines.storage import s3 as store
 
     for name, value in s3_process.environment.items():
         monkeypatch.setenv(name, value)
-    cached = (store.client, store.signed, storage._s3_filesystem)
+    cached = (store.client, store.signed, filesystems._s3_filesystem)
     for each in cached:
         each.cache_clear()
     yield f"s3://{s3_server.BUCKET}/{request.node.name[:40]}-{uuid.uuid4().hex[:8]}"
@@ -74,7 +74,7 @@ def s3(
 @pytest.fixture
 def s3_archive(s3: str) -> str:
     """Twelve small photos in two folders, a text file and a broken photo."""
-    from pipelines import s3 as store
+    from pipelines.storage import s3 as store
     from tests.pipelines.conftest import photo
 
     for index in range(12):

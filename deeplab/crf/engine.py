@@ -192,7 +192,7 @@ class DenseCRF:
         return out
 
     def _bridge(self, image: np.ndarray, grid: Grid) -> np.ndarray:
-        from deeplab.crf.bridge import pydensecrf_marginals
+        from deeplab.crf.pydensecrf_backend import pydensecrf_marginals
 
         logits = upsampled(grid, *image.shape[:2])
         self.stats = {"classes_kept": len(logits), "active_fraction": 1.0}
@@ -202,8 +202,8 @@ class DenseCRF:
         """Marginals C x H x W, on the device."""
         import torch
 
-        from deeplab.arithmetic import device_named
         from deeplab.crf.torch_lattice import mean_field, upsampled_on
+        from deeplab.devices import device_named
 
         height, width = image.shape[:2]
         device = device_named(self.device)

@@ -18,7 +18,7 @@ GRIDS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]]
 
 
 @dataclass(frozen=True)
-class Found:
+class BestParameters:
     """`best` of `tried` candidates (in their order, each with its figure), and its figure."""
 
     best: CRFParameters
@@ -34,7 +34,7 @@ def coarse(grid: str = "deeplab-v2") -> list[CRFParameters]:
 
 def search(
     measure: Callable[[Sequence[CRFParameters]], Sequence[float]], candidates: Sequence[CRFParameters], rounds: int = 2
-) -> Found:
+) -> BestParameters:
     """`measure` says how good each of some parameters is (the larger, the better).
 
     First the `candidates`; then `rounds` times the neighbours of the best in all three axes, at half the step of the
@@ -54,4 +54,4 @@ def search(
         around = [[float(getattr(best, axis)) + k * step for k in (-1, 0, 1)] for axis, step in zip(axes, steps, strict=True)]
         near = [replace(best, bi_w=w, bi_xy_std=xy, bi_rgb_std=rgb) for w, xy, rgb in itertools.product(*around) if xy > 0 < rgb]
         todo = [candidate for candidate in dict.fromkeys(near) if candidate not in figures and candidate.bi_w >= 0]
-    return Found(best, figures[best], list(figures.items()))
+    return BestParameters(best, figures[best], list(figures.items()))

@@ -1,10 +1,13 @@
-"""Foreign weights into our networks: explicit key maps, every key accounted for."""
+"""Foreign weights into our networks: explicit key maps, every key accounted for.
 
-from deeplab.weights.families import FAMILIES, Imported, import_file, import_state_dict, import_weights
-from deeplab.weights.fitting import WeightsError, load_backbone, read_safetensors
-from deeplab.weights.maps import mobilenet_v2_keys
-from deeplab.weights.pickled import read_pth
-from deeplab.weights.start import initialise
+Our own model folders are in models/.
+"""
+
+from deeplab.weights.foreign_networks import FAMILIES, Imported, import_file, import_state_dict, import_weights
+from deeplab.weights.initialisation import initialise
+from deeplab.weights.key_maps import mobilenet_v2_keys
+from deeplab.weights.pth_files import read_pth
+from deeplab.weights.strict_loading import WeightsError, load_backbone, read_safetensors
 
 __all__ = [
     "FAMILIES",

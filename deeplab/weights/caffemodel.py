@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab.weights.fitting import WeightsError
+from deeplab.weights.strict_loading import WeightsError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_FIELDS = 100_000  # of one message; Caffe's largest nets have a few thousand layers

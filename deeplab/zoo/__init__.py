@@ -1,4 +1,7 @@
-"""Named architectures, each with the paper it follows."""
+"""Named architectures, each with the paper it follows and its published figures.
+
+The layers themselves are networks/.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from typing import Any
 
 import torch
 
-from deeplab.network import SegmentationNetwork
-from deeplab.zoo import mobilenet, relatives, resnet, vgg
-from deeplab.zoo.entry import Architecture
+from deeplab.networks.network import SegmentationNetwork
+from deeplab.zoo import fcn_deconvnet_attention, mobilenet, resnet, vgg
+from deeplab.zoo.architecture import Architecture
 
 __all__ = ["ARCHITECTURES", "Architecture", "build"]
 
 ARCHITECTURES = {
-    entry.name: entry for entry in (*mobilenet.ENTRIES, *resnet.ENTRIES, *vgg.ENTRIES, *relatives.ENTRIES)
+    entry.name: entry for entry in (*mobilenet.ENTRIES, *resnet.ENTRIES, *vgg.ENTRIES, *fcn_deconvnet_attention.ENTRIES)
 }  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from deeplab.heads import ASPP
-from deeplab.heads_v3 import HeadV3
-from deeplab.mobilenet import MobileNetV2
-from deeplab.mobilenet_v3 import MobileNetV3
-from deeplab.network import TENSORFLOW, TORCHVISION, SegmentationNetwork
-from deeplab.zoo.entry import Architecture, field_of_view
+from deeplab.networks.heads import ASPP
+from deeplab.networks.mobilenet import MobileNetV2
+from deeplab.networks.mobilenet_v3 import MobileNetV3
+from deeplab.networks.network import TENSORFLOW, TORCHVISION, SegmentationNetwork
+from deeplab.networks.torchvision_heads import DeepLabV3Head
+from deeplab.zoo.architecture import Architecture, field_of_view
 from deeplab.zoo.resnet import RATES
 
 
@@ -22,14 +22,14 @@ def _v2_with_v3_head(
     classes: int, output_stride: int = 8, padding: str = "same", align_corners: bool = True
 ) -> SegmentationNetwork:
     backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
-    head = HeadV3(MobileNetV2.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)])
+    head = DeepLabV3Head(MobileNetV2.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)])
     return SegmentationNetwork(backbone, head, classes, TENSORFLOW, align_corners)
 
 
 def _v3(classes: int, output_stride: int = 16, align_corners: bool = False) -> SegmentationNetwork:
     # torchvision keeps rates 12, 24, 36 at this net's stride 16, too.
     return SegmentationNetwork(
-        MobileNetV3(output_stride), HeadV3(MobileNetV3.channels, classes), classes, TORCHVISION, align_corners
+        MobileNetV3(output_stride), DeepLabV3Head(MobileNetV3.channels, classes), classes, TORCHVISION, align_corners
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from deeplab.heads import ASPP, LargeFOV, Plain
-from deeplab.heads_v3 import HeadFCN, HeadV3
-from deeplab.network import CAFFE, DEEPLAB, TORCHVISION, SegmentationNetwork
-from deeplab.resnet import ResNet
-from deeplab.zoo.entry import Architecture, field_of_view
+from deeplab.networks.heads import ASPP, LargeFOV, Plain
+from deeplab.networks.network import CAFFE, DEEPLAB, TORCHVISION, SegmentationNetwork
+from deeplab.networks.resnet import ResNet
+from deeplab.networks.torchvision_heads import ConvolutionalFCNHead, DeepLabV3Head
+from deeplab.zoo.architecture import Architecture, field_of_view
 
 RATES = (6, 12, 18, 24)  # ASPP-L, arXiv 1606.00915, section 4.1.2: the best of the paper's, on VGG and on ResNet
 MEANS = {"imagenet": CAFFE, "deeplab": DEEPLAB}  # what is subtracted: MSRA's, or as DeepLab's prototxts round it
@@ -53,8 +53,10 @@ def _torchvision(depth: int, pyramid: bool) -> Callable[..., SegmentationNetwork
         align_corners: bool = False,
     ) -> SegmentationNetwork:
         backbone = ResNet(depth, output_stride, stride_in, ceil_pool, dilate_first, eps)  # type: ignore[arg-type]
-        head = HeadV3(ResNet.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)]) if pyramid else None
-        network = SegmentationNetwork(backbone, head or HeadFCN(ResNet.channels, classes), classes, TORCHVISION, align_corners)
+        head = DeepLabV3Head(ResNet.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)]) if pyramid else None
+        network = SegmentationNetwork(
+            backbone, head or ConvolutionalFCNHead(ResNet.channels, classes), classes, TORCHVISION, align_corners
+        )
         return network
 
     return build_torchvision

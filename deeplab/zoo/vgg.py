@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deeplab.heads import FeatureBranches, Plain, SummedScores
-from deeplab.network import DEEPLAB, SegmentationNetwork
-from deeplab.vgg import VGG16FullyConvolutional, VGG16Pyramid
-from deeplab.zoo.entry import Architecture, field_of_view
+from deeplab.networks.heads import FeatureBranches, Plain, SummedScores
+from deeplab.networks.network import DEEPLAB, SegmentationNetwork
+from deeplab.networks.vgg import VGG16FullyConvolutional, VGG16Pyramid
+from deeplab.zoo.architecture import Architecture, field_of_view
 
 ASPP_S, ASPP_L = (2, 4, 8, 12), (6, 12, 18, 24)
 V1 = "arXiv 1412.7062, Tables 1 and 2"

@@ -1,1 +1,4 @@
-"""The commands of the `deeplab` program, grouped by what they work on."""
+"""The commands of the `deeplab` program, grouped by what they work on.
+
+Nothing that another layer needs.
+"""

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.terminal import print_json, stdout
+from flows.console.terminal import print_json, stdout
 
 
 def import_weights(
@@ -26,8 +26,9 @@ def import_weights(
 
     Strict: every weight of ours is filled and every one of theirs has its place, or nothing is written.
     """
-    from deeplab import checkpoint, text_lists, weights
+    from deeplab import text_lists, weights
     from deeplab.classes import VOC, ClassTable
+    from deeplab.models import checkpoint
     from deeplab.names import model_name, name_after
 
     name = name_after(model_out.resolve().name) if name is None else model_name(name)

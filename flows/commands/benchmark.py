@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.parameters import Json, with_options
-from flows.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, print_json, stdout
 from pipelines.options import BenchmarkOptions
 
 if TYPE_CHECKING:

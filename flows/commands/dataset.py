@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.parameters import Json
-from flows.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, print_json, stdout
 from pipelines.options.parts import DataSetOptions
 
 Place = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
@@ -29,10 +29,10 @@ def check(
 ) -> None:
     """Decode every pair of DATASET: broken and doubtful ones by name, sizes, shares of classes. Exit code 1 when any is broken."""
     from deeplab.classes import ClassTable
+    from deeplab.contact_sheet import contact_sheet
+    from deeplab.data.inspection import inspect
     from deeplab.files import mark_files
-    from deeplab.inspection import inspect
-    from deeplab.sheet import contact_sheet
-    from pipelines.pack import open_dataset
+    from pipelines.train.packed_datasets import open_dataset
 
     if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise typer.BadParameter(f"{sheet}: .png or .jpg is accepted", param_hint="--sheet")
@@ -105,11 +105,11 @@ def pack(
     tile: Annotated[int, typer.Option(min=0, help="Cut larger images into tiles of at most this side; 0 is off.")] = 0,
 ) -> None:
     """Write DATASET as a few Parquet files, which `deeplab train` takes in its place: right for object storage."""
-    from deeplab.datasets import LabelledFolder
-    from pipelines import storage
-    from pipelines.pack import pack as run
+    from deeplab.data.datasets import LabelledFolder
+    from pipelines.storage import filesystems
+    from pipelines.train.packed_datasets import pack as run
 
-    files = storage.files(storage.canonical(dataset))
+    files = filesystems.files(filesystems.canonical(dataset))
     opened = [LabelledFolder(files, split.strip(), layout) for split in splits.split(",")]
     with bar("pairs") as display:
         pairs = run(opened, out, tile, report=lambda done, total: display.update("packing", done, total))

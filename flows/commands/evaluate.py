@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.parameters import Json, with_options
-from flows.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, print_json, stdout
 from pipelines.options import EvaluateOptions, TuneOptions
 
 # The widths of the curve where none are given; the papers draw 1 to 40 pixels.
@@ -25,7 +25,7 @@ def evaluate(options: EvaluateOptions, plots: Plots = None, as_json: Json = Fals
 
     With --crf the figures before it are counted, too.
     """
-    from pipelines.evaluate import evaluate as run
+    from pipelines.train.evaluation import evaluate as run
 
     with bar("images") as display:
         summary = run(with_curve(options, plots), lambda done, total: display.update("evaluating", done, total))
@@ -45,9 +45,9 @@ def with_curve(options: EvaluateOptions, plots: Path | None) -> EvaluateOptions:
 def draw(summary: dict[str, Any], folder: Path) -> None:
     """The figures as files: pictures, and all numbers as JSON."""
     from deeplab.errors import UserError
+    from deeplab.evaluation.plots import confusion_matrix, trimap_curve
     from deeplab.files import LocalFiles, mark_files, mark_output
     from deeplab.json_text import json_text
-    from deeplab.plots import confusion_matrix, trimap_curve
 
     try:
         pictures = [folder / name for name in ("confusion.png", "trimap.png")]
@@ -99,7 +99,7 @@ def tune_crf(options: TuneOptions, as_json: Json = False) -> None:
 
     `segment` and `evaluate` take them with --crf-params card. The card is part of a model's digest: it gets a new label.
     """
-    from pipelines.tune import tune
+    from pipelines.train.crf_search import tune
 
     with bar("steps") as display:
         found = tune(options, display.update)

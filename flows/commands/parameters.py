@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.markup import escape
 
-from flows.terminal import stderr
+from flows.console.terminal import stderr
 from pipelines.options.parts import Spelling
 
 USAGE = 2

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from flows.commands.parameters import Json
 from flows.commands.results import Model, Results
-from flows.terminal import bar, print_json, stderr, stdout
+from flows.console.terminal import bar, print_json, stderr, stdout
 
 
 def report(
@@ -30,8 +30,8 @@ def report(
 
     [dim]deeplab report results/ -o report/[/]
     """
-    from pipelines.report.build import build
-    from pipelines.results import ResultsTable
+    from pipelines.report.static_page import build
+    from pipelines.table.results_table import ResultsTable
 
     table = ResultsTable.open(results)
     with bar("photos") as display:
@@ -52,8 +52,8 @@ def view(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
     """The same page with all rows of the table, served on this machine alone until Ctrl-C."""
-    from pipelines.report.serve import serve
-    from pipelines.results import ResultsTable
+    from pipelines.report.server import serve
+    from pipelines.table.results_table import ResultsTable
 
     table = ResultsTable.open(results)
     label = table.pick_model(model)

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.parameters import Json
-from flows.terminal import bar, print_json, stderr, stdout
+from flows.console.terminal import bar, print_json, stderr, stdout
+from pipelines.exports import sample_sheet
 from pipelines.exports.formats import FORMATS
 
 Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the results table.", show_default=False)]
@@ -39,8 +40,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """What RESULTS holds: models, rows, errors by reason, and what of an archive is pending."""
-    from pipelines.results import ResultsTable
-    from pipelines.status import status as read
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.upkeep.status import status as read
 
     found = read(ResultsTable.open(results), archive, model, **patterns(archive, include, exclude))
     if as_json:
@@ -74,13 +75,12 @@ def show(
     worst: Annotated[bool, typer.Option("--worst", help="Those of lowest confidence instead of an even sample.")] = False,
 ) -> None:
     """A contact sheet: photo | mask overlay pairs with a legend."""
-    from pipelines import export as exporting
-    from pipelines.results import ResultsTable
+    from pipelines.table.results_table import ResultsTable
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise typer.BadParameter(f"{out}: a .png or .jpg file is written", param_hint="--out")
     table = ResultsTable.open(results)
-    shown = exporting.show(table, table.pick_model(model), out, count, worst)
+    shown = sample_sheet.show(table, table.pick_model(model), out, count, worst)
     for uri, reason in shown.skipped.items():
         stderr.print(f"left out {escape(uri)}: {escape(reason)}")
     stdout.print(f"{shown.files} photos on {escape(str(out))}")
@@ -101,8 +101,8 @@ def export(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    from pipelines import export as exporting
-    from pipelines.results import ResultsTable
+    from pipelines.exports import export as exporting
+    from pipelines.table.results_table import ResultsTable
 
     table = ResultsTable.open(results)
     label = table.pick_model(model)

@@ -14,8 +14,8 @@ from flows.commands.evaluate import Plots, draw, evaluate, with_curve
 from flows.commands.parameters import Json, Settings, options_of, with_options
 from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment
 from flows.commands.serve import require_server
-from flows.stopping import INTERRUPTED
-from flows.terminal import print_json, stderr, stdout
+from flows.console.signals import INTERRUPTED
+from flows.console.terminal import print_json, stderr, stdout
 from pipelines.options import EvaluateOptions, RegisteredTraining, SegmentOptions
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
 
     if PREFECT_API_URL.value():
         require_server()
-    from flows.cancelled import mark_cancelled, was_stopped
+    from flows.serving.cancellation import mark_cancelled, was_stopped
 
     run_id = None
 
@@ -55,7 +55,7 @@ def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
 
 def exit_code(state: Any) -> int:
     """0 for a completed run, 3 where too many images became error rows, 1 for every other end."""
-    from pipelines.segment import TooManyErrors
+    from pipelines.segment.run import TooManyErrors
 
     if state.is_completed():
         return DONE
@@ -75,7 +75,7 @@ def tell(state: Any, code: int) -> None:
 @with_options
 def run_segment(options: SegmentOptions, as_json: Json = False) -> None:
     from flows.segment import segment_archive
-    from pipelines.segment import Summary
+    from pipelines.segment.run import Summary
 
     state, code = here(segment_archive, options)
     if code == DONE and not as_json:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.parameters import Json, with_options
-from flows.terminal import bar, print_json, stderr, stdout
+from flows.console.terminal import bar, print_json, stderr, stdout
 from pipelines.options import SegmentOptions
 
 DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
@@ -28,8 +28,8 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
     deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
     """
-    from pipelines.segment import Progress, TooManyErrors
-    from pipelines.segment import segment as run
+    from pipelines.segment.run import SegmentProgress, TooManyErrors
+    from pipelines.segment.run import segment as run
 
     phases = {
         "inventory": "listing images",
@@ -41,7 +41,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     code, failure = DONE, ""
     with bar("images") as display:
 
-        def watch(progress: Progress) -> None:
+        def watch(progress: SegmentProgress) -> None:
             errors = f"[red]{progress.errors} errors[/]" if progress.errors else ""
             committed = f"{progress.committed} committed" if progress.committed else ""
             display.update(phases[progress.phase], progress.done, progress.total or None, f"{committed} {errors}".strip())
@@ -61,7 +61,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
 
 def print_summary(summary: Any) -> None:
     """The summary for people."""
-    from pipelines.storage import delta_location
+    from pipelines.storage.filesystems import delta_location
 
     place = delta_location(summary.results)
     if summary.passed_over:
@@ -95,5 +95,5 @@ def print_summary(summary: Any) -> None:
     stdout.print(table)
     stdout.print("open it:", style="dim")
     answer = f'ResultsTable.open({place!r}).query("SELECT * EXCLUDE mask FROM results LIMIT 5").df()'
-    program = f"from pipelines.results import ResultsTable; print({answer})"
+    program = f"from pipelines.table.results_table import ResultsTable; print({answer})"
     stdout.print(f"  python -c {shlex.quote(program)}", soft_wrap=True, markup=False)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from deeplab.errors import UserError
 from flows.commands.parameters import Settings, options_of, parse_settings
-from flows.terminal import stdout
+from flows.console.terminal import stdout
 
 ANSWER_SECONDS = 10.0
 
@@ -62,7 +62,7 @@ def serve(
     require_server()
     from prefect import serve as run
 
-    from flows.serving import deployments
+    from flows.deployments import deployments
 
     # Each run is a process of its own, which would look into the current folder first for our packages.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
@@ -121,7 +121,7 @@ def setup_prefect(
     Run it again at any time; what is there stays.
     """
     require_server()
-    from flows.serving import setup
+    from flows.deployments import setup
 
     for line in setup(results or []):
         stdout.print(line, soft_wrap=True)

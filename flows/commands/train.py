@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flows import stopping
 from flows.commands.architectures import print_family
 from flows.commands.parameters import Json, with_options
-from flows.terminal import bar, print_json, stdout
+from flows.console import signals
+from flows.console.terminal import bar, print_json, stdout
 from pipelines.options import TrainOptions
 
 
@@ -21,14 +21,14 @@ def train(options: TrainOptions) -> None:
     The state is saved at every validation: after a crash the same command with --resume goes on bit for bit. SIGTERM
     and Ctrl-C save it first.
     """
-    from deeplab.training import Progress, Stopped
-    from pipelines.train import Notice
-    from pipelines.train import train as run
+    from deeplab.training.loop import Stopped, TrainingProgress
+    from pipelines.train.ray_train import Notice
+    from pipelines.train.ray_train import train as run
 
-    with stopping.request() as asked, bar("steps") as display:
+    with signals.request() as asked, bar("steps") as display:
         note = ""
 
-        def watch(progress: Progress | Notice) -> None:
+        def watch(progress: TrainingProgress | Notice) -> None:
             nonlocal note
             if isinstance(progress, Notice):
                 if progress.text:
@@ -58,8 +58,9 @@ def models(
     as_json: Json = False,
 ) -> None:
     """Bundled models and known architectures, training presets, or one model's card."""
-    from deeplab import checkpoint, zoo
-    from deeplab.presets import PRESETS
+    from deeplab import zoo
+    from deeplab.models import checkpoint
+    from deeplab.training.presets import PRESETS
 
     if model is not None:
         print_json({"digest": checkpoint.load(model).digest, **checkpoint.read_card(model)})

@@ -9,7 +9,8 @@ from rich.markup import escape
 
 from flows.commands.parameters import Json
 from flows.commands.results import Exclude, Include, Model, Results, patterns
-from flows.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, print_json, stdout
+from pipelines.upkeep import compaction
 
 
 def verify(
@@ -24,14 +25,14 @@ def verify(
 
     Exits with 1 when something is wrong or, with --archive, missing.
     """
-    from pipelines import upkeep
-    from pipelines.results import ResultsTable
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.upkeep import verification
 
     chosen = patterns(archive, include, exclude)
     table = ResultsTable.open(results)
     with bar("files") as display:
         label = table.pick_model(model) if model else None
-        found = upkeep.verify(table, archive, label, lambda done, total: display.update("verifying", done, total), **chosen)
+        found = verification.verify(table, archive, label, lambda done, total: display.update("verifying", done, total), **chosen)
     if as_json:
         print_json(vars(found))
     else:
@@ -52,11 +53,10 @@ def compact(
     target_mb: Annotated[int, typer.Option(min=1, help="Size of the files to make, in MiB.")] = 128,
 ) -> None:
     """Join small files, so that readers open fewer. Rows stay as they are; old files go with `deeplab vacuum`."""
-    from pipelines import upkeep
-    from pipelines.results import ResultsTable
+    from pipelines.table.results_table import ResultsTable
 
     table = ResultsTable.open(results)
-    done = upkeep.compact(table, table.pick_model(model) if model else None, target_mb << 20)
+    done = compaction.compact(table, table.pick_model(model) if model else None, target_mb << 20)
     stdout.print(f"{done['removed']} files became {done['added']}; version {table.version}")
 
 
@@ -70,10 +70,9 @@ def vacuum(
 
     No run may take longer than --hours, or files that it has yet to commit would go.
     """
-    from pipelines import upkeep
-    from pipelines.results import ResultsTable
+    from pipelines.table.results_table import ResultsTable
 
-    files = upkeep.vacuum(ResultsTable.open(results), hours, delete=delete)
+    files = compaction.vacuum(ResultsTable.open(results), hours, delete=delete)
     if as_json:
         print_json({"deleted": delete, "files": files})
         return
@@ -94,8 +93,8 @@ def repair(
 
     Earlier versions made such tables with models whose names hold a space, %41, # or ?. Exits with 1 when some are left.
     """
-    from pipelines import repair as mending
-    from pipelines.results import ResultsTable
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.upkeep import repair as mending
 
     table = ResultsTable.open(results)
     done = mending.repair(table, forget)
@@ -114,8 +113,8 @@ def drop_model(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Take all rows of MODEL out of RESULTS. Earlier versions keep them until `deeplab vacuum`."""
-    from pipelines import upkeep
-    from pipelines.results import ResultsError, ResultsTable
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.table.table_errors import ResultsError
 
     table = ResultsTable.open(results)
     matching = [label for label in table.models() if model in (label, label.split("@")[0])]
@@ -124,4 +123,4 @@ def drop_model(
     label = table.pick_model(model)
     if not yes and not typer.confirm(f"take all rows of {label} out of {table.uri}?"):
         raise typer.Exit(1)
-    stdout.print(f"{upkeep.drop_model(table, label)} rows of {escape(label)} dropped; version {table.version}")
+    stdout.print(f"{compaction.drop_model(table, label)} rows of {escape(label)} dropped; version {table.version}")

@@ -1,1 +1,4 @@
-"""The formats that masks are exported to: a file each, listed in formats.py."""
+"""Masks out of the table: one format a file, listed in formats.py.
+
+A page to look at is report/.
+"""

@@ -28,9 +28,9 @@ class Format:
 
 
 FORMATS = {
-    "png": Format("a palette PNG an image, pixel value = class id", "files.png"),
-    "overlay": Format("the photo with its mask on it, as JPEG", "files.overlay"),
-    "geotiff": Format("a TIFF an image, with the image's coordinate system", "files.geotiff", rasterio=True),
+    "png": Format("a palette PNG an image, pixel value = class id", "image_files.png"),
+    "overlay": Format("the photo with its mask on it, as JPEG", "image_files.overlay"),
+    "geotiff": Format("a TIFF an image, with the image's coordinate system", "image_files.geotiff", rasterio=True),
     "coco-rle": Format("coco.json, annotations with compressed RLE", "coco.rle"),
     "coco-panoptic": Format("panoptic.json and RGB PNGs, a segment per class", "coco.panoptic"),
     "geojson": Format("polygons in WGS 84, a file per georeferenced image", "polygons.geojson", rasterio=True),

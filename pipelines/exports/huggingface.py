@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deeplab.images import ImageError, header
+from deeplab.errors import ImageError
+from deeplab.images.decoding import header
 from pipelines.exports.source import Masks
 
 # The hub's own sizes for image data: groups of 100 rows, so that its viewer need not read much, and files of 500 MB.

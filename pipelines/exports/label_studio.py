@@ -13,8 +13,10 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from deeplab.classes import ClassTable
-from pipelines import shards, storage
-from pipelines.exports.source import Mask, Masks, parts_of, path_of
+from pipelines.archive import shards
+from pipelines.archive.shards import parts_of, path_of
+from pipelines.exports.source import Mask, Masks
+from pipelines.storage import filesystems
 
 FILE_BYTES = 100_000_000  # of a file of tasks: Label Studio takes up to 250 MB in one import
 SIZES = (3, 4, 8, 16)  # bits of a run's length: each run takes the first that holds it
@@ -82,7 +84,7 @@ def _bits(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _address(source: Masks, mask: Mask) -> str:
-    if storage.is_s3(mask.uri):
+    if filesystems.is_s3(mask.uri):
         return mask.uri
     inside = path_of(parts_of(mask.uri)[max(1, len(source.shared) - 1) :], local=True)
     return f"/data/local-files/?d={quote(os.fsencode(inside))}"

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deeplab.errors import one_line
-from deeplab.images import ImageError
-from pipelines import geotiff as tiff
+from deeplab.errors import ImageError, one_line
+from pipelines.exports import geotiff as tiff
 from pipelines.exports.source import Mask, Masks
 
 Ring = list[tuple[float, float]]

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 
 from deeplab import masks
-from deeplab.errors import one_line
+from deeplab.errors import ImageError, one_line
 from deeplab.files import LocalFiles, mark_files, mark_output
-from deeplab.images import ImageError
 from deeplab.names import relative_path, stem
-from pipelines import shards, storage
-from pipelines.results import ResultsError, ResultsTable
+from pipelines.archive import shards
+from pipelines.archive.shards import parts_of, path_of
+from pipelines.storage import filesystems
+from pipelines.table.results_table import ResultsTable
+from pipelines.table.table_errors import ResultsError
 
 BATCH = 64  # rows that are read at a time; masks of the largest images have megabytes
 NAMED = 1000  # skipped images that are named one by one; all are counted
@@ -68,25 +69,6 @@ class Mask:
     def labels(self) -> np.ndarray:
         """height x width uint8 or uint16 class ids."""
         return masks.decode_png(self.png)
-
-
-def parts_of(uri: str) -> list[str]:
-    """What an image's URI consists of, encoded as it is there: scheme, bucket, folders, name; a shard counts as a folder."""
-    path, mark, member = uri.partition("#") if shards.split(uri) else (uri, "", "")
-    scheme, _, rest = path.partition("://")
-    return [scheme, *rest.removeprefix("/").split("/"), *(member.split("/") if mark else ())]
-
-
-def path_of(parts: list[str], local: bool, errors: str = "surrogateescape") -> str:
-    """Parts of a URI as a path. `errors`: what bytes that are no UTF-8 become, as Python's codecs name it."""
-    path = "/".join(parts)
-    return unquote(path, errors=errors) if local else path
-
-
-def name_of(uri: str) -> str:
-    """The path inside the bucket or on the disk, for people: any of it can be printed."""
-    scheme, *parts = parts_of(uri)
-    return f"/{path_of(parts, True, 'backslashreplace')}" if scheme == "file" else f"{scheme}://{path_of(parts, False)}"
 
 
 def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -156,7 +138,7 @@ class Masks:
                 break
         self.taken.add(target)
         self.folders.update(above)
-        if storage.canonical(str(target)) == mask.uri:
+        if filesystems.canonical(str(target)) == mask.uri:
             raise ResultsError(f"{self.folder}: {target.name} is the image itself there; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         return target

@@ -1,5 +1,7 @@
-"""What a person sets. An option is defined here and nowhere else: the command line, the forms of the flows, the payload of a job
-and what the workers get are made from it. Bounds are part of it, so that each of them refuses the same, before any work."""
+"""What a person sets, once, in small models that are put together for each command.
+
+What is done with it is the other rooms'.
+"""
 
 from pipelines.options.inference import BenchmarkOptions, EvaluateOptions, SegmentOptions, TuneOptions
 from pipelines.options.training import RegisteredTraining, TrainOptions

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from deeplab.images import MAX_PIXELS
+from deeplab.images.decoding import MAX_PIXELS
 from pipelines.options.parts import (
     Address,
     ClusterOptions,

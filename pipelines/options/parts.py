@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from deeplab.crf import PARAMETER_SETS, Refinement
-from deeplab.images import LEAST_STRIDE
+from deeplab.images.decoding import LEAST_STRIDE
 
 if TYPE_CHECKING:
-    from deeplab.checkpoint import Model
+    from deeplab.models.checkpoint import Model
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
 CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
@@ -57,7 +57,7 @@ def short(place: str) -> str:
 
 
 class ScoringOptions(Options):
-    """How a model is applied to an image; what they mean is said at deeplab.predictor.Scoring."""
+    """How a model is applied to an image; what they mean is said at deeplab.scoring.predictor.Scoring."""
 
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
         default=(1.0,), min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC"

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from deeplab.names import ALIAS, model_name
-from deeplab.presets import PRESETS
+from deeplab.training.presets import PRESETS
 from pipelines.options.parts import ClusterOptions, DataSetOptions, Options, SkipBroken, Spelling, short
 
 
 class PresetOptions(Options):
-    """A preset, and what a person may have otherwise; what they mean is said at deeplab.presets.TrainingConfig.
+    """A preset, and what a person may have otherwise; what they mean is said at deeplab.training.presets.TrainingConfig.
 
     What is None is as the preset has it.
     """
@@ -48,7 +48,7 @@ class PresetOptions(Options):
 
 
 class ExecutionOptions(Options):
-    """How a training is carried out; what they mean is said at deeplab.training.Execution."""
+    """How a training is carried out; what they mean is said at deeplab.training.loop.Execution."""
 
     loaders: int = Field(default=1, ge=0, le=64, description="Processes that read and augment ahead, per worker")
     accumulate: int = Field(

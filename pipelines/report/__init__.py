@@ -1,1 +1,4 @@
-"""The report page: what a results table holds, as a static page (`build`) or served with all of its rows (`serve`)."""
+"""The report page: what a results table holds, as a static page or served with all of its rows.
+
+A flow's report in Prefect is flows/watching.
+"""

@@ -11,12 +11,13 @@ from PIL import Image
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from deeplab.images import ImageError
-from deeplab.sheet import bright
-from pipelines import account, shards
-from pipelines.exports.pictures import picture
-from pipelines.exports.source import name_of
-from pipelines.report.rows import Rows
+from deeplab.contact_sheet import bright
+from deeplab.errors import ImageError
+from deeplab.images.preview import picture
+from pipelines.archive import shards
+from pipelines.archive.shards import name_of
+from pipelines.table import counts
+from pipelines.table.snapshot import Snapshot
 
 SIDE = 320  # of a thumbnail, pixels
 LOW = 0.1  # share of the rows that "low confidence" lists
@@ -47,11 +48,11 @@ def card(row: tuple[Any, ...], classes: ClassTable) -> dict[str, Any]:
     }
 
 
-def chosen(rows: Rows, count: int) -> list[dict[str, Any]]:
+def chosen(rows: Snapshot, count: int) -> list[dict[str, Any]]:
     """Cards of a sample: six of ten an even sample by hash, two those of lowest confidence, two errors of each reason in turn."""
     low, bad = max(1, count // 5), max(1, count // 5)
     numbers = [n for (n,) in rows.ask("SELECT id FROM rows WHERE status = 'ok' ORDER BY confidence, uri LIMIT ?", [low])]
-    reason = account.reason_of("coalesce(error, '')")
+    reason = counts.reason_of("coalesce(error, '')")
     numbers += [
         n
         for (n,) in rows.ask(
@@ -68,7 +69,7 @@ def chosen(rows: Rows, count: int) -> list[dict[str, Any]]:
 
 
 def page(
-    rows: Rows, offset: int, limit: int, kind: str = "all", name: str = "", class_name: str | None = None
+    rows: Snapshot, offset: int, limit: int, kind: str = "all", name: str = "", class_name: str | None = None
 ) -> tuple[int, list[dict[str, Any]]]:
     """(number of rows that match, `limit` cards of them from `offset` on). kind: "all", "low" (the least confident), "errors"."""
     where, values = ["true"], []

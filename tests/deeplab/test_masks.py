@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 
 from deeplab import masks
 from deeplab.classes import PETS, VOC, ClassTable
-from deeplab.sheet import contact_sheet
+from deeplab.contact_sheet import contact_sheet
 
 # pycocotools' own arrays still speak numpy 1's protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")

@@ -20,8 +20,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from flows.hooks import MARKER, end_processes, marked
-from pipelines.results import ResultsTable
+from flows.serving.cleanup import MARKER, end_processes, marked
+from pipelines.table.results_table import ResultsTable
 from tests.pipelines.conftest import make_archive, make_model
 
 ROOT = Path(__file__).parents[2]

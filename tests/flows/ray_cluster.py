@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.hooks import end_processes, marked
+from flows.serving.cleanup import end_processes, marked
 from tests.flows.conftest import SECRET, free_port, wait_for
 
 MARKER, NODE = "DEEPLAB_TEST_CLUSTER", "DEEPLAB_TEST_NODE"
@@ -43,7 +43,7 @@ class RayCluster:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"pipelines.driver" in command:
+            if b"pipelines.job" in command:
                 found.append(pid)
         return found
 

@@ -17,22 +17,22 @@ import pytest
 from prefect.states import Failed
 from pydantic import ValidationError
 
-from deeplab.presets import PRESETS
-from flows import progress
-from flows.curves import curves
-from flows.hooks import end_processes
-from flows.progress import duration, slug
-from flows.report import markdown, picture_url
+from deeplab.training.presets import PRESETS
 from flows.segment import transient
+from flows.serving.cleanup import end_processes
 from flows.train import preflight
-from pipelines import jobs
-from pipelines import s3 as store
-from pipelines.faults import StorageError
-from pipelines.inventory import ArchiveError
+from flows.watching import progress
+from flows.watching.curves import curves
+from flows.watching.progress import duration, slug
+from flows.watching.run_report import markdown, picture_url
+from pipelines.archive.image_lists import ArchiveError
+from pipelines.cluster.ray_jobs import JobFailed
 from pipelines.options import EvaluateOptions, RegisteredTraining
-from pipelines.registry import Registry
-from pipelines.remote import JobFailed
-from pipelines.segment import SegmentError, Summary, TooManyErrors
+from pipelines.segment.run import SegmentError, Summary, TooManyErrors
+from pipelines.storage import s3 as store
+from pipelines.storage.model_registry import Registry
+from pipelines.storage.storage_errors import StorageError
+from pipelines.train import flow_steps
 from tests.pipelines.conftest import EXAMPLES, make_model
 
 
@@ -79,13 +79,13 @@ def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_pa
     place = str(tmp_path / "registry")
     holder, other = make_model(tmp_path / "holder"), make_model(tmp_path / "other", 1, "other")
     options = RegisteredTraining(dataset=str(EXAMPLES), out=str(other), registry=place)
-    figures = jobs.evaluate(EvaluateOptions(model=str(holder), dataset=str(EXAMPLES)))
-    assert jobs.register(options.model_copy(update={"out": str(holder)}), figures)["moved"]
-    worse = jobs.register(options, {**figures, "mean_iou": figures["mean_iou"] - 1e-3})
+    figures = flow_steps.evaluate(EvaluateOptions(model=str(holder), dataset=str(EXAMPLES)))
+    assert flow_steps.register(options.model_copy(update={"out": str(holder)}), figures)["moved"]
+    worse = flow_steps.register(options, {**figures, "mean_iou": figures["mean_iou"] - 1e-3})
     assert not worse["moved"]
     assert "stays" in worse["reason"]
     assert Registry(place).alias("production").entry.startswith("tiny-")  # type: ignore[union-attr]
-    assert jobs.register(options, figures)["moved"]
+    assert flow_steps.register(options, figures)["moved"]
     assert Registry(place).alias("production").entry == worse["entry"]  # type: ignore[union-attr]
 
 

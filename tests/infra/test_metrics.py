@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipelines import cluster
+from pipelines.cluster import connection
 from pipelines.options import SegmentOptions
-from pipelines.segment import segment
+from pipelines.segment.run import segment
 from tests.flows.conftest import free_port
 from tests.infra.test_files import expressions
 from tests.pipelines.conftest import make_archive, make_model
@@ -27,7 +27,7 @@ WITH_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 def port() -> Iterator[int]:
     """A Ray of one node, whose metrics are on this port."""
     found = free_port()
-    with cluster._loopback():
+    with connection._loopback():
         ray.init(
             address="local",
             num_cpus=2,

@@ -24,12 +24,12 @@ from typing import Any
 
 import boto3
 
-from flows.hooks import end_processes, marked
+from flows.serving.cleanup import end_processes, marked
 from tests import s3_server
 from tests.flows.browser import PROGRAMS, browser
 from tests.flows.conftest import ROOT, Prefect, free_port, wait_for
 from tests.flows.ray_cluster import RayCluster
-from tests.flows.test_postgres import postgresql, program
+from tests.flows.serving.test_postgres import postgresql, program
 
 STATE = ROOT / "build" / "system"
 MARK = "DEEPLAB_SYSTEM"
@@ -173,7 +173,7 @@ def system(mark: str) -> None:
 
         def commits() -> int:
             os.environ.update(store.environment)
-            from pipelines.results import ResultsTable
+            from pipelines.table.results_table import ResultsTable
 
             with suppress(Exception):  # no table yet
                 return sum("run" in entry for entry in ResultsTable.open(RESULTS).delta.history())

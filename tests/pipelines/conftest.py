@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deeplab import checkpoint, masks, zoo
+from deeplab import masks, zoo
 from deeplab.classes import PETS
+from deeplab.models import checkpoint
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pets"
@@ -86,9 +87,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def running_ray() -> Iterator[None]:
     """One Ray for the tests of this folder, gone before others start clusters of their own from this process."""
-    from pipelines import cluster
+    from pipelines.cluster import connection
 
-    with cluster.session(cpus=2):
+    with connection.session(cpus=2):
         yield
 
 
@@ -96,8 +97,9 @@ def make_results(
     folder: Path, photos: int = 8, errors: int = 3, run: str = "run-1", start: datetime = START, name: str = "pets"
 ) -> Path:
     """A results table, written without Ray: an archive's photos, masked cat on the left and dog at the bottom, and errors."""
-    from pipelines.commit import write_part
-    from pipelines.results import FILE_SCHEMA, ResultsTable
+    from pipelines.table.commit import write_part
+    from pipelines.table.results_table import ResultsTable
+    from pipelines.table.schema import FILE_SCHEMA
 
     model = f"{name}@0123456789ab"
     archive = make_archive(folder / "photos", photos)

@@ -22,24 +22,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.util.metrics import Gauge
 
-from deeplab import checkpoint
-from deeplab.checkpoint import ModelError
-from deeplab.datasets import LabelledFolder
+from deeplab.data.datasets import LabelledFolder
 from deeplab.errors import UserError
 from deeplab.files import MARKER
+from deeplab.models import checkpoint
+from deeplab.models.checkpoint import ModelError
 from deeplab.names import PART_BYTES, InvalidName, folder_of, model_name, relative_path, stem
-from pipelines import evaluate, export, inventory, metrics, pack, repair, shards, storage, upkeep
-from pipelines.commit import row_key, without_errors, write_part
+from pipelines.archive import inventory, shards
+from pipelines.exports import export
+from pipelines.exports.sample_sheet import show
 from pipelines.options import EvaluateOptions, SegmentOptions, TrainOptions
-from pipelines.registry import Registry, RegistryError
-from pipelines.report import build, gallery
-from pipelines.report.rows import Rows
-from pipelines.results import FILE_SCHEMA, ResultsError, ResultsTable
-from pipelines.segment import segment
-from pipelines.status import status
+from pipelines.report import gallery, static_page
+from pipelines.segment import prometheus
+from pipelines.segment.run import segment
+from pipelines.storage import filesystems
+from pipelines.storage.model_registry import Registry, RegistryError
+from pipelines.table.commit import row_key, without_errors, write_part
+from pipelines.table.results_table import ResultsTable
+from pipelines.table.schema import FILE_SCHEMA
+from pipelines.table.snapshot import Snapshot
+from pipelines.table.table_errors import ResultsError
+from pipelines.train import evaluation, packed_datasets
+from pipelines.upkeep import repair, verification
+from pipelines.upkeep.compaction import compact, drop_model, vacuum
+from pipelines.upkeep.status import status
 from tests.pipelines.conftest import make_dataset, make_model, photo
-from tests.pipelines.test_results import CARD
-from tests.pipelines.test_upkeep import CLASSES, row
+from tests.pipelines.table.test_results import CARD
+from tests.pipelines.upkeep.test_upkeep import CLASSES, row
 
 quick = settings(
     max_examples=20,
@@ -116,7 +125,7 @@ def test_a_name_is_refused_where_it_is_read_made_and_given(tmp_path: Path, model
 
 
 def test_the_folders_decoded_name_is_the_models_and_one_that_cannot_be_asks_for_a_name(tmp_path: Path) -> None:
-    from pipelines.train import train
+    from pipelines.train.ray_train import train
 
     data = make_dataset(tmp_path / "data")
     given = {"dataset": str(data), "steps": 1, "crop": 33, "batch_size": 2, "device": "cpu", "loaders": 0}
@@ -148,7 +157,7 @@ def exercise(uri: str, name: str) -> None:
 
     def uris() -> list[str]:
         opened = ResultsTable.open(uri)
-        location, stored = storage.delta_location(opened.uri), storage.delta_options(opened.uri)
+        location, stored = filesystems.delta_location(opened.uri), filesystems.delta_options(opened.uri)
         dataset = DeltaTable(location, storage_options=stored).to_pyarrow_dataset()
         found = sorted(dataset.to_table(["uri"])["uri"].to_pylist())
         assert sorted(uri for (uri,) in duckdb.sql("SELECT uri FROM dataset WHERE model = $1", params=[label]).fetchall()) == found
@@ -157,32 +166,32 @@ def exercise(uri: str, name: str) -> None:
             frames.append(polars.scan_delta(location))
         for frame in (each.select("uri", "model").collect() for each in frames):
             assert (sorted(frame["uri"]), set(frame["model"]) - {label}) == (found, set())
-        assert upkeep.vacuum(opened, 0) == sorted_orphans(opened, label)
+        assert vacuum(opened, 0) == sorted_orphans(opened, label)
         return found
 
     table.commit("chunk-1", 1, [write_part(table.uri, label, rows("a")).add_action(label)], model=label)
     part = write_part(table.uri, label, rows("b", "c", state="error"))
     table.commit("chunk-2", 1, [part.add_action(label)], model=label)
     assert uris() == ["file:///a", "file:///b", "file:///c"]
-    upkeep.compact(ResultsTable.open(uri))  # the library's own files lie in a folder of its own spelling
+    compact(ResultsTable.open(uri))  # the library's own files lie in a folder of its own spelling
     table.refresh()
     kept, removes = without_errors(table, label, [row_key("file:///b", "1")])
     parts = [*kept, write_part(table.uri, label, rows("b", run="run-2"))]
     table.commit("chunk-3", 1, [part.add_action(label) for part in parts], removes, model=label)
     assert uris() == ["file:///a", "file:///b", "file:///c"]
     opened = ResultsTable.open(uri)
-    found = upkeep.verify(opened)
+    found = verification.verify(opened)
     assert (found.rows, found.problems) == (3, [])
     assert [entry["model"] for entry in status(opened)["models"]] == [label]
     assert opened.pick_model(name) == opened.pick_model(label) == opened.pick_model(None) == label
     assert repair.repair(opened).rows == 0
-    assert upkeep.drop_model(opened, label) == 3
+    assert drop_model(opened, label) == 3
     assert uris() == []
 
 
 def sorted_orphans(table: ResultsTable, label: str) -> list[str]:
     """What a vacuum may take: nothing that the log names."""
-    offered = upkeep.vacuum(table, 0)
+    offered = vacuum(table, 0)
     assert not set(offered) & (set(table.files(label)) | {unquote(path) for path in table.files(label)})
     return offered
 
@@ -209,7 +218,7 @@ def test_every_table_that_can_be_made_can_be_kept_whatever_it_and_its_model_are_
     folder.mkdir(parents=True)
     below = place.replace("/", "_").replace("\x00", "_")
     if re.search(r"%[0-9A-Fa-f]{2}|[\\\[\]^|\x00-\x1f\x7f\udc80-\udcff]", below):
-        with pytest.raises(storage.StorageError, match="cannot lie there"):
+        with pytest.raises(filesystems.StorageError, match="cannot lie there"):
             ResultsTable.ensure(str(folder / below))
         assert not listed(folder)  # refused before anything was made
     else:
@@ -224,10 +233,10 @@ def test_on_s3_tables_of_any_name_can_be_kept(s3: str, place: str) -> None:
 
 @pytest.mark.parametrize("place", ["a%20b", "a\\b"])
 def test_on_s3_too_a_place_that_would_be_mistaken_for_another_is_refused_first(s3: str, place: str) -> None:
-    from pipelines import s3 as store
+    from pipelines.storage import s3 as store
 
     store.put(f"{s3}/photo.jpg", b"")  # the server makes the bucket at the first write
-    with pytest.raises(storage.StorageError, match="cannot lie there"):
+    with pytest.raises(filesystems.StorageError, match="cannot lie there"):
         ResultsTable.ensure(f"{s3}/{place}")
     assert [uri for uri, _, _ in store.list_objects(s3)] == [f"{s3}/photo.jpg"]
 
@@ -252,11 +261,11 @@ def test_a_table_that_was_broken_by_a_name_is_explained_and_mended(tmp_path: Pat
     table.commit("chunk-0", 1, [write_part(table.uri, sound, rows("s")).add_action(sound)], model=sound)
     places = [write_as_before(table, f"broken-{number}", label, f"{number}a", f"{number}b") for number in range(2)]
     opened = ResultsTable.open(table.uri)
-    for broken in (lambda: status(opened), lambda: opened.pick_model(None), lambda: upkeep.vacuum(opened, 0)):
+    for broken in (lambda: status(opened), lambda: opened.pick_model(None), lambda: vacuum(opened, 0)):
         with pytest.raises(ResultsError, match=r"deeplab (verify|repair)") as caught:
             broken()
         assert len(str(caught.value).splitlines()) == 1
-    problems = upkeep.verify(opened).problems
+    problems = verification.verify(opened).problems
     assert {problem.partition(": ")[2] for problem in problems} == {
         f"is not there, its 2 rows lie at {place.relative_to(tmp_path / 'results')}; `deeplab repair` puts that right"
         for place in places
@@ -264,7 +273,7 @@ def test_a_table_that_was_broken_by_a_name_is_explained_and_mended(tmp_path: Pat
     done = repair.repair(opened)
     assert (done.restored, done.rows, done.left) == (2, 4, [])
     after = ResultsTable.open(table.uri)
-    assert upkeep.verify(after).problems == []
+    assert verification.verify(after).problems == []
     assert sorted(uri for (uri,) in after.query("SELECT uri FROM results WHERE model = ?", [label]).fetchall()) == [
         "file:///0a", "file:///0b", "file:///1a", "file:///1b"
     ]  # fmt: skip
@@ -281,13 +290,13 @@ def test_rows_that_one_file_took_from_another_are_named_and_can_be_taken_out(tmp
     first = write_as_before(table, "chunk-1", label, "lost")
     assert write_as_before(table, "chunk-2", label, "x", "y") == first  # written over the first
     opened = ResultsTable.open(table.uri)
-    assert sorted(" lie at " in problem for problem in upkeep.verify(opened).problems) == [False, True]
+    assert sorted(" lie at " in problem for problem in verification.verify(opened).problems) == [False, True]
     done = repair.repair(opened)
     assert (done.restored, done.rows, [entry.rows for entry in done.left]) == (1, 2, [1])
-    assert "deeplab repair --forget" in upkeep.verify(ResultsTable.open(table.uri)).problems[0]
+    assert "deeplab repair --forget" in verification.verify(ResultsTable.open(table.uri)).problems[0]
     assert repair.repair(ResultsTable.open(table.uri), forget=True).forgotten == 1
     after = ResultsTable.open(table.uri)
-    assert upkeep.verify(after).problems == []
+    assert verification.verify(after).problems == []
     assert sorted(after.query("SELECT uri FROM results").fetchall()) == [("file:///x",), ("file:///y",)]
 
 
@@ -354,7 +363,7 @@ def test_bytes_that_are_no_utf8_are_read_listed_and_found(tmp_path: Path) -> Non
     for found in entries:
         assert found["uri"].isascii()
         assert shards.fetch(found["uri"], found["version"])[0] == data
-        assert storage.canonical(str(storage.local_path(found["uri"].partition("#")[0]))) == found["uri"].partition("#")[0]
+        assert filesystems.canonical(str(filesystems.local_path(found["uri"].partition("#")[0]))) == found["uri"].partition("#")[0]
     assert shards.join("s3://b/s.tar", "m\udce9 é.jpg") == "s3://b/s.tar#m%E9 é.jpg"
 
 
@@ -367,7 +376,7 @@ def test_the_page_is_searched_by_the_names_that_it_shows(tmp_path: Path) -> None
     table.commit(
         "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
     )
-    with Rows(ResultsTable.open(table.uri), label) as found:
+    with Snapshot(ResultsTable.open(table.uri), label) as found:
         for text, count in [("SP ACE", 1), ("あ", 1), ("#1", 1), ("い", 1), ("%20", 2), ("caf", 1), ("photos/", 5), ("none", 0)]:
             assert gallery.page(found, 0, 10, name=text)[0] == count, text
         names = [card["name"] for card in gallery.page(found, 0, 10)[1]]
@@ -376,11 +385,11 @@ def test_the_page_is_searched_by_the_names_that_it_shows(tmp_path: Path) -> None
 
 
 def test_labels_of_metrics_are_ascii_and_still_tell_tables_apart() -> None:
-    made = [metrics.Metrics(f"s3://b/{name}", name).labels for name in NAMES]
+    made = [prometheus.Metrics(f"s3://b/{name}", name).labels for name in NAMES]
     assert all(value.isascii() and value.isprintable() for labels in made for value in labels.values())
     assert len({labels["model"] for labels in made}) == len(NAMES)
     assert made[0]["results"] == "s3://b/my model"
-    assert isinstance(metrics.Metrics("s3://b/é", "é").pending, Gauge)
+    assert isinstance(prometheus.Metrics("s3://b/é", "é").pending, Gauge)
 
 
 def test_stems_with_dots_survive_a_pack_and_a_table(tmp_path: Path, model: Path) -> None:
@@ -391,7 +400,7 @@ def test_stems_with_dots_survive_a_pack_and_a_table(tmp_path: Path, model: Path)
             (data / part / f"{old}.png").rename(data / part / f"{new}.png")
     for split, names in (("train", stems.values()), ("val", list(stems.values())[:2])):
         (data / f"{split}.txt").write_text("\n".join(names) + "\n")
-    pack.pack([LabelledFolder(data, "train")], str(tmp_path / "packed"))
+    packed_datasets.pack([LabelledFolder(data, "train")], str(tmp_path / "packed"))
     label = "m@000000000000"
     table = ResultsTable.ensure(str(tmp_path / "results"))
     classes = LabelledFolder(data, "train").classes
@@ -409,7 +418,7 @@ def test_stems_with_dots_survive_a_pack_and_a_table(tmp_path: Path, model: Path)
         "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
     )
     options = EvaluateOptions(model=str(tmp_path / "results"), dataset=str(tmp_path / "packed"), split="train", device="cpu")
-    found = evaluate.evaluate(options)
+    found = evaluation.evaluate(options)
     assert (found["images"], found["without_mask"], found["mean_iou"]) == (3, 0, 1.0)
 
 
@@ -432,25 +441,25 @@ def test_a_model_an_archive_and_a_table_of_odd_names_go_the_whole_way(tmp_path: 
     table = ResultsTable.open(str(place))
     label = table.pick_model("mon modèle %41#?")
     assert status(table, os.fsdecode(photos))["archive"]["pending"] == 0
-    assert upkeep.verify(table, os.fsdecode(photos)).count == 0
+    assert verification.verify(table, os.fsdecode(photos)).count == 0
     for form in ("png", "overlay", "coco-rle", "cvat", "label-studio", "huggingface"):
         written = export.export(table, label, tmp_path / "out" / form, form)
         assert written.images + written.left_out == len(odd)
         assert written.left_out == (1 if form == "cvat" else 0)  # XML has no way to write the byte
     pictures = {os.fsencode(path.name) for path in (tmp_path / "out" / "png").iterdir()} - {MARKER.encode()}
     assert pictures == {name[:-4] + b".png" for name in odd}
-    page = build.build(table, tmp_path / "out" / "report", label)
+    page = static_page.build(table, tmp_path / "out" / "report", label)
     assert "caf\\xe9.jpg" in page.page.read_text(encoding="utf-8").replace("\\\\", "\\")
     assert not page.gone
-    export.show(table, label, tmp_path / "out" / "sheet.png", 3)
+    show(table, label, tmp_path / "out" / "sheet.png", 3)
     outside = {path for path in listed(tmp_path) - before if not path.startswith((str(place), str(tmp_path / "out")))}
     assert outside == set()
-    assert upkeep.drop_model(table, label) == len(odd)
+    assert drop_model(table, label) == len(odd)
     assert ResultsTable.open(str(place)).dataset().to_table().num_rows == 0
 
 
 def test_keys_of_any_name_are_listed_read_and_exported_from_a_table_of_any_name(s3: str, tmp_path: Path) -> None:
-    from pipelines import s3 as store
+    from pipelines.storage import s3 as store
 
     label = "mödel 1@000000000000"
     names = ["sp ace.jpg", "é/あ.jpg", "a#b?.jpg", "x%41.jpg", "a+b&c.jpg", "[1]^|.jpg"]
@@ -466,7 +475,7 @@ def test_keys_of_any_name_are_listed_read_and_exported_from_a_table_of_any_name(
         "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
     )
     opened = ResultsTable.open(table.uri)
-    assert upkeep.verify(opened, f"{s3}/photos é", label).pending == 0
+    assert verification.verify(opened, f"{s3}/photos é", label).pending == 0
     assert export.export(opened, label, tmp_path / "out", "png").files == len(names)
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
     assert found == {f"{name[:-4]}.png" for name in names}

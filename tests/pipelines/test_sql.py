@@ -18,11 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 READ = """
 import json, sys
 from pathlib import Path
-from pipelines import inventory, plan, upkeep
-from pipelines.report.facts import gather
-from pipelines.report.rows import Rows
-from pipelines.results import ResultsTable
-from pipelines.status import status
+from pipelines.archive import inventory
+from pipelines.segment import plan
+from pipelines.upkeep import verification as upkeep
+from pipelines.report.figures import gather
+from pipelines.table.snapshot import Snapshot as Rows
+from pipelines.table.results_table import ResultsTable
+from pipelines.upkeep.status import status
 table = ResultsTable.open(sys.argv[1])
 (label,) = table.models()
 (model,) = status(table, sys.argv[2])["models"]
@@ -35,7 +37,7 @@ print(json.dumps([model["first"], run.first.isoformat(), verdict.problems, verdi
 # As many scripts of two lines, but for what they import.
 ENDS = """
 import os, sys
-from pipelines.results import ResultsTable
+from pipelines.table.results_table import ResultsTable
 codes = []
 for _ in range(12):
     pid = os.fork()

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import layout, stream
 from pipelines.options import SegmentOptions
-from pipelines.segment import Progress, segment
-from pipelines.stages import Score
+from pipelines.segment import parallelism, stream
+from pipelines.segment.run import SegmentProgress, segment
+from pipelines.segment.stages import Score
 from tests.pipelines.conftest import make_archive
 from tests.system.conftest import NODES
 
@@ -68,12 +68,14 @@ def test_cards_are_busy_from_the_first_image_to_the_last_over_fifty_commits(
     cluster: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "Score", SleepingScore)
-    monkeypatch.setattr(layout, "GPU_BLOCK", (16, 1 << 20))  # half a second's work, so that there is something to commit each time
+    monkeypatch.setattr(
+        parallelism, "GPU_BLOCK", (16, 1 << 20)
+    )  # half a second's work, so that there is something to commit each time
     archive = make_archive(tmp_path / "photos", IMAGES)
     options = SegmentOptions(
         archive=str(archive), results=str(tmp_path / "results"), model=str(model), commit_every=0.5, address=cluster.address
     )
-    seen: list[Progress] = []
+    seen: list[SegmentProgress] = []
     summary = segment(options, seen.append)
     assert (summary.images, summary.errors) == (IMAGES, 0)
     assert summary.commits >= 50

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deeplab import masks
-from pipelines.results import ResultsTable
+from pipelines.table.results_table import ResultsTable
 from tests.pipelines.conftest import make_archive
 from tests.system.conftest import PATIENCE, processes, wait_for
 
@@ -52,10 +52,10 @@ def finish(start: Start, *arguments: str) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[[Path], dict[str, np.ndarray]]:
     """Masks of the photos in an archive as the plain classes give them, one photo at a time."""
-    from deeplab import checkpoint
     from deeplab.crf import DenseCRF
-    from deeplab.images import decode
-    from deeplab.predictor import Predictor
+    from deeplab.images.decoding import decode
+    from deeplab.models import checkpoint
+    from deeplab.scoring.predictor import Predictor
 
     def run(archive: Path) -> dict[str, np.ndarray]:
         predictor, crf = Predictor(checkpoint.load(model).network), DenseCRF.named("deeplab-v1")

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab import checkpoint
 from deeplab.crf import DenseCRF
-from deeplab.images import decode
-from deeplab.predictor import Predictor
-from flows.hooks import marked
-from pipelines.results import ResultsTable
+from deeplab.images.decoding import decode
+from deeplab.models import checkpoint
+from deeplab.scoring.predictor import Predictor
+from flows.serving.cleanup import marked
+from pipelines.table.results_table import ResultsTable
 from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset
 from tests.system.conftest import NODES, PATIENCE, processes, wait_for
 

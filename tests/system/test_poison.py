@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.results import ResultsTable
+from pipelines.table.results_table import ResultsTable
 from tests.pipelines.conftest import photo
 from tests.system.conftest import PATIENCE
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import inventory, plan, upkeep
-from pipelines import s3 as store
-from pipelines.results import ResultsTable
+from pipelines.archive import inventory
+from pipelines.segment import plan
+from pipelines.storage import s3 as store
+from pipelines.table.results_table import ResultsTable
+from pipelines.upkeep import verification
 from tests import s3_server
+from tests.pipelines.archive.test_listed_archives import report
 from tests.pipelines.conftest import photo
-from tests.pipelines.test_reports import report
 from tests.s3_proxy import Faults, Proxy
 from tests.system.conftest import PATIENCE, wait_for
 from tests.system.test_kills import finish
@@ -64,7 +66,7 @@ def test_a_report_older_than_an_object_is_done_once(start: Start, s3: str, s3_ar
     versions = table.query("SELECT version, read_version FROM results WHERE read_version IS NOT NULL OR uri = ?", [changed])
     assert versions.fetchall() == [(listed[1], now[1])]
     for again in (archive, s3_archive):  # nothing is left to do by the report, nor by a listing of today
-        verdict = upkeep.verify(table, again, str(done["model"]))
+        verdict = verification.verify(table, again, str(done["model"]))
         assert (verdict.problems, verdict.pending) == ([], 0)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import s3 as store
-from pipelines.results import ResultsTable
+from pipelines.storage import s3 as store
+from pipelines.table.results_table import ResultsTable
 from tests import s3_server
 from tests.system.conftest import PATIENCE
 

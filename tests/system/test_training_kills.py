@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeplab import checkpoint, weights
+from deeplab import weights
+from deeplab.models import checkpoint
 from tests.pipelines.conftest import make_dataset
 from tests.system.conftest import NODES, processes, wait_for
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from deeplab.crf import DenseCRF
-from deeplab.multiscale import upsample
+from deeplab.scoring.multiscale import upsample
 from tests.deeplab.crf.conftest import painted, smooth_scores
 
 

@@ -1,0 +1,95 @@
+"""DeconvNet's training crops: first around single objects, then around boxes that overlap them (arXiv 1505.04366, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from deeplab.classes import IGNORE
+
+Box = tuple[int, int, int, int]
+ENLARGED = 1.2  # of an object's box in the first stage
+OVERLAP = 0.5  # intersection over union of a second-stage box and the object's
+RESIZED = 250 / 224  # a crop is brought to 250 pixels, of which 224 are cut at random (the released `data_param`)
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom), right and bottom excluded."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    both = max(0, width) * max(0, height)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return both / (sum(areas) - both)
+
+
+@dataclass(frozen=True)
+class ObjectCrops:
+    """One crop of one object: H x W x 3 and H x W in, crop x crop x 3 and crop x crop out.
+
+    The labels here know no instances, so an object is all that a photo shows of one class; a photo without any gives
+    itself. `stage` "objects": the object's box, enlarged by 1.2; pixels of other classes become background (0).
+    "proposals": a random box that overlaps the object's by half or more, in place of an edge box; all labels are kept.
+    Beyond the photo lies `pad` with labels 255. The box is stretched to a square, as in the released code.
+    """
+
+    crop: int
+    stage: Literal["objects", "proposals"]
+    pad: tuple[float, float, float]
+    mirror: bool = True
+
+    def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """All chance comes from `rng`."""
+        height, width = labels.shape
+        present = [int(value) for value in np.unique(labels) if value not in (0, IGNORE)]
+        box: Box = (0, 0, width, height)
+        if present:
+            chosen = int(rng.choice(present))
+            rows, columns = np.nonzero(labels == chosen)
+            tight = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+            box = enlarged(tight, ENLARGED) if self.stage == "objects" else jittered(tight, rng)
+            if self.stage == "objects":
+                labels = np.where((labels == chosen) | (labels == IGNORE), labels, 0).astype(np.uint8)
+        side = round(self.crop * RESIZED)
+        picture = Image.fromarray(cut(image, box, np.round(self.pad))).resize((side, side), Image.Resampling.BILINEAR)
+        classes = Image.fromarray(cut(labels, box, IGNORE)).resize((side, side), Image.Resampling.NEAREST)
+        top, left = (int(rng.integers(0, side - self.crop + 1)) for _ in range(2))
+        part = np.s_[top : top + self.crop, left : left + self.crop]
+        out_image, out_labels = np.asarray(picture)[part], np.asarray(classes)[part]
+        if self.mirror and rng.random() < 0.5:
+            out_image, out_labels = out_image[:, ::-1], out_labels[:, ::-1]
+        return np.ascontiguousarray(out_image), np.ascontiguousarray(out_labels)
+
+
+def enlarged(box: Box, factor: float) -> Box:
+    """The box about the same centre with sides `factor` times as long."""
+    more = [(box[i + 2] - box[i]) * (factor - 1) / 2 for i in (0, 1)]
+    return (
+        int(np.floor(box[0] - more[0])),
+        int(np.floor(box[1] - more[1])),
+        int(np.ceil(box[2] + more[0])),
+        int(np.ceil(box[3] + more[1])),
+    )
+
+
+def jittered(box: Box, rng: np.random.Generator) -> Box:
+    """A box with each edge moved by up to a third of the side, drawn until it overlaps by OVERLAP or more."""
+    sides = np.array([box[2] - box[0], box[3] - box[1]] * 2)
+    while True:
+        left, top, right, bottom = (int(v) for v in np.round(np.array(box) + rng.uniform(-1 / 3, 1 / 3, 4) * sides))
+        moved = left, top, max(right, left + 1), max(bottom, top + 1)
+        if overlap(moved, box) >= OVERLAP:
+            return moved
+
+
+def cut(array: np.ndarray, box: Box, fill: np.ndarray | int) -> np.ndarray:
+    """The box's part of H x W (x 3), `fill` where it reaches beyond."""
+    left, top, right, bottom = box
+    out = np.empty((bottom - top, right - left, *array.shape[2:]), array.dtype)
+    out[:] = fill
+    inside = array[max(top, 0) : bottom, max(left, 0) : right]
+    y, x = max(-top, 0), max(-left, 0)
+    out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return out

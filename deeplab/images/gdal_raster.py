@@ -1,0 +1,220 @@
+"""TIFF, PNG and JPEG read by rows through GDAL (rasterio, the extra `large`): what is too large to be decoded whole, and
+every TIFF that Pillow does not read rightly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deeplab.errors import ImageError
+from deeplab.images import bit_depth, tiff
+from deeplab.images.tiff import TiffLayout
+
+DRIVERS = {"TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}
+INSTALL = "needs rasterio (pip install 'deeplab-pipelines[large]')"
+# How many of a file's bands make a picture of Pillow's mode, for PNG and JPEG. GDAL makes RGB of a JPEG's ink (CMYK).
+BANDS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+ROWS = 128  # read at a time, or as many as the file's own blocks have
+MAX_BLOCK_BYTES = 400_000_000
+GDAL = {
+    "GDAL_CACHEMAX": 64_000_000,  # else a twentieth of the machine's memory
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",  # else a truncated JPEG ends in grey
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+}
+
+
+@contextmanager
+def opened(encoded: bytes, driver: str) -> Iterator[Any]:
+    """Encoded bytes, where they are in memory, as a dataset of rasterio. RasterioError for what `driver` does not read."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
+
+    # For good: filters that are set and taken back are one for all threads.
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    # The prefix keeps GDAL from making RGB of ink and LAB by rules of its own.
+    prefix = "GTIFF_RAW:" if driver == "GTiff" else ""
+    with (
+        rasterio.Env(**GDAL),
+        MemoryFile(encoded, filename="image") as memory,
+        rasterio.open(prefix + memory.name, driver=driver) as file,
+    ):
+        yield file
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Which bands of a file make its picture, and how their samples become RGB.
+
+    `bits`: of a sample; 0 where samples have no scale of their own and are taken by the range that the whole picture uses.
+    `mode`: of the picture as Pillow knows it: RGB (also of one grey band), RGBA, RGBa (multiplied by alpha), CMYK or LAB.
+    `palette`: N x 3 or N x 4 uint8; `key`: the colour that is transparent.
+    """
+
+    bands: list[int]
+    bits: int = 8
+    mode: str = "RGB"
+    inverted: bool = False
+    palette: np.ndarray | None = None
+    key: np.ndarray | None = None
+
+    def rgb(self, values: np.ndarray, limits: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+        """Samples, bands x rows x width -> rows x width x 3 uint8 RGB; `limits`: the range of a picture of 0 bits."""
+        if self.palette is not None:
+            pixels = np.concatenate(
+                [self.palette[values[0]], *(bit_depth.to_bytes(band, self.bits)[..., None] for band in values[1:])], 2
+            )
+        else:
+            levels = bit_depth.to_bytes(values, self.bits) if self.bits else bit_depth.scaled(values, *limits)
+            if self.inverted:
+                levels[0] = 255 - levels[0]
+            pixels = np.moveaxis(levels, 0, -1)
+            if pixels.shape[2] < 3:
+                pixels = np.concatenate([np.repeat(pixels[..., :1], 3, 2), pixels[..., 1:]], 2)
+            if self.key is not None:
+                pixels = np.where((pixels == self.key).all(-1, keepdims=True), np.uint8(255), pixels)
+        pixels = np.ascontiguousarray(pixels)
+        if self.mode == "RGB":
+            return pixels
+        # The raw mode is named, as the sign of LAB's colours differs between file and Pillow.
+        return np.array(bit_depth.rgb(Image.frombytes(self.mode, pixels.shape[1::-1], pixels.tobytes(), "raw", self.mode)))
+
+
+def _meaning_of_tiff(file: Any, stored: TiffLayout) -> Meaning:
+    """GDAL's bands hold what the file does, but for JPEG's YCbCr, which comes as RGB."""
+    names = [colour.name for colour in file.colorinterp]
+    if stored.unnamed_alpha:
+        names[3] = "alpha"
+    white = stored.photometric == tiff.WHITE_IS_ZERO
+    colours = _colour_bands(names, stored)
+    if not stored.bits or stored.kind not in tiff.KINDS or not colours:
+        raise ImageError("is not accepted: its samples are no grey, palette, RGB, CMYK, or YCbCr (JPEG) or LAB of 8 bits")
+    if stored.kind != tiff.UNSIGNED or stored.bits > 16:
+        if len(colours) > 1 or stored.photometric == tiff.PALETTE:
+            raise ImageError("is not accepted: colours are unsigned samples of 1 to 16 bits")
+        return Meaning(colours, 0, inverted=white)
+    palette = None
+    if stored.photometric == tiff.PALETTE:
+        if len(stored.colours) != 3 << stored.bits:
+            raise ImageError(f"is damaged: its colour map has {len(stored.colours)} values")
+        palette = (np.array(stored.colours).reshape(3, -1).T >> 8).astype(np.uint8)
+    if stored.photometric in (tiff.CMYK, tiff.LAB):
+        return Meaning(colours, stored.bits, "CMYK" if stored.photometric == tiff.CMYK else "LAB")
+    if "alpha" in names:
+        mode = "RGBa" if tiff.ASSOCIATED in stored.extra else "RGBA"
+        if white and mode == "RGBa":
+            raise ImageError("is not accepted: its white is zero and multiplied by alpha, which has no one meaning")
+        return Meaning([*colours, names.index("alpha") + 1], stored.bits, mode, white, palette)
+    return Meaning(colours, stored.bits, "RGB", white, palette)
+
+
+def _colour_bands(names: list[str], stored: TiffLayout) -> list[int]:
+    """The numbers of the bands that hold the picture's colours, by the names that GDAL gives them; none if they are not known."""
+    if stored.photometric in (tiff.BLACK_IS_ZERO, tiff.RGB, tiff.YCBCR) and {"red", "green", "blue"} <= set(names):
+        return [names.index(name) + 1 for name in ("red", "green", "blue")]
+    if stored.photometric == tiff.BLACK_IS_ZERO:  # as programs write that know bands and no colours
+        first_alpha = names.index("alpha") if "alpha" in names else len(names)
+        return [1, 2, 3] if first_alpha >= 3 else [1]
+    if stored.photometric == tiff.LAB:
+        return [1, 2, 3] if stored.bits == 8 else []
+    usual = {tiff.WHITE_IS_ZERO: [1], tiff.PALETTE: [1], tiff.CMYK: [1, 2, 3, 4]}
+    return usual.get(stored.photometric, [])
+
+
+def _meaning_by_mode(file: Any, mode: str) -> Meaning:
+    """A PNG or JPEG, by Pillow's mode."""
+    if mode not in BANDS:
+        raise ImageError(f"takes grey, palette and RGB of up to 16 bits, not mode {mode}")
+    bands = list(range(1, BANDS[mode] + 1))
+    bits = 16 if file.dtypes[0] == "uint16" else int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    if file.colorinterp[0].name == "palette":
+        table = file.colormap(1)
+        palette = np.zeros((256, 4), np.uint8)
+        for index, colour in table.items():
+            palette[index] = colour
+        if (palette[list(table), 3] == 255).all():
+            return Meaning(bands, palette=palette[:, :3])
+        return Meaning(bands, mode="RGBA", palette=palette)
+    transparent = file.driver == "PNG" and file.nodatavals[0] is not None and bits <= 8
+    key = np.array(file.nodatavals[: len(bands)]) if transparent else None
+    return Meaning(bands, bits, "RGBA" if mode in ("LA", "RGBA") else "RGB", key=key)
+
+
+class Raster:
+    """An encoded image, open: `read` gives rows as the RGB that `deeplab.images.decoding.decode` makes of them.
+
+    `rows`: how many to read at a time, so that no block of the file is decoded twice. Orientations are not followed.
+    A context manager, for one thread. Memory: the encoded bytes and one row of the file's blocks.
+
+    Raises ImageError where rasterio is missing, for samples that are not accepted as a picture, for blocks of more than
+    MAX_BLOCK_BYTES across the image, and for damage.
+    """
+
+    def __init__(self, encoded: bytes, format: str, mode: str = "") -> None:
+        """`format`, `mode`: Pillow's names of both; a TIFF needs no mode."""
+        try:
+            from rasterio.errors import RasterioError
+        except ImportError as error:
+            raise ImageError(INSTALL) from error
+        self.failures = (RasterioError, OSError)
+        with ExitStack() as stack:
+            try:
+                self.file = stack.enter_context(opened(encoded, DRIVERS[format]))
+                self.height, self.width = self.file.height, self.file.width
+                self.rows = self._rows()
+                by_tags = format == "TIFF"
+                self.meaning = _meaning_of_tiff(self.file, tiff.layout(encoded)) if by_tags else _meaning_by_mode(self.file, mode)
+            except self.failures as error:
+                raise _damaged(error) from error
+            self.open = stack.pop_all()
+
+    def _rows(self) -> int:
+        file, height = self.file, self.file.block_shapes[0][0]
+        across = height * file.width * file.count * np.dtype(file.dtypes[0]).itemsize
+        if across > MAX_BLOCK_BYTES:
+            raise ImageError(
+                f"takes blocks of up to {MAX_BLOCK_BYTES:,} bytes across the image, and here {height} rows in one "
+                f"are {across:,}; write smaller ones (gdal_translate -co TILED=YES)"
+            )
+        return int(height * -(-ROWS // height))
+
+    def read(self, top: int, bottom: int, limits: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+        """Rows top..bottom - 1 as k x W x 3 uint8 RGB. Raises ImageError for damage."""
+        return self.meaning.rgb(self._values(top, bottom), limits)
+
+    def whole(self) -> np.ndarray:
+        """H x W x 3 uint8 RGB. Raises ImageError for damage."""
+        strips = [(top, min(top + self.rows, self.height)) for top in range(0, self.height, self.rows)]
+        limits = (0.0, 0.0)
+        if not self.meaning.bits:
+            lows, highs = zip(*(bit_depth.value_range(self._values(*strip)) for strip in strips), strict=True)
+            limits = min(lows), max(highs)
+        pixels = np.empty((self.height, self.width, 3), np.uint8)
+        for top, bottom in strips:
+            pixels[top:bottom] = self.read(top, bottom, limits)
+        return pixels
+
+    def _values(self, top: int, bottom: int) -> np.ndarray:
+        try:
+            return np.asarray(self.file.read(self.meaning.bands, window=((top, bottom), (0, self.width))))
+        except self.failures as error:
+            raise _damaged(error) from error
+
+    def __enter__(self) -> Raster:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.open.close()
+
+
+def _damaged(error: BaseException) -> ImageError:
+    """GDAL's own words are in the cause; rasterio's say to look there."""
+    return ImageError(f"damaged or truncated: {' '.join(str(error.__cause__ or error).split())[:200]}")

@@ -1,0 +1,169 @@
+"""How a TIFF stores its samples, by the tags of its first picture, and whether Pillow reads such a TIFF rightly.
+
+Pillow unpacks many layouts by the rules of others, without a word: planes of 16 bits, compressed signed or floating
+samples of big-endian files, 12 bits. So it is given only those whose pixels were compared with what was written
+(tests/deeplab/images/test_tiff.py); GDAL reads all the rest (`deeplab.images.gdal_raster`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_ENTRIES = 1000  # of a directory; real ones have less than a hundred
+MAX_VALUES = 3 << 16  # of a tag that is read here: the longest is the colour map of 16-bit indices
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
+UNSIGNED, SIGNED, FLOATING = 1, 2, 3
+KINDS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOATING: "floating-point"}
+ASSOCIATED, ALPHA = 1, 2  # values of ExtraSamples: colours multiplied by their alpha, and not
+NOT_COMPRESSED, JPEGS = 1, (6, 7)  # 6 is what TIFF called JPEG at first
+FAX = (2, 3, 4)
+# LZW (5), JPEG, Deflate (two numbers), PackBits, LZMA, Zstandard. The libtiff within Pillow's wheels has no WebP.
+PILLOW_COMPRESSIONS = (NOT_COMPRESSED, *FAX, 5, *JPEGS, 8, 32946, 32773, 34925, 50000)
+
+
+class NotTiff(ValueError):
+    """The bytes have no readable first directory; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class TiffLayout:
+    """The first picture of a TIFF. `width`, `height`: as stored, before `orientation` (1..8) turns it.
+
+    `guessed`: the file does not say what its samples mean, and `photometric` is what libtiff takes then.
+    `bits` and `kind` are those of every sample (0 where they differ); `extra`: what each sample beyond the colours is;
+    `colours`: the colour map, R, G and B one after the other, 16 bits each.
+    """
+
+    width: int
+    height: int
+    big_endian: bool
+    big_tiff: bool
+    photometric: int
+    guessed: bool
+    samples: int
+    bits: int
+    kind: int
+    extra: tuple[int, ...]
+    planes: bool
+    compression: int
+    bits_reversed: bool
+    subsampling: tuple[int, ...]
+    orientation: int
+    colours: tuple[int, ...]
+
+    @property
+    def unnamed_alpha(self) -> bool:
+        """Whether a fourth sample is there of which the file says nothing: programs that do so mean alpha."""
+        return (self.photometric, self.samples, self.extra) == (RGB, 4, ())
+
+    def __str__(self) -> str:
+        where = " in planes" if self.planes and self.samples > 1 else ""
+        return f"{self.samples} x {self.bits}-bit {KINDS.get(self.kind, 'unknown')} samples{where}, photometric {self.photometric}"
+
+
+def is_tiff(data: bytes) -> bool:
+    return data[:4] in MAGIC
+
+
+def layout(data: bytes) -> TiffLayout:
+    """The layout of an encoded TIFF's first picture. Raises NotTiff."""
+    tags = _tags(data)
+
+    def one(tag: int, default: int) -> int:
+        return tags.get(tag, (default,))[0]
+
+    width, height, samples = one(256, 0), one(257, 0), one(277, 1)
+    if not width or not height or not samples:
+        raise NotTiff(f"its first picture is {width} x {height} pixels of {samples} samples")
+    compression = one(259, NOT_COMPRESSED)
+    usual = RGB if samples >= 3 else WHITE_IS_ZERO if compression in FAX else BLACK_IS_ZERO
+    bits, kinds = tags.get(258, (1,)), tags.get(339, (UNSIGNED,))
+    orientation = one(274, 1)
+    return TiffLayout(
+        width,
+        height,
+        data[:1] == b"M",
+        43 in data[2:4],
+        one(262, usual),
+        262 not in tags,
+        samples,
+        bits[0] if len(set(bits)) == 1 else 0,
+        kinds[0] if len(set(kinds)) == 1 else 0,
+        tags.get(338, ()),
+        one(284, 1) == 2,
+        compression,
+        one(266, 1) == 2,
+        tags.get(530, (2, 2)),
+        orientation if 1 <= orientation <= 8 else 1,
+        tags.get(320, ()),
+    )
+
+
+READ = (256, 257, 258, 259, 262, 266, 274, 277, 284, 320, 338, 339, 530)
+FORMS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
+
+
+def _tags(data: bytes) -> dict[int, tuple[int, ...]]:
+    """The values of the tags in READ that the first directory holds as unsigned integers."""
+    if not is_tiff(data):
+        raise NotTiff("it does not start as a TIFF does")
+    order = "<" if data[:1] == b"I" else ">"
+    big = 43 in data[2:4]
+    try:
+        (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+        if entries > MAX_ENTRIES:
+            raise NotTiff(f"its directory claims {entries:,} entries")
+        first, step, value = (start + 8, 20, 12) if big else (start + 2, 12, 8)
+        tags: dict[int, tuple[int, ...]] = {}
+        for at in range(first, first + entries * step, step):
+            tag, form, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
+            if tag not in READ or form not in FORMS or not 0 < count <= MAX_VALUES:
+                continue
+            wanted = f"{order}{count}{FORMS[form]}"
+            where = at + value
+            if struct.calcsize(wanted) > step - value:
+                (where,) = struct.unpack_from(order + ("Q" if big else "I"), data, where)
+            tags[tag] = struct.unpack_from(wanted, data, where)
+        return tags
+    except (struct.error, OverflowError) as error:
+        raise NotTiff("its directory is damaged or cut off") from error
+
+
+# (photometric, samples) -> the bits and the ExtraSamples with which Pillow reads it rightly, samples of a pixel side by side.
+ADDED = ((0,), (ALPHA,))
+PILLOW = {
+    (WHITE_IS_ZERO, 1): ((1, 2, 4, 8), ((),)),
+    (BLACK_IS_ZERO, 1): ((1, 2, 4, 8, 16), ((),)),
+    (BLACK_IS_ZERO, 2): ((8,), ADDED),
+    (PALETTE, 1): ((1, 2, 4, 8), ((),)),
+    (PALETTE, 2): ((8,), ADDED),
+    (RGB, 3): ((8, 16), ((),)),
+    (RGB, 4): ((8, 16), (*ADDED, (ASSOCIATED,), ())),
+    (CMYK, 4): ((8, 16), ((),)),
+    (YCBCR, 3): ((8,), ((),)),
+    (LAB, 3): ((8,), ((),)),
+}
+
+
+def pillow_reads(stored: TiffLayout) -> bool:
+    """Whether Pillow gives the pixels that are stored."""
+    if stored.guessed or (stored.big_endian and stored.big_tiff) or stored.compression not in PILLOW_COMPRESSIONS:
+        return False
+    plain = stored.compression == NOT_COMPRESSED
+    if stored.kind != UNSIGNED:
+        wide = (stored.kind, stored.bits) in ((SIGNED, 16), (SIGNED, 32), (FLOATING, 32))
+        grey = (stored.photometric, stored.samples, stored.planes) == (BLACK_IS_ZERO, 1, False)
+        # What is compressed comes in this machine's byte order, and is taken for the file's.
+        return wide and grey and (plain or not stored.big_endian)
+    if stored.planes and (stored.photometric, stored.samples) not in ((BLACK_IS_ZERO, 1), (RGB, 3)):
+        return False
+    if stored.bits != 8 and (stored.planes or stored.compression in JPEGS or (stored.bits > 8 and stored.bits_reversed)):
+        return False
+    if stored.photometric == YCBCR and plain and stored.subsampling != (1, 1):
+        return False
+    bits, extra = PILLOW.get((stored.photometric, stored.samples), ((), ()))
+    return stored.bits in bits and stored.extra in extra

@@ -1,0 +1,186 @@
+"""Images to scores: equal shapes share a batch, large images are cut into tiles, scales are fused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from deeplab.convolutions import onednn
+from deeplab.devices import best_precision, device_named
+from deeplab.images.decoding import LEAST_STRIDE
+from deeplab.networks.network import SegmentationNetwork
+from deeplab.scoring.batch_norm_folding import folded
+from deeplab.scoring.multiscale import Fusion, multiscale_scores, winning_classes
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a network is applied to an image. ValueError for values out of range."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the input, each above 0 and at most 4."""
+    flip: bool = False
+    """Also score the mirror image, and average."""
+    fusion: Fusion = "max"
+    """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
+    precision: Precision = "auto"
+    """Of the arithmetic. "auto" is float16 on a GPU, and on a CPU what `deeplab.devices.best_precision` says."""
+    tile: int = 1025
+    """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
+    overlap: int = 128
+    """Pixels that neighbouring tiles share."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or any(not 0 < scale <= 4 for scale in self.scales):
+            raise ValueError(f"scales {self.scales}: one or more factors above 0 and at most 4 are accepted")
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"fusion {self.fusion!r}: 'max' and 'mean' are accepted")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
+        if not 0 <= self.overlap <= self.tile - LEAST_STRIDE:
+            raise ValueError(
+                f"tile {self.tile}, overlap {self.overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels"
+            )
+
+
+PLAIN = Scoring()
+
+
+class Predictor:
+    """Scores and label maps for lists of images of mixed sizes.
+
+    Every image is padded (bottom and right, with the backbone's mean colour) to its own place on the network's
+    lattice, never resized and never padded to a neighbour's size, so its result does not depend on what it is batched
+    with. Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended
+    linearly over the overlap, so memory is bounded by the tile.
+
+    device: "auto" takes a GPU where there is one. The network is copied: batch norm is folded and weights take the precision,
+    while sums stay float32 inside a layer, and between scales.
+    batch_pixels: the most padded pixels that one pass takes at scale 1 (on a CPU few, so that what
+    is between two layers stays in its cache; one image may have more).
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        scoring: Scoring = PLAIN,
+        *,
+        device: str = "auto",
+        batch_pixels: int | None = None,
+    ) -> None:
+        self.device = device_named(device)
+        self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
+        self.dtype = DTYPES[self.precision]
+        # Depthwise and pointwise convolutions run fastest with channels innermost.
+        twin = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: SegmentationNetwork = twin.to(self.dtype)
+        if onednn.available(self.network):
+            onednn.fuse(self.network)
+        self.scales, self.flip, self.fusion = scoring.scales, scoring.flip, scoring.fusion
+        self.tile = network.lattice_size(scoring.tile)
+        self.overlap = -(-scoring.overlap // network.stride) * network.stride
+        self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 120_000)
+        self.padding = np.round(network.normalization.mean_rgb).astype(np.uint8)
+
+    def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """H x W x 3 uint8 RGB images -> class scores, float16 C x h x w each, h = ceil((H - 1) / stride) + 1.
+
+        Score (i, j) lies on pixel (stride * i, stride * j). Raises ValueError for another shape or dtype.
+        """
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                raise ValueError(f"image of shape {image.shape}, {image.dtype}: H x W x 3 uint8 RGB is accepted")
+        results: list[np.ndarray | None] = [None] * len(images)
+        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            height, width = image.shape[:2]
+            if height * width > self.tile * self.tile:
+                results[index] = np.concatenate(list(self.score_rows(image)), axis=1)
+            else:
+                buckets[self.network.lattice_size(height), self.network.lattice_size(width)].append(index)
+        # A GPU is given all batches before the first scores are asked for: it works while the next batch is put together.
+        pending: list[tuple[list[int], torch.Tensor]] = []
+        for (height, width), indices in buckets.items():
+            size = max(1, self.batch_pixels // (height * width))
+            for start in range(0, len(indices), size):
+                batch = indices[start : start + size]
+                pending.append((batch, self._batch([images[i] for i in batch], height, width)))
+        for batch, found in pending:
+            for index, scores in zip(batch, found.cpu().numpy(), strict=True):
+                results[index] = scores
+        return [scores for scores in results if scores is not None]
+
+    def score_rows(self, image: Any) -> Iterator[np.ndarray]:
+        """The scores of one image in tiles, from top to bottom: float16 C x k x w parts that make up C x h x w.
+
+        image: H x W x 3 uint8 RGB, or anything with its `shape` whose slices image[top:bottom] are such arrays; they
+        are asked for from top to bottom, each the height of a tile. A part comes when no further tile reaches it, so
+        memory is bounded by a row of tiles.
+        """
+        stride = self.network.stride
+        height, width = image.shape[:2]
+        rows, tile_height = self._starts(height)
+        columns, tile_width = self._starts(width)
+        grid = (self.network.lattice_size(height) - 1) // stride + 1, (self.network.lattice_size(width) - 1) // stride + 1
+        total = np.zeros((self.network.classes, (tile_height - 1) // stride + 1, grid[1]), np.float32)
+        weight = np.zeros(total.shape[1:], np.float32)
+        for top, following in zip(rows, [*rows[1:], grid[0] * stride], strict=True):
+            band = image[top : top + tile_height]
+            for left in columns:
+                scores = self._batch([band[:, left : left + tile_width]], tile_height, tile_width)[0].float().cpu().numpy()
+                j = left // stride
+                w = min(scores.shape[2], grid[1] - j)
+                ramp = np.outer(self._ramp(scores.shape[1]), self._ramp(scores.shape[2]))[:, :w]
+                total[:, :, j : j + w] += ramp * scores[:, :, :w]
+                weight[:, j : j + w] += ramp
+            done = (following - top) // stride
+            yield (total[:, :done] / weight[:done]).astype(np.float16)
+            # What the next row of tiles overlaps goes to the top.
+            total = np.concatenate([total[:, done:], np.zeros_like(total[:, :done])], axis=1)
+            weight = np.concatenate([weight[done:], np.zeros_like(weight[:done])])
+
+    def labels(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """H x W x 3 uint8 RGB images -> label maps, H x W uint8 (uint16 above 256 classes)."""
+        scores = self.scores(images)
+        return [self.labels_of(s, *image.shape[:2]) for s, image in zip(scores, images, strict=True)]
+
+    def labels_of(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Scores at stride -> the class of each pixel, height x width."""
+        return winning_classes(scores, height, width, self.network.stride, self.network.align_corners)
+
+    def _batch(self, images: Sequence[np.ndarray], height: int, width: int) -> torch.Tensor:
+        """Images that fit height x width (on the lattice) -> their scores, float16 on the device; one pass per scale."""
+        pixels = np.empty((len(images), height, width, 3), np.uint8)
+        pixels[:] = self.padding
+        for slot, image in zip(pixels, images, strict=True):
+            slot[: image.shape[0], : image.shape[1]] = image
+        with torch.inference_mode():
+            x = torch.from_numpy(pixels)
+            if self.device.type == "cuda":  # from pinned memory the copy goes on while the GPU works
+                x = x.pin_memory().to(self.device, non_blocking=True)
+            x = x.permute(0, 3, 1, 2)
+            x = self.network.normalization.apply(x).to(self.dtype)
+            scores = multiscale_scores(self.network, x, self.scales, self.flip, self.fusion)
+            # Beyond half precision's range no score changes a decision any more.
+            return scores.clamp(-65504, 65504).half()
+
+    def _starts(self, side: int) -> tuple[list[int], int]:
+        """First pixels (multiples of the stride) of the tiles along one side, and the tiles' length on the lattice."""
+        if side <= self.tile:
+            return [0], self.network.lattice_size(side)
+        count = -(-(side - self.overlap) // (self.tile - self.overlap))
+        last = -(-(side - self.tile) // self.network.stride)
+        return [round(last * k / (count - 1)) * self.network.stride for k in range(count)], self.tile
+
+    def _ramp(self, length: int) -> np.ndarray:
+        """Weight of each score of a tile: 1 inside, falling linearly over the overlap towards both ends, never 0."""
+        edge = np.minimum(np.arange(length), np.arange(length)[::-1]) + 1.0
+        return np.minimum(1.0, edge / (self.overlap // self.network.stride + 1))

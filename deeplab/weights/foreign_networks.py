@@ -1,0 +1,110 @@
+"""Whole foreign networks into ours, in the geometry of their own family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from deeplab.networks.network import SegmentationNetwork
+from deeplab.weights import caffe_layers, key_maps
+from deeplab.weights.caffemodel import read_caffemodel
+from deeplab.weights.pth_files import read_pth, unprefixed
+from deeplab.weights.strict_loading import Tensors, WeightsError, load_backbone, read_safetensors
+from deeplab.zoo import build
+
+FAMILIES = ("kazuto", "isht7", "torchvision", "caffe")
+SCORES = ("head.branches.0.weight", "head.scores.0.weight", "head.score.weight", "head.score_fr.weight")
+
+
+@dataclass
+class Imported:
+    """A filled network (evaluation mode), how the zoo builds it, and the foreign keys that were left out by intent."""
+
+    network: SegmentationNetwork
+    architecture: str
+    options: dict[str, Any]
+    left_out: list[str]
+
+
+def import_state_dict(tensors: Tensors, family: str = "kazuto") -> SegmentationNetwork:
+    """A foreign state dict -> our network in that family's own geometry.
+
+    "kazuto": kazuto1011/deeplab-pytorch with MSC (`base.*`; ResNet-101, ceil pooling, align_corners False as since its
+    PR 53). "isht7": isht7/pytorch-deeplab-resnet (`Scale.*`; align_corners True). "torchvision": deeplabv3_resnet50/101,
+    deeplabv3_mobilenet_v3_large, fcn_resnet50/101 (floor pooling, align_corners False). The number of classes is that of
+    the scores. Raises WeightsError unless every key of ours is filled and every key of theirs has its place.
+    """
+    return import_weights(tensors, family).network
+
+
+def import_weights(tensors: Tensors, family: str) -> Imported:
+    """As `import_state_dict`, with the architecture's name and what was left out.
+
+    Prefixes that DataParallel, torch.compile and Lightning put before every key are taken off; what lies beside the
+    network then is left out.
+    """
+    if family not in FAMILIES:
+        near = get_close_matches(family, FAMILIES, n=1, cutoff=0.0)[0]
+        raise WeightsError(f"unknown family {family!r}; nearest: {near}; known: {', '.join(FAMILIES)}")
+    if family == "caffe":
+        raise WeightsError("family caffe is a .caffemodel, not a state dict: give the file to import_file")
+    tensors, beside = unprefixed(tensors)
+    found = _torchvision(tensors) if family == "torchvision" else _resnet_aspp(tensors, family)
+    found.left_out += beside
+    return found
+
+
+def import_file(path: str | Path, family: str) -> Imported:
+    """A file of that family: .caffemodel for "caffe", else .safetensors, or .pth read with `weights_only=True`."""
+    if family == "caffe":
+        net = caffe_layers.convert(read_caffemodel(path))
+        return _filled(net.architecture, net.options, net.tensors, {}, (), net.skipped)
+    read = read_safetensors if str(path).endswith(".safetensors") else read_pth
+    return import_weights(read(path), family)
+
+
+def _classes(tensors: Tensors, key: str, family: str) -> int:
+    """Scores' channels in `key`; WeightsError names the first keys where the dict is another family's."""
+    if key not in tensors or tensors[key].ndim != 4:
+        raise WeightsError(f"not of family {family}: no {key} among {len(tensors)} keys ({', '.join(list(tensors)[:4])}, ...)")
+    return int(tensors[key].shape[0])
+
+
+def _filled(
+    architecture: str, options: dict[str, Any], tensors: Tensors, keys: dict[str, str], dropped: tuple[str, ...],
+    left_out: list[str], classes: int | None = None,
+) -> Imported:  # fmt: skip
+    score = next((key for key in SCORES if key in tensors), None)
+    if classes is None and score is None:
+        raise WeightsError(f"weights of {architecture} without class scores; an ImageNet file is what `train --init` takes")
+    network = build(architecture, classes or int(tensors[str(score)].shape[0]), **options).eval()
+    load_backbone(network, tensors, keys, dropped)
+    return Imported(network, architecture, options, left_out)
+
+
+def _resnet_aspp(tensors: Tensors, family: str) -> Imported:
+    if family == "kazuto":
+        keys, first = key_maps.kazuto(), "base.aspp.c0.weight"
+        if first not in tensors and "fc.weight" in tensors:
+            raise WeightsError("kazuto's COCO init has 91 image scores instead of an ASPP: it is what `train --init` takes")
+        options: dict[str, Any] = {"align_corners": False, "mean": "deeplab"}
+    else:
+        keys, first, options = key_maps.isht7(), "Scale.layer5.conv2d_list.0.weight", {"align_corners": True, "mean": "deeplab"}
+    classes = _classes(tensors, first, family)
+    return _filled("resnet101-aspp", options, tensors, keys, (), [], classes)
+
+
+def _torchvision(tensors: Tensors) -> Imported:
+    pyramid = "classifier.0.project.0.weight" in tensors
+    classes = _classes(tensors, "classifier.4.weight", "torchvision")
+    mobilenet = "backbone.0.0.weight" in tensors
+    if mobilenet:
+        architecture = "mobilenet-v3-aspp-v3"
+    else:
+        depth = 101 if "backbone.layer3.22.conv1.weight" in tensors else 50
+        architecture = f"resnet{depth}-{'aspp-v3' if pyramid else 'fcn'}"
+    keys = key_maps.torchvision_segmentation(tensors, mobilenet)
+    left_out = [key for key in tensors if key.startswith("aux_classifier.")]
+    return _filled(architecture, {}, tensors, keys, ("aux_classifier.",), left_out, classes)

@@ -1,0 +1,134 @@
+"""What a Prefect server is given: the deployments of all flows, and the things `deeplab setup-prefect` makes."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Schedule
+from prefect.types.entrypoint import EntrypointType
+
+from flows.evaluate import evaluate_model
+from flows.refresh import refresh
+from flows.segment import segment_archive
+from flows.serving.settings import HOURLY_PRICE, limit_name
+from flows.train import train_model
+from flows.watching.progress import slug
+from pipelines.options import SegmentOptions
+from pipelines.storage import filesystems
+
+WORK_POOL = "deeplab"
+ZOMBIES = "deeplab: a run without a sign of life is Crashed"
+SCHEDULE = "served"
+TAGS = ["deeplab"]
+# Three beats of 30 s: one that comes late under load does not kill a run.
+SILENCE = timedelta(seconds=95)
+# One run at a time; the others wait in line instead of being refused.
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy="ENQUEUE")
+
+
+def deployments(
+    segmentation: SegmentOptions | None = None,
+    name: str | None = None,
+    schedule: dict[str, Any] | None = None,
+    active: bool = False,
+) -> list[RunnerDeployment]:
+    """Deployments of all flows, called "served"; with `segmentation` also one of that archive into that table.
+
+    That one takes one run at a time, the next ones wait. `schedule`: cron, interval (timedelta) or rrule, and timezone.
+    It starts paused unless `active`, and one that was switched on in the UI stays on when it is served again.
+    """
+    made = [
+        flow.to_deployment("served", tags=TAGS, entrypoint_type=EntrypointType.MODULE_PATH)
+        for flow in (segment_archive, train_model, evaluate_model, refresh)
+    ]
+    if segmentation is not None:
+        name = name or slug(filesystems.canonical(segmentation.results))
+        active = active or _is_active(f"{segment_archive.name}/{name}")
+        made.append(
+            segment_archive.to_deployment(
+                name,
+                tags=[*TAGS, "scheduled"] if schedule else TAGS,
+                parameters={"options": segmentation.model_dump(mode="json", exclude_defaults=True)},
+                schedules=[Schedule(**schedule, active=active, slug=SCHEDULE)] if schedule else None,
+                concurrency_limit=ONE_AT_A_TIME,
+                description=f"{segmentation.archive} into {segmentation.results}",
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+        )
+    return made
+
+
+def _is_active(deployment: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(deployment).schedules
+        except ObjectNotFound:
+            return False
+    return any(schedule.active for schedule in found if schedule.slug == SCHEDULE)
+
+
+def zombies() -> AutomationCore:
+    """Runs of our flows that stop sending heartbeats and report no end are set to Crashed: their machine died."""
+    beat = "prefect.flow-run.heartbeat"
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    ours = [flow.name for flow in (segment_archive, train_model, evaluate_model, refresh)]
+    return AutomationCore(
+        name=ZOMBIES,
+        description=f"No heartbeat for {SILENCE.seconds} s: runner and run are both gone. `deeplab setup-prefect` made this.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": ours}),
+            posture=Posture.Proactive,
+            after={beat},
+            expect={beat, *ends},
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: the machine or both of its processes died")],
+    )
+
+
+def setup(results: list[str]) -> Iterator[str]:
+    """Make what is missing on the server and bring the rest up to date; says what it did, line by line. Repeatable."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(WORK_POOL)
+            yield f"work pool {WORK_POOL}: there"
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process", description="Runs of DeepLab flows"))
+            yield f"work pool {WORK_POOL}: made"
+        from prefect.variables import Variable
+
+        if Variable.get(HOURLY_PRICE, default=None) is None:
+            Variable.set(HOURLY_PRICE, 0)
+            yield f"variable {HOURLY_PRICE}: made, 0 (no cost line)"
+        else:
+            yield f"variable {HOURLY_PRICE}: there"
+        for place in map(filesystems.canonical, results):
+            client.upsert_global_concurrency_limit_by_name(limit_name(place), 1)
+            yield f"limit {limit_name(place)}: one run at a time on {place}"
+        found = client.read_automations_by_name(ZOMBIES)
+        if not found:
+            client.create_automation(zombies())
+            yield "automation for dead runs: made"
+        elif _plain(found[0]) != _plain(zombies()):
+            client.update_automation(found[0].id, zombies())
+            yield "automation for dead runs: brought up to date"
+        else:
+            # Writing it again would make the server forget the runs that it is counting the silence of.
+            yield "automation for dead runs: there"
+
+
+def _plain(automation: AutomationCore) -> tuple[Any, ...]:
+    """What an automation does, without the ids that the server gives."""
+    trigger = automation.trigger.model_dump(exclude={"id"})
+    return automation.enabled, trigger, [action.model_dump() for action in automation.actions]

@@ -1,0 +1,179 @@
+"""What a watcher of a run sees: a live progress artifact and a log line now and then, sent beside the work.
+
+The work never waits for the Prefect server: a thread of its own sends the latest state, and a server that is away is
+told when it is back.
+"""
+
+import hashlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_link_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from pipelines.cluster import ray_jobs
+from pipelines.options import RegisteredTraining, SegmentOptions
+from pipelines.segment.run import SegmentProgress
+
+ARTIFACT_SECONDS = 2.0
+LOG_SECONDS = (10.0, 60.0)  # between lines: in the first minutes, and later
+ASK_SECONDS = 5.0
+
+
+def slug(text: str) -> str:
+    """A name for a place or a data set in keys and limits: its last part and a short digest, lower case and dashes."""
+    last = re.sub(r"[^a-z0-9]+", "-", text.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+    return f"{last[:32]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".strip("-")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _percent(progress: SegmentProgress) -> float:
+    everything = progress.already + progress.total
+    return 100.0 * (progress.already + progress.done) / everything if everything else 100.0
+
+
+@contextmanager
+def best_effort(what: str) -> Iterator[None]:
+    """For pages and links, which nothing depends on: a server that is away is said in the log and ends no run."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        get_run_logger().warning(f"no {what} on the run's page, as the Prefect server is away: {error}")
+
+
+def run_as_job(kind: str, options: SegmentOptions | RegisteredTraining, key: str, event: ray_jobs.Tell) -> Any:
+    """The result of the work as a job of the cluster that `address` names, with a link to it on the run's page. As
+    `ray_jobs.run`."""
+    jobs, logger = ray_jobs.Jobs(str(options.address)), get_run_logger()
+
+    def started(job: str, attached: bool) -> None:
+        logger.info(f"{'attached to' if attached else 'submitted'} job {job}")
+        with best_effort("link to the job"):
+            create_link_artifact(link=jobs.page(job), key=f"ray-{key}", description=f"Ray dashboard, job {job}")
+
+    return ray_jobs.run(jobs, kind, options, started, event, logger.info)
+
+
+class Watcher:
+    """Tells the run's page how far the work is; use as a context inside a flow.
+
+    `show` takes a percentage and a sentence; `segmenting` is the watch of `pipelines.segment.run`. In a run that no runner
+    supervises the watcher also asks whether someone cancelled it, and interrupts the main thread (KeyboardInterrupt).
+    """
+
+    def __init__(self, key: str, unit: str = "images") -> None:
+        self.unit = unit
+        self.logger = get_run_logger()
+        self.run_ids = {flow_run.id, flow_run.root_flow_run_id or flow_run.id}  # a part of `refresh` heeds the whole
+        self.client = get_client(sync_client=True)
+        self.artifact = ArtifactCreate(key=key, type="progress", flow_run_id=UUID(flow_run.id))
+        self.id: UUID | None = None  # of the artifact, once the server has it
+        self.supervised = "PREFECT__FLOW_RUN_ID" in os.environ
+        self.latest = (0.0, "starting")
+        self.begun = time.monotonic()
+        self.phase, self.started, self.first, self.logged = "", time.monotonic(), 0, 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._send, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        # Not SIGINT: what a script starts in the background ignores that.
+        self.watching = not self.supervised and threading.current_thread() is threading.main_thread()
+        self.before = signal.signal(signal.SIGUSR1, _interrupt) if self.watching else None
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.ended.set()
+        self.thread.join(timeout=10)
+        if self.watching:
+            signal.signal(signal.SIGUSR1, self.before)
+
+    def show(self, percent: float, sentence: str, log: bool = False) -> None:
+        """Make this the latest state; `log` writes the line now, otherwise now and then."""
+        self.latest = (min(100.0, percent), sentence)
+        now = time.monotonic()
+        if log or now - self.logged >= LOG_SECONDS[now - self.begun > 120]:
+            self.logged = now
+            self.logger.info(sentence)
+
+    def segmenting(self, progress: SegmentProgress) -> None:
+        """The watch of a segmentation. Percentages count the whole archive, so a run that goes on starts where it is."""
+        if progress.phase == "inventory":
+            self.show(0, "listing the archive", log=True)
+        elif progress.phase == "plan":
+            self.show(0, f"planning: {progress.total:,} images in the archive", log=True)
+        elif progress.phase == "start":
+            had = f"{progress.already:,} have their row"
+            self.show(_percent(progress), f"{progress.total:,} images to do, {had}; starting Ray", log=True)
+        else:
+            self.counting(progress)
+
+    def counting(self, progress: SegmentProgress) -> None:
+        now = time.monotonic()
+        if self.phase != "counting":
+            self.phase, self.started, self.first = "counting", now, progress.done
+            self.begun = now
+        rate = (progress.done - self.first) / max(now - self.started, 1e-9)
+        parts = [f"{progress.done:,} of {progress.total:,} {self.unit} done, {progress.committed:,} committed"]
+        parts += [f"{rate:.1f} {self.unit}/s"] if rate > 0 else []
+        parts += [f"{progress.errors:,} errors"]
+        if rate > 0 and progress.done < progress.total:
+            parts.append(f"about {duration((progress.total - progress.done) / rate)} left")
+        if progress.already:
+            parts.append(f"{progress.already:,} had their row before")
+        # Only a commit is final: short of the last one the ring stays below 100.
+        whole = progress.committed >= progress.total
+        self.show(100.0 if whole else min(99.0, _percent(progress)), ", ".join(parts), log=progress.phase == "commit")
+
+    def _tell(self, percent: float, sentence: str) -> None:
+        """Make the artifact, or bring it up to date."""
+        if self.id is None:
+            made = self.artifact.model_copy(update={"data": percent, "description": sentence})
+            self.id = self.client.create_artifact(made).id
+        else:
+            self.client.update_artifact(self.id, ArtifactUpdate(data=percent, description=sentence))
+
+    def _send(self) -> None:
+        sent: tuple[float, str] | None = None
+        asked = time.monotonic()
+        while True:
+            ended = self.ended.is_set()
+            if (latest := self.latest) != sent:
+                with suppress(Exception):  # the server is away; the next turn tells it
+                    self._tell(*latest)
+                    sent = latest
+            if ended:
+                return
+            if self.watching and time.monotonic() - asked >= ASK_SECONDS:
+                asked = time.monotonic()
+                with suppress(Exception):
+                    states = [self.client.read_flow_run(run).state for run in self.run_ids]
+                    if any(state is not None and state.is_cancelling() for state in states):
+                        os.kill(os.getpid(), signal.SIGUSR1)
+                        return
+            self.ended.wait(ARTIFACT_SECONDS)

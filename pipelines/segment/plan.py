@@ -1,0 +1,104 @@
+"""What is still to do: the inventory minus what the table holds, in blocks of images that one task works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import sql
+from pipelines.table.results_table import ResultsTable
+from pipelines.table.schema import done_versions
+
+SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())])
+# Images that are sorted by size together, so that those of a block are alike and batches fill up.
+SORTED = 20_000
+SMALLEST = 4  # images of a block: Ray Data costs 3 to 8 ms of the driver's CPU a block, which even a few images outweigh
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images to do, as a Parquet file in the order of their uris.
+
+    `version`: the table's, when the plan was made; `done`: images of the archive that have their row.
+    """
+
+    path: Path
+    model: str
+    version: int
+    images: int
+    done: int
+    archive: int
+
+    def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
+        """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
+
+        Only SORTED rows are in memory at a time. Each task's first block has another size, so that tasks end one after another:
+        rows arrive steadily, and what a block costs at its ends is not paid by all at once. Towards the end a block is a task's
+        share of what is left (guided self-scheduling: Polychronopoulos and Kuck, 1987), so that all end at about the same time.
+        """
+        left, number = self.images, 0
+        with pq.ParquetFile(self.path, pre_buffer=False) as source:
+            for batch in source.iter_batches(batch_size=SORTED):
+                rows = pa.Table.from_batches([batch]).cast(SCHEMA)
+                rows = rows.sort_by([("bytes", "ascending"), ("uri", "ascending")])
+                ends = pc.cumulative_sum(pc.fill_null(rows["bytes"], 0)).to_numpy()
+                start = 0
+                while start < rows.num_rows:
+                    first = images * (slots - number) // slots if number < slots else images
+                    most, number = max(SMALLEST, min(first, left // slots)), number + 1
+                    before = ends[start - 1] if start else 0
+                    by_size = int(ends.searchsorted(before + size, side="right"))
+                    stop = min(start + most, max(by_size, start + 1), rows.num_rows)
+                    yield rows.slice(start, stop - start).combine_chunks()
+                    left, start = left - (stop - start), stop
+
+
+def packed(block: pa.Table) -> pa.Table:
+    """A block as a table of one row, which Ray Data neither cuts nor joins with others, compressed."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, block.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(block)
+    return pa.table({"block": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
+
+
+def unpacked(row: pa.Table) -> pa.Table:
+    """The block that `packed` made this row of."""
+    return pa.ipc.open_stream(row["block"][0].as_buffer()).read_all()
+
+
+def make(inventory: Path, table: ResultsTable | None, model: str, path: Path, *, retry_errors: bool = False) -> Plan:
+    """Anti-join `inventory` with the rows of `model` in `table` (None: an empty one) into the Parquet file `path`.
+
+    An image is done when a row of its uri has its listed version, as `version` or as `read_version` (it changed between
+    listing and reading, and now the listing has caught up); with `retry_errors` only when that row is ok. Of an image that
+    the inventory names more than once (a tar may hold a name twice) the last entry counts, as when a tar is unpacked.
+    """
+    with sql.connect(path.parent) as connection:
+        connection.execute("SET preserve_insertion_order = false")
+        source = connection.read_parquet(str(inventory), file_row_number=True)
+        connection.register("inventory", source)
+        connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
+        if table is not None:
+            connection.register("results", table.dataset(model))
+            where = "status = 'ok'" if retry_errors else "TRUE"
+            with table.reading():
+                connection.execute(f"INSERT INTO done {done_versions(where=where)}")
+        missing = connection.sql(
+            """
+            FROM (
+                SELECT uri, arg_max(version, file_row_number) AS version, arg_max(bytes, file_row_number) AS bytes
+                FROM inventory GROUP BY uri
+            )
+            ANTI JOIN done USING (uri, version)
+            ORDER BY uri
+            """
+        )
+        missing.write_parquet(str(path), compression="zstd")
+        archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
+    images = pq.read_metadata(path).num_rows
+    return Plan(path, model, table.version if table is not None else 0, images, archive - images, archive)

@@ -1,0 +1,300 @@
+"""Segmenting an archive: inventory, plan, one stream with a commit every few seconds, check.
+
+`segment` takes the steps in order. They are apart for callers that watch, retry or schedule each of them; each returns what
+the next one takes, and all are safe to repeat.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeplab.crf.pydensecrf_backend import require_pydensecrf
+from deeplab.errors import UserError, last_line
+from deeplab.models import checkpoint
+from deeplab.scoring.predictor import Scoring
+from pipelines.archive import inventory
+from pipelines.archive.inventory import Inventory
+from pipelines.options import SegmentOptions
+from pipelines.segment import plan
+from pipelines.segment.bottleneck import bound
+from pipelines.segment.plan import Plan
+from pipelines.storage import filesystems, model_registry
+from pipelines.table import counts
+from pipelines.table.commit import Committed
+from pipelines.table.results_table import ResultsTable
+
+if TYPE_CHECKING:
+    from pipelines.segment.stages import Task
+
+# Ray Data adds its own view and advice on its settings below what was raised.
+RAY_ADDS = ("To change retry attempts", "Failed to apply UDF transform")
+
+
+@dataclass(frozen=True)
+class SegmentProgress:
+    """What a watcher is told: `phase` is inventory, plan, start, segment or commit; images count this run's only.
+
+    `committed`: those that have their row, `version`: the table's, `already`: images of the archive that had their row before.
+    A phase `commit` follows each commit.
+    """
+
+    phase: str
+    total: int = 0
+    done: int = 0
+    errors: int = 0
+    committed: int = 0
+    version: int | None = None
+    already: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    `images`, `errors`: its rows in the table; `already`: images that had their row before; `elsewhere`: images whose row another
+    run brought meanwhile; `outputs` of this program in the archive were passed over; `bound`: the stage that held it up.
+    """
+
+    run: str
+    model: str
+    results: str
+    version: int | None = None
+    archive_images: int = 0
+    passed_over: int = 0
+    outputs: int = 0
+    already: int = 0
+    images: int = 0
+    errors: int = 0
+    elsewhere: int = 0
+    commits: int = 0
+    errors_by_reason: Mapping[str, int] = field(default_factory=dict)
+    class_shares: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
+    images_by_node: Mapping[str, int] = field(default_factory=dict)
+    images_per_second: float = 0.0
+    bound: str = ""
+
+
+class TooManyErrors(UserError):
+    """The share of error rows passed `max_error_rate`; what is good has been committed. `summary` says the rest."""
+
+    def __init__(self, message: str, summary: Summary) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
+class SegmentError(UserError):
+    """The stream ended early; what was finished by then is committed. `passing`: for a reason of the system's."""
+
+    def __init__(self, message: str, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+Watch = Callable[[SegmentProgress], None]
+
+
+def unwatched(progress: SegmentProgress) -> None:
+    """The watch of a run that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what was asked for, the model as `checkpoint.read` gives and as it is, and the run's id."""
+
+    options: SegmentOptions
+    source: tuple[Path, bytes, bytes]
+    model: checkpoint.Model
+    id: str
+
+    @property
+    def results(self) -> str:
+        return filesystems.canonical(self.options.results)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stream brought: its commits, the seconds that it took, what bounded it, and whether it was cut short by errors."""
+
+    committed: Committed
+    seconds: float = 0.0
+    bound: str = ""
+    cut: bool = False
+
+
+def begin(options: SegmentOptions) -> Run:
+    """A run of these options. Raises ModelError for a model that cannot be used."""
+    if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
+        require_pydensecrf()
+    source = model_registry.read_model(options.model)
+    return Run(options, source, checkpoint.parse(*source), f"run-{uuid.uuid4().hex[:12]}")
+
+
+def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:
+    """List the archive into a file of `folder`. Raises ArchiveError."""
+    watch(SegmentProgress("inventory"))
+    options = run.options
+    path = folder / "inventory.parquet"
+    return inventory.take(options.archive, path, include=options.include, exclude=options.exclude, limit=options.limit)
+
+
+def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch = unwatched) -> Plan:
+    """What of the inventory the table has no row of; the table is made where there is none. Raises ResultsError."""
+    watch(SegmentProgress("plan", total=listed.images))
+    table = ResultsTable.ensure(run.results)
+    return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", retry_errors=run.options.retry_errors)
+
+
+def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
+    """Segment and commit what is planned, on a Ray that is started here or joined. Raises ClusterError, SegmentError.
+
+    Whatever ends it, Ctrl-C too, what is finished is committed first. The stream is cut short when so many rows are errors
+    that the run fails in any case.
+    """
+    if not todo.images:
+        return Outcome(Committed(version=todo.version))
+    import ray
+
+    from pipelines.cluster import connection
+    from pipelines.segment import stream
+    from pipelines.segment.parallelism import parallelism
+    from pipelines.segment.prometheus import Metrics
+    from pipelines.segment.sink import Sink
+    from pipelines.table.commit import Committer
+
+    options = run.options
+    ResultsTable.open(run.results, patient=True).register(run.model.label, run.model.card)
+    watch(SegmentProgress("start", todo.images, already=todo.done))
+    with connection.session(options.address):
+        committer = Committer(run.results, run.model.label, run.id, todo.version, options.retry_errors)
+        metrics = Metrics(run.results, run.model.label)
+        sink = Sink(committer, options.commit_every)
+        reported = sink.committed
+
+        def report() -> bool:
+            nonlocal reported
+            phase, before, reported = "segment" if reported is sink.committed else "commit", reported, sink.committed
+            done = reported.images + reported.left_out
+            metrics.progress(todo.images - done, sink.finished - done)
+            metrics.committed(before, reported)
+            watch(SegmentProgress(phase, todo.images, sink.finished, reported.errors, done, reported.version, todo.done))
+            return reported.errors <= options.max_error_rate * todo.images
+
+        try:
+            with ExitStack() as after, sink:  # the sink is closed first
+                spread = parallelism(connection.resources())
+                ended = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
+        except Exception as error:
+            done = f"{sink.committed.images} of {todo.images} images are committed"
+            lost = f", {committer.uncommitted} more are finished and could not be committed" if committer.uncommitted else ""
+            root = _root_cause(error)
+            passing = filesystems.passes(root) or not isinstance(root, UserError | OSError)
+            raise SegmentError(f"the run stopped, {done}{lost}: {last_line(root, RAY_ADDS)}", passing) from error
+        report()
+        sentence = ""
+        with suppress(Exception):  # a cluster that is going away now has nothing to say, and the work is done
+            sentence = bound(sink.committed.seconds, ended.seconds, parallelism(connection.resources()))
+        return Outcome(sink.committed, ended.seconds, sentence, ended.cut)
+
+
+def task_of(run: Run) -> Task:
+    """What the stages need to know of a run."""
+    from pipelines.segment.stages import Task
+
+    options, network = run.options, run.model.network
+    return Task(
+        classes=run.model.classes,
+        stride=network.stride,
+        align_corners=network.align_corners,
+        scoring=options.of_kind(Scoring),
+        refinement=options.refinement(run.model),
+        max_pixels=options.max_pixels,
+        run=run.id,
+        threads=1,
+    )
+
+
+def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
+    """Read back what the run committed. Raises SegmentError where rows are lost or doubled, TooManyErrors."""
+    table = ResultsTable.open(run.results, patient=True)
+    label, committed = run.model.label, outcome.committed
+    images, errors = counts.rows_of(table, label, run.id)
+    summary = Summary(
+        run.id,
+        label,
+        run.results,
+        version=table.version,
+        archive_images=listed.images,
+        passed_over=listed.passed_over,
+        outputs=listed.outputs,
+        already=todo.done,
+        images=images,
+        errors=errors,
+        elsewhere=committed.left_out,
+        commits=committed.commits,
+        errors_by_reason=counts.errors_by_reason(table, label, run.id) if errors else {},
+        class_shares=counts.class_shares(table, label, run.id) if images else {},
+        seconds=outcome.seconds,
+        seconds_by_stage=committed.seconds,
+        images_by_node=committed.nodes,
+        images_per_second=images / outcome.seconds if outcome.seconds else 0.0,
+        bound=outcome.bound,
+    )
+    lost, doubled = counts.lost_and_doubled(table, label, todo.path) if todo.images else (0, 0)
+    if doubled or (lost and not outcome.cut):
+        raise SegmentError(
+            f"{run.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed, and the same "
+            "command does what is missing"
+        )
+    return within_limit(summary, run.options.max_error_rate)
+
+
+def check_rows(summary: Summary, max_error_rate: float) -> Summary:
+    """Find the rows of a run that another process did. Raises SegmentError where they are not there, each once; TooManyErrors."""
+    table = ResultsTable.open(summary.results, patient=True)
+    rows, distinct = counts.rows_of(table, summary.model, summary.run)[0], counts.images_of(table, summary.model, summary.run)
+    if not rows == distinct == summary.images:
+        raise SegmentError(f"{summary.results}: {rows} rows of {distinct} images for {summary.images} images of {summary.run}")
+    return within_limit(summary, max_error_rate)
+
+
+def within_limit(summary: Summary, max_error_rate: float) -> Summary:
+    """The summary itself, or TooManyErrors."""
+    if summary.errors > max_error_rate * summary.images:
+        share = summary.errors / summary.images
+        raise TooManyErrors(
+            f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
+            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
+            summary,
+        )
+    return summary
+
+
+def segment(options: SegmentOptions, watch: Watch = unwatched) -> Summary:
+    """Bring the results table up to date with the archive: exactly one row per (image, version, model).
+
+    Raises ArchiveError, ModelError, ResultsError, ClusterError for what cannot start, SegmentError when the stream ends early,
+    TooManyErrors at the end. Whatever is raised, committed rows stay, and the next run goes on from them.
+    """
+    run = begin(options)
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as name:
+        folder = Path(name)
+        listed = take_inventory(run, folder, watch)
+        todo = make_plan(run, listed, folder, watch)
+        return check(run, listed, todo, execute(run, todo, watch))
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The innermost error, or our own about it: Ray wraps what a worker raised several times."""
+    while True:
+        inner = getattr(error, "cause", None) or (None if isinstance(error, UserError) else error.__cause__)
+        if inner is None or inner is error:
+            return error
+        error = inner

@@ -1,0 +1,139 @@
+"""The model registry: a folder or s3:// prefix of model folders, and aliases that name the one in use.
+
+REGISTRY/NAME-DIGEST12/{model.json,model.safetensors} are never changed; REGISTRY/aliases/ALIAS.json names one of them
+and moves by compare-and-swap. `REGISTRY@ALIAS` is taken wherever a model is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deeplab.errors import UserError
+from deeplab.files import Files
+from deeplab.models import checkpoint
+from deeplab.models.checkpoint import CARD, WEIGHTS, ModelError
+from deeplab.names import ALIAS
+from pipelines.storage import filesystems, s3
+
+
+class RegistryError(UserError):
+    """The registry cannot do what was asked; the message says why and what is there."""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Where an alias points: `entry` (a folder's name in the registry), the model's label, why, and since when."""
+
+    name: str
+    entry: str
+    label: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    moved_at: str = ""
+    etag: str = ""  # names this state for the next move; not stored
+
+
+class Registry:
+    """One registry. Nothing is made before the first `publish`."""
+
+    def __init__(self, place: str) -> None:
+        self.uri = filesystems.canonical(place)
+
+    def publish(self, model: str) -> str:
+        """Copy a model (folder, s3:// prefix or bundled) into the registry and return its entry; the same is stored once."""
+        source = read_model(model)
+        parsed = checkpoint.parse(*source)
+        entry = entry_of(parsed)
+        # The card last: without it the folder is no model.
+        for name, data in ((WEIGHTS, source[2]), (CARD, source[1])):
+            filesystems.write_whole(filesystems.below(self.uri, f"{entry}/{name}"), data)
+        return entry
+
+    def read(self, entry: str) -> tuple[Path, bytes, bytes]:
+        """What `checkpoint.read` gives, of an entry here. Raises ModelError."""
+        return read_folder(filesystems.below(self.uri, entry))
+
+    def alias(self, name: str) -> Alias | None:
+        """Where an alias points; None when there is no such."""
+        if not ALIAS.fullmatch(name):
+            raise RegistryError(f"alias {name!r}: lower-case letters, digits, dot, dash and underscore are accepted")
+        found = filesystems.read_tagged(self._path(name))
+        if found is None:
+            return None
+        try:
+            return Alias(**{**json.loads(found[0]), "etag": found[1]})
+        except (ValueError, TypeError) as error:
+            raise RegistryError(f"{self._path(name)}: not an alias of this version ({error})") from error
+
+    def require_moves(self) -> None:
+        """StorageError where the registry's storage cannot be written or would let two moves overwrite each other."""
+        if filesystems.is_s3(self.uri):
+            s3.require_conditional_put(self.uri, replacing=True)
+
+    def move(self, name: str, entry: str, figures: dict[str, Any], was: Alias | None) -> Alias:
+        """Point an alias at an entry if it still is what `was` says (None: not there yet). Raises RegistryError, StorageError."""
+        self.alias(name)
+        self.require_moves()
+        label = checkpoint.parse(*self.read(entry)).label
+        moved = Alias(name, entry, label, figures, datetime.now(UTC).isoformat(timespec="seconds"))
+        data = {key: value for key, value in asdict(moved).items() if key != "etag"}
+        text = json.dumps(data, indent=2) + "\n"
+        if not filesystems.write_if_unchanged(self._path(name), text.encode(), was.etag if was else None):
+            raise RegistryError(f"{self.uri}@{name} was moved by someone else meanwhile; look at it and try again")
+        return moved
+
+    def _path(self, name: str) -> str:
+        return f"{self.uri}/aliases/{name}.json"
+
+
+def is_alias(reference: str) -> bool:
+    """Whether a model is named as REGISTRY@ALIAS."""
+    _, at, name = reference.rpartition("@")
+    return bool(at) and ("/" not in name if filesystems.is_s3(reference) else not filesystems.local_path(reference).exists())
+
+
+def changeable(reference: str, model: checkpoint.Model) -> Files:
+    """The folder of `model`, local or s3://, whose card can be changed. ModelError for others, with what to do instead.
+
+    Models in a registry never change, as their names hold their digests, and bundled ones come with the package.
+    """
+    instead = "--no-write only prints what is found; a copy of its folder takes it"
+    if reference in checkpoint.bundled():
+        raise ModelError(f"{reference} is bundled and stays as it is: {instead} ({checkpoint.find(reference)})")
+    if is_alias(reference) or filesystems.canonical(reference).rpartition("/")[2] == entry_of(model):
+        raise ModelError(f"{reference} lies in a registry, where models stay as they are: {instead}")
+    place = filesystems.files(reference)
+    checkpoint.note(place)
+    return place
+
+
+def entry_of(model: checkpoint.Model) -> str:
+    """The folder of a model in a registry."""
+    return f"{model.name}-{model.digest[:12]}"
+
+
+def read_model(reference: str) -> tuple[Path, bytes, bytes]:
+    """What `checkpoint.read` gives, of a bundled model, a model folder (local or s3://) or REGISTRY@ALIAS.
+
+    Raises ModelError where there is no such model.
+    """
+    if is_alias(reference):
+        place, _, name = reference.rpartition("@")
+        found = Registry(place).alias(name)
+        if found is None:
+            raise ModelError(f"no model {reference}: the registry {place} has no alias {name}")
+        return Registry(place).read(found.entry)
+    return read_folder(reference)
+
+
+def read_folder(uri: str) -> tuple[Path, bytes, bytes]:
+    """A model folder on any storage. Raises ModelError."""
+    if not filesystems.is_s3(uri):
+        return checkpoint.read(filesystems.local_path(uri))
+    try:
+        return Path(uri), filesystems.read_versioned(f"{uri}/{CARD}")[0], filesystems.read_versioned(f"{uri}/{WEIGHTS}")[0]
+    except OSError as error:
+        raise ModelError(f"{uri}: cannot be read ({error}); a model folder has {WEIGHTS} and {CARD}") from error

@@ -1,0 +1,59 @@
+"""What a results table holds, and what of an archive is still to do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipelines.archive import inventory
+from pipelines.segment import plan
+from pipelines.table import counts
+from pipelines.table.results_table import ResultsTable
+
+
+def status(
+    table: ResultsTable,
+    archive: str | None = None,
+    model: str | None = None,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Versions, models, rows, errors by reason; with `archive` also how many of its images have no row yet. JSON-ready.
+
+    include, exclude: the patterns that the archive was segmented with; a table does not remember them.
+    """
+    models: list[dict[str, Any]] = []
+    for label, ok, errors, first, last, confidence in table.query(
+        """
+        SELECT model, count(*) FILTER (status = 'ok'), count(*) FILTER (status <> 'ok'), min(segmented_at), max(segmented_at),
+               avg(confidence)
+        FROM results GROUP BY model ORDER BY max(segmented_at) DESC
+        """
+    ).fetchall():
+        reasons = table.query(
+            f"""
+            SELECT {counts.reason_of("error")}, count(*) FROM results WHERE status <> 'ok'
+            GROUP BY 1 ORDER BY 2 DESC, 1
+            """,
+            model=label,
+        ).fetchall()
+        models.append(
+            {
+                "model": label,
+                "ok": ok,
+                "errors": errors,
+                "errors_by_reason": dict(reasons),
+                "mean_confidence": confidence,
+                "first": first.isoformat(),
+                "last": last.isoformat(),
+            }
+        )
+    result: dict[str, Any] = {"results": table.uri, "version": table.version, "models": models}
+    if archive is not None:
+        with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
+            found = inventory.take(archive, Path(folder) / "inventory.parquet", include=include, exclude=exclude)
+            label = table.pick_model(model)
+            todo = plan.make(found.path, table, label, Path(folder) / "plan.parquet")
+        result["archive"] = {"archive": archive, "model": label, "images": todo.archive, "done": todo.done, "pending": todo.images}
+    return result

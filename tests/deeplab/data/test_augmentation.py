@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab.data.augmentation import Augmentation
+
+PAD = (127.5, 104.2, 1.0)
+
+
+@pytest.fixture
+def pair(photo, rng):
+    image = photo(30, 40)
+    # Labels that tell where each came from: class = quarter of the picture.
+    labels = (np.arange(30)[:, None] // 15 * 2 + np.arange(40) // 20).astype(np.uint8)
+    return image, labels
+
+
+def test_what_the_crop_has_beyond_the_image_is_mean_colour_and_ignored(pair):
+    image, labels = pair
+    out, classes = Augmentation(64, (1.0,), PAD, mirror=False)(image, labels, np.random.default_rng(0))
+    assert (out.shape, out.dtype, classes.shape, classes.dtype) == ((64, 64, 3), np.uint8, (64, 64), np.uint8)
+    np.testing.assert_array_equal(out[:30, :40], image)
+    np.testing.assert_array_equal(classes[:30, :40], labels)
+    outside = np.ones((64, 64), bool)
+    outside[:30, :40] = False
+    assert (classes[outside] == 255).all()
+    assert (np.abs(out[outside] - np.array(PAD)) <= 0.5).all()
+
+
+def test_a_crop_is_a_piece_of_the_image_with_its_own_labels(pair):
+    image, labels = pair
+    augment = Augmentation(17, (1.0,), PAD, mirror=False)
+    seen = set()
+    for seed in range(200):
+        out, classes = augment(image, labels, np.random.default_rng(seed))
+        places = [
+            (i, j) for i in range(14) for j in range(24) if np.array_equal(image[i : i + 17, j : j + 17], out)
+        ]  # every possible place
+        assert places
+        assert any(np.array_equal(labels[i : i + 17, j : j + 17], classes) for i, j in places)
+        seen.update(places)
+    assert {i for i, _ in seen} == set(range(14))  # first and last row included
+    assert {j for _, j in seen} == set(range(24))
+
+
+def test_mirroring_turns_image_and_labels_together(pair):
+    image, labels = pair
+    augment = Augmentation(40, (1.0,), PAD)
+    found = set()
+    for seed in range(20):
+        out, classes = augment(image, labels, np.random.default_rng(seed))
+        straight = np.array_equal(out[:30], image)
+        assert straight or np.array_equal(out[:30], image[:, ::-1])
+        np.testing.assert_array_equal(classes[:30], labels if straight else labels[:, ::-1])
+        found.add(straight)
+    assert found == {True, False}
+
+
+def test_scaling_is_bilinear_for_pixels_and_never_makes_new_classes(pair):
+    image, labels = pair
+    spread = np.where(labels == 3, 20, labels).astype(np.uint8)
+    for factor in (0.5, 0.75, 1.5):
+        size = round(40 * factor), round(30 * factor)
+        out, classes = Augmentation(64, (factor,), PAD, mirror=False)(image, spread, np.random.default_rng(0))
+        np.testing.assert_array_equal(out[: size[1], : size[0]], Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        assert set(np.unique(classes)) == {0, 1, 2, 20, 255}
+        assert (classes != 255).sum() == size[0] * size[1]
+
+
+def test_every_factor_is_drawn(pair):
+    augment = Augmentation(64, (0.5, 1.0, 1.5), PAD)
+    sizes = {int((augment(*pair, np.random.default_rng(seed))[1] != 255).sum()) for seed in range(60)}
+    assert sizes == {15 * 20, 30 * 40, 45 * 60}
+
+
+def test_all_chance_comes_from_the_generator(pair):
+    augment = Augmentation(33, (0.5, 0.75, 1.0, 1.25, 1.5), PAD, colour=0.3)
+    first, second = (augment(*pair, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+    assert any(not np.array_equal(augment(*pair, np.random.default_rng(seed))[0], first[0]) for seed in range(6, 10))
+
+
+def test_colour_changes_pixels_only_and_only_within_its_range(pair):
+    image, labels = np.full((20, 20, 3), 100, np.uint8), np.zeros((20, 20), np.uint8)
+    values = []
+    for seed in range(40):
+        out, classes = Augmentation(20, (1.0,), PAD, colour=0.3)(image, labels, np.random.default_rng(seed))
+        values.append(int(out[0, 0, 0]))  # of a plain grey, only the brightness can change
+        assert not classes.any()
+    assert 69 <= min(values) < 85
+    assert 115 < max(values) <= 131
+
+
+def test_the_inputs_are_left_as_they_were(pair):
+    image, labels = pair
+    before = image.copy(), labels.copy()
+    Augmentation(33, (0.5, 1.5), PAD, colour=0.3)(image, labels, np.random.default_rng(0))
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(labels, before[1])
