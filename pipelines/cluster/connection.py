@@ -210,6 +210,24 @@ def resources() -> Resources:
     return Resources(cpus, gpus, sum(memory), max(memory) if all(memory) else 0.0)
 
 
+def wake(timeout: float) -> None:
+    """Have a cluster that has scaled to zero start a node: Ray Data asks an autoscaler for more of what there is, never for a first.
+
+    Returns when some node has a CPU or GPU. Raises ClusterError after `timeout` seconds without one.
+    """
+    there = resources()
+    if there.cpus >= 1 or there.gpus >= 1:
+        return
+    ask = ray.remote(num_cpus=1, max_retries=-1)(lambda: None).remote()
+    if not ray.wait([ask], timeout=timeout)[0]:
+        ray.cancel(ask)
+        raise ClusterError(no_cpu(timeout))
+
+
+def no_cpu(timeout: float) -> str:
+    return f"no node with a CPU for {timeout:g} s: the cluster has none to give; add nodes, start again"
+
+
 def dashboard() -> str | None:
     """Address of the cluster's dashboard; None where it runs without one, as the Ray that `session` starts here does."""
     url = ray._private.worker._global_node.webui_url if ray.is_initialized() else None

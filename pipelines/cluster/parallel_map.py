@@ -46,7 +46,7 @@ def results(references: Sequence[Any], timeout: float) -> Iterator[tuple[int, An
             if connection.resources().cpus >= 1:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > timeout:
-                raise ClusterError(f"no node with a CPU for {timeout:.0f} s: the cluster has none to give; add nodes, start again")
+                raise ClusterError(connection.no_cpu(timeout))
             for reference in ended:
                 yield positions[reference], _value(reference)
     finally:

@@ -20,6 +20,7 @@ from pipelines.options.parts import (
     SkipBroken,
     Spelling,
     SplitOptions,
+    StartTimeout,
     short,
 )
 
@@ -52,6 +53,7 @@ class SegmentOptions(RefinementOptions, ScoringOptions, Places):
     )
     retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
     address: Address = None
+    start_timeout: StartTimeout = 600
 
     @property
     def title(self) -> str:

@@ -26,6 +26,7 @@ Address = Annotated[
         description="Ray cluster (host:port or auto; flows that segment or train also take http://host:8265); none starts Ray here"
     ),
 ]
+StartTimeout = Annotated[float, Field(gt=0, description="Seconds to wait for a cluster that has nothing to give")]
 SkipBroken = Annotated[bool, Field(description="Leave broken pairs out instead of refusing the data set")]
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class ClusterOptions(Options):
         description="Processes that share the work, through Ray; 1 without an address is this process",
     )
     address: Address = None
-    start_timeout: float = Field(default=600, gt=0, description="Seconds to wait for a cluster that has nothing to give")
+    start_timeout: StartTimeout = 600
 
     @property
     def here(self) -> bool:

@@ -173,6 +173,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
     ResultsTable.open(run.results, patient=True).register(run.model.label, run.model.card)
     watch(SegmentProgress("start", todo.images, already=todo.done))
     with connection.session(options.address):
+        connection.wake(options.start_timeout)
         committer = Committer(run.results, run.model.label, run.id, todo.version, options.retry_errors)
         metrics = Metrics(run.results, run.model.label)
         sink = Sink(committer, options.commit_every)

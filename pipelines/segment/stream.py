@@ -95,9 +95,8 @@ def _dataset(source: Blocks, model: Any, task: Task, parallelism: Parallelism) -
     reads: dict[str, Any] = {"num_cpus": 0, "concurrency": parallelism.scorers + 1}
     dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **reads)
     pool = ActorPoolStrategy(
-        min_size=1,
+        min_size=min(parallelism.scorers, len(source.tasks)),  # one that waits for a while keeps its GPU and the network on it
         max_size=POOL,
-        initial_size=min(parallelism.scorers, len(source.tasks)),
         max_concurrent_calls_per_actor=Score.CALLS,
         enable_true_multi_threading=True,
     )
