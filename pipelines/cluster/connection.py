@@ -211,7 +211,7 @@ def resources() -> Resources:
 
 
 def wake(timeout: float) -> None:
-    """Have a cluster that has scaled to zero start a node: Ray Data asks an autoscaler for more of what there is, never for a first.
+    """Have a cluster that has scaled to zero start a node: Ray Data asks an autoscaler for more of what there is, not for a first.
 
     Returns when some node has a CPU or GPU. Raises ClusterError after `timeout` seconds without one.
     """
