@@ -30,8 +30,14 @@ constexpr int most_threads = 64;
 template <int L> class Inference {
 public:
     Inference(const Field& field, Unary& unary, Workspace& space, Workers* workers, Stats& stats)
-        : field_(field), unary_(unary), space_(space), workers_(workers), stats_(stats), logits_(unary.logits.data()),
-          plane_(field.pixels * L), logits_plane_(field.pixels * L) {}
+        : field_(field),
+          unary_(unary),
+          space_(space),
+          workers_(workers),
+          stats_(stats),
+          logits_(unary.logits.data()),
+          plane_(field.pixels * L),
+          logits_plane_(field.pixels * L) {}
 
     // Exact: leaves the marginals in space.rows. Fast: leaves final logits in unary.logits.
     void run(const Settings& settings) {
@@ -54,9 +60,8 @@ public:
                 for (int b = 0; b < unary_.blocks; ++b) {
                     filter(rows + b * plane_, list, active, false);
                     // The block's rows are dead after their splat; its messages take their place.
-                    each_part(list, active, rows + b * plane_, [&](size_t from, size_t to, int) {
-                        slice_messages<L>(field_, list, from, to, rows + b * plane_);
-                    });
+                    each_part(list, active, rows + b * plane_,
+                              [&](size_t from, size_t to, int) { slice_messages<L>(field_, list, from, to, rows + b * plane_); });
                 }
                 lap(start, stats_.filter_ms);
                 if (fast) combine_changes(list, active, settings.freeze);
@@ -171,8 +176,7 @@ private:
                     first_marginals<L>(field_, Row<L>::load(logits + p * L), p).store(rows + p * L);
                     continue;
                 }
-                for (int b = 0; b < unary_.blocks; ++b)
-                    Row<L>::load(logits + b * plane_ + p * L).store(rows + b * plane_ + p * L);
+                for (int b = 0; b < unary_.blocks; ++b) Row<L>::load(logits + b * plane_ + p * L).store(rows + b * plane_ + p * L);
                 softmax_planes<L>(rows + p * L, plane_, unary_.blocks, rest(p));
             }
         });
@@ -183,8 +187,10 @@ private:
             else splat_all<L, false>(field_, rows, nullptr);
         } else {
             together(workers_, [&](int part, int parts) {
-                if (field_.lattice5) splat_share<L, 5>(*field_.lattice5, field_.values5, field_.factors, list, count, rows, part, parts, true);
-                if (field_.lattice2) splat_share<L, 2>(*field_.lattice2, field_.values2, field_.factors, list, count, rows, part, parts, true);
+                if (field_.lattice5)
+                    splat_share<L, 5>(*field_.lattice5, field_.values5, field_.factors, list, count, rows, part, parts, true);
+                if (field_.lattice2)
+                    splat_share<L, 2>(*field_.lattice2, field_.values2, field_.factors, list, count, rows, part, parts, true);
             });
         }
         for (int j = 0; field_.lattice5 && j < 6; ++j)
@@ -283,8 +289,8 @@ private:
     Workspace& space_;
     Workers* workers_;
     Stats& stats_;
-    Part* part_ = nullptr;    // null: the whole image
-    bool listed_ = false;     // only the listed pixels are active, and the rows hold theirs
+    Part* part_ = nullptr;  // null: the whole image
+    bool listed_ = false;   // only the listed pixels are active, and the rows hold theirs
     float* logits_;
     size_t plane_, logits_plane_;  // between blocks of rows and of logits
 };

@@ -71,15 +71,15 @@ constexpr int largest_dimension = 6;
 namespace baseline {
 Engine* make_engine();
 Filter* make_filter();
-}
+}  // namespace baseline
 namespace avx2 {
 Engine* make_engine();
 Filter* make_filter();
-}
+}  // namespace avx2
 namespace avx512 {
 Engine* make_engine();
 Filter* make_filter();
-}
+}  // namespace avx512
 
 // A group of threads that run one function together; the caller is thread 0. Lives in a file of its own, so that no
 // standard library template is compiled with instructions that the machine may lack.

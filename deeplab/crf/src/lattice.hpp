@@ -62,9 +62,9 @@ constexpr size_t fresh_step = 64;  // points between two marks of how many verti
 template <int D> class Lattice {
 public:
     size_t vertices = 0, points = 0;
-    Buffer<uint32_t> id;    // points x (D + 1)
-    Buffer<float> weight;   // points x (D + 1)
-    Buffer<uint32_t> met;   // vertices met before point 64 k: ids are in the order of first touch
+    Buffer<uint32_t> id;   // points x (D + 1)
+    Buffer<float> weight;  // points x (D + 1)
+    Buffer<uint32_t> met;  // vertices met before point 64 k: ids are in the order of first touch
     Chains chains[D + 1];
 
     // features(first, float8[D]): features of the points first .. first+7, in units of the deviations; lanes past

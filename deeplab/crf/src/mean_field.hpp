@@ -15,12 +15,12 @@ struct Factors {
 
 struct Field {
     const Lattice<5>* lattice5;  // null: the kernel is absent
-    const Lattice<2>* lattice2;    // null: absent, or
-    const PositionRows* rows2;     // filtered in a sweep instead
-    const uint32_t* id2;           // of either: points x 3; null: no such kernel
+    const Lattice<2>* lattice2;  // null: absent, or
+    const PositionRows* rows2;   // filtered in a sweep instead
+    const uint32_t* id2;         // of either: points x 3; null: no such kernel
     const float* weight2;
     const Factors* factors;
-    const float* rest;  // null: no class was dropped
+    const float* rest;   // null: no class was dropped
     float* last;         // logits of the implied class; null: there is none
     const float* total;  // the sum of a pixel's messages over all classes; null where the rows are changes: then 0
     float *values5, *values2;
@@ -75,7 +75,8 @@ template <int L> CRF_INLINE void prefetch_rows(const Field& field, size_t p) {
 template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
     Row<L> sum = Row<L>::all(0);
     const Factors& f = field.factors[p];
-    if (field.lattice5) sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
+    if (field.lattice5)
+        sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
     if (field.id2) sum.add(f.slice2, gather<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3));
     return sum;
 }
@@ -106,7 +107,9 @@ template <int L, bool FromLogits> void splat_all(const Field& field, const float
                 if (marginals) q.store(marginals + p * L);
             }
             const Factors& f = field.factors[p];
-            if (field.lattice5) scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6, q * f.splat5);
+            if (field.lattice5)
+                scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6,
+                              q * f.splat5);
             if (field.lattice2) scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, q * f.splat2);
         }
     }
@@ -146,7 +149,8 @@ template <int L> void update_exact(const Field& field, const float* logits, floa
         if (p + 4 < to) prefetch_rows<L>(field, p + 4);
         Row<L> sent = message<L>(field, p), x = Row<L>::load(logits + p * L) + sent;
         float own;
-        (field.last ? softmax<L>(x, 0, field.last[p] + (field.total[p] - sent.sum()), own) : softmax<L>(x, 0)).store(marginals + p * L);
+        (field.last ? softmax<L>(x, 0, field.last[p] + (field.total[p] - sent.sum()), own) : softmax<L>(x, 0))
+            .store(marginals + p * L);
     }
 }
 
@@ -154,7 +158,8 @@ template <int L> void update_exact(const Field& field, const float* logits, floa
 template <int L> void splat_positions(const Field& field, const uint32_t* list, size_t from, size_t to, const float* rows) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
-        scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, Row<L>::load(rows + k * L) * field.factors[p].splat2);
+        scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3,
+                      Row<L>::load(rows + k * L) * field.factors[p].splat2);
     }
 }
 
@@ -168,8 +173,8 @@ struct Survivors {
 // more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed behind
 // those of `out`.
 template <int L>
-void update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
-                 uint32_t* active, float* changes, Survivors& out) {
+void update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze, uint32_t* active,
+                 float* changes, Survivors& out) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;

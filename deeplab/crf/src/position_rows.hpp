@@ -26,7 +26,7 @@ public:
         // A vertex lies within 6 of its point in every coordinate.
         double tall = high[2] - low[2] + 16, wide = scale[0] * (highest[0] - lowest[0]) / 3 + 12;
         if (!(tall * wide < 4.0 * count + 65536)) return false;
-        const int bottom = int(std::floor(high[2])) + 7;  // coordinate 2 of row 0: it falls as y grows
+        const int bottom = int(std::floor(high[2])) + 7;                 // coordinate 2 of row 0: it falls as y grows
         const int left = int(std::floor(scale[0] * lowest[0] / 3)) - 4;  // column 0
         rows_ = int(tall) + 1;
         columns_ = int(wide) + 1;
@@ -116,7 +116,7 @@ public:
     }
 
 private:
-    static constexpr int reach = 4;               // rows over which the three blurs carry a value: 1, 1 and 2
+    static constexpr int reach = 4;             // rows over which the three blurs carry a value: 1, 1 and 2
     static constexpr int held0 = 3, held1 = 5;  // rows that the next blur reads
 
     size_t end(int b) const { return band_ * (b + 1) < points ? band_ * (b + 1) : points; }
@@ -177,11 +177,15 @@ private:
         void advance() {
             int r = row++, a = r - 1, b = r - 2, c = r - 4;
             int p = (rows.odd_ ^ a) & 1, q = (rows.odd_ ^ b) & 1;
-            blur_row(a, at(blurred0, held0, a), at(ring, rows.ring_, a), at(ring, rows.ring_, a - 1), p - 1, at(ring, rows.ring_, a + 1), p, true);
-            blur_row(b, at(blurred1, held1, b), at(blurred0, held0, b), at(blurred0, held0, b - 1), q, at(blurred0, held0, b + 1), q - 1, true);
-            blur_row(c, at(ring, rows.ring_, c), at(blurred1, held1, c), at(blurred1, held1, c - 2), 0, at(blurred1, held1, c + 2), 0, false);
+            blur_row(a, at(blurred0, held0, a), at(ring, rows.ring_, a), at(ring, rows.ring_, a - 1), p - 1,
+                     at(ring, rows.ring_, a + 1), p, true);
+            blur_row(b, at(blurred1, held1, b), at(blurred0, held0, b), at(blurred0, held0, b - 1), q, at(blurred0, held0, b + 1),
+                     q - 1, true);
+            blur_row(c, at(ring, rows.ring_, c), at(blurred1, held1, c), at(blurred1, held1, c - 2), 0, at(blurred1, held1, c + 2),
+                     0, false);
         }
-        void blur_row(int r, float* out, const float* here, const float* above, int shift_above, const float* below, int shift_below, bool pad) const {
+        void blur_row(int r, float* out, const float* here, const float* above, int shift_above, const float* below,
+                      int shift_below, bool pad) const {
             if (r < 0 || r >= rows.rows_) return;
             size_t from = rows.from_[r], to = rows.to_[r];
             if (pad) {

@@ -71,7 +71,8 @@ void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t cou
 }
 
 // The same of the lattice over positions.
-inline void restrict_rows(const PositionRows& from, const uint32_t* listed, size_t count, Lattice<2>& to, Buffer<uint32_t>& renamed) {
+inline void restrict_rows(const PositionRows& from, const uint32_t* listed, size_t count, Lattice<2>& to,
+                          Buffer<uint32_t>& renamed) {
     constexpr uint32_t none = PositionRows::nowhere;
     uint32_t* name = renamed.reserve(2 * from.places());
     uint32_t *at = name + from.places(), vertices = 0;  // at: the places named

@@ -91,7 +91,8 @@ private:
         float8 eight{};
         float4 four{};
 #if defined(__AVX512F__)
-        if constexpr (full > 0) eight = join((float8)_mm512_castps512_ps256((__m512)z[0]), (float8)_mm512_extractf32x8_ps((__m512)z[0], 1));
+        if constexpr (full > 0)
+            eight = join((float8)_mm512_castps512_ps256((__m512)z[0]), (float8)_mm512_extractf32x8_ps((__m512)z[0], 1));
 #endif
         for (int i = 0; i < wide; ++i) eight = i || full ? join(eight, a[i]) : a[i];
         if constexpr (full + wide > 0) four = join(low(eight), high(eight));

@@ -101,7 +101,8 @@ template <int D> struct Simplices {
         for (int i = 0; i <= D; ++i) {
             // Bring the point's nearest corner onto the plane where the coordinates sum to zero.
             order[i] = order[i] + sum;
-            int8 under = order[i] < 0, over = order[i] > D;
+            int8 under = order[i] < 0;
+            int8 over = order[i] > D;
             order[i] = order[i] + (under & (D + 1)) - (over & (D + 1));
             int8 move = (under & (D + 1)) - (over & (D + 1));
             root[i] = root[i] + move;

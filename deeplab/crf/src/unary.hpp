@@ -57,7 +57,8 @@ public:
     }
     size_t logits_plane() const { return plane_; }
     size_t bytes() const {
-        return logits.bytes() + rest.bytes() + last.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() + peak_.bytes();
+        return logits.bytes() + rest.bytes() + last.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() +
+               peak_.bytes();
     }
     void release() {
         Buffer<float>* all[] = {&logits, &rest, &last, &grid_, &reduced_, &row_, &total_, &peak_, &grid_rest_, &rest_row_};
@@ -143,7 +144,8 @@ private:
                 }
                 const float* point = corner[0];
                 if ((i | j) & 1) {
-                    for (int c = 0; c < stride_; ++c) middle[c] = 0.25f * (corner[0][c] + corner[1][c] + corner[2][c] + corner[3][c]);
+                    for (int c = 0; c < stride_; ++c)
+                        middle[c] = 0.25f * (corner[0][c] + corner[1][c] + corner[2][c] + corner[3][c]);
                     point = middle;
                 }
                 float peak = 0, sum = 0;

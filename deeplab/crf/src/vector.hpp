@@ -24,15 +24,19 @@ typedef float loose8 __attribute__((vector_size(32), aligned(4)));
 typedef float loose16 __attribute__((vector_size(64), aligned(4)));
 
 template <class V> struct IntegerOf;
-template <> struct IntegerOf<float4> { typedef int4 type; };
-template <> struct IntegerOf<float8> { typedef int8 type; };
-template <> struct IntegerOf<float16> { typedef int16 type; };
+template <> struct IntegerOf<float4> {
+    typedef int4 type;
+};
+template <> struct IntegerOf<float8> {
+    typedef int8 type;
+};
+template <> struct IntegerOf<float16> {
+    typedef int16 type;
+};
 
 template <class V> CRF_INLINE V splat_value(float x) { return V{} + x; }
 
-template <class V, class I> CRF_INLINE V select(I mask, V yes, V no) {
-    return (typename IntegerOf<V>::type)mask ? yes : no;
-}
+template <class V, class I> CRF_INLINE V select(I mask, V yes, V no) { return (typename IntegerOf<V>::type)mask ? yes : no; }
 
 template <class V> CRF_INLINE V floor_value(V x) {
     typedef typename IntegerOf<V>::type I;
@@ -109,6 +113,7 @@ public:
 #if defined(__SSE2__)
     FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
     ~FlushDenormals() { _mm_setcsr(saved_); }
+
 private:
     unsigned saved_;
 #elif defined(__aarch64__)
@@ -117,6 +122,7 @@ private:
         __asm__ __volatile__("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
     }
     ~FlushDenormals() { __asm__ __volatile__("msr fpcr, %0" : : "r"(saved_)); }
+
 private:
     uint64_t saved_;
 #else

@@ -15,7 +15,8 @@ struct Part {
     Buffer<float> rest, last, logits;
     Buffer<uint32_t> origin;  // place of every pixel in the whole image
     size_t bytes() const {
-        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + last.bytes() + logits.bytes() + origin.bytes();
+        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + last.bytes() + logits.bytes() +
+               origin.bytes();
     }
     void release() {
         lattice5.release();
