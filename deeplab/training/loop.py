@@ -256,7 +256,7 @@ def train(
             # Dropout inside a network, too, is a function of the step, so that a resumed run drops the same.
             torch.manual_seed(int(np.random.default_rng([config.seed, 3, step, ranks.rank, part]).integers(2**31)))
             last = part == len(passes) - 1
-            with nullcontext() if last else ranks.apart(objective):
+            with nullcontext() if last else ranks.no_sync(objective):
                 with _autocast(where, config):
                     share = labelled_pixels(labels, network.stride, config.loss) / max(pixels, 1)
                     value = compiled(images.to(where), labels.to(where), keep, share)
