@@ -75,7 +75,7 @@ class Ranks:
             except UserError as error:
                 outcome[0] = None, error
         distributed.broadcast_object_list(outcome, src=0, device=self.device if self.device.type == "cuda" else None)
-        result, error = outcome[0]
-        if error is not None:
-            raise error
+        result, refusal = outcome[0]
+        if refusal is not None:
+            raise refusal
         return cast(T, result)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import importlib
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from deeplab.crf import _engine
@@ -24,11 +25,10 @@ class EngineModule(Protocol):
 def engine_module() -> EngineModule:
     """The extension module `deeplab.crf._engine`. ImportError that says how to build it where it is missing."""
     try:
-        import deeplab.crf._engine as module
+        return cast(EngineModule, importlib.import_module("deeplab.crf._engine"))
     except ImportError as error:
         raise ImportError(
             "the dense CRF engine (deeplab.crf._engine) is not built for this Python: install the package with "
             "'pip install .' (a wheel, or a C++17 compiler; CMake and nanobind come with the build), "
             f"or choose backend='torch'. The import said: {error}"
         ) from error
-    return module

@@ -11,9 +11,11 @@ BAND = 256  # rows converted at a time: the temporary copies of a whole image wo
 def to_bytes(values: np.ndarray, bits: int) -> np.ndarray:
     """Unsigned samples of 1 to 16 bits -> uint8: wider ones keep their upper eight bits, narrower ones fill the range."""
     if bits >= 8:
-        return np.right_shift(values, bits - 8).astype(np.uint8)
-    steps = 2**bits - 1
-    return ((values.astype(np.uint16) * 255 + steps // 2) // steps).astype(np.uint8)
+        levels: np.ndarray = values >> (bits - 8)
+    else:
+        steps = 2**bits - 1
+        levels = (values.astype(np.uint16) * 255 + steps // 2) // steps
+    return levels.astype(np.uint8)
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:
