@@ -8,7 +8,7 @@ namespace {
 
 // The lattice over positions depends on the image's size only, so images of one size share it.
 struct PositionLattice {
-    PositionRows rows;  // preferred, by one thread and where it suits; else its points are 0
+    PositionRows rows;  // used with one thread, if the grid suits it; otherwise it has 0 points
     Lattice<2> lattice;
     Buffer<float> ones;  // the filter's response to ones
     int height = 0, width = 0;
@@ -65,7 +65,7 @@ public:
     }
 
 private:
-    // Pixels from which memory goes before time: narrow blocks of channels, and nothing kept that the next step lacks.
+    // From this many pixels on, memory matters more than time: channel blocks are narrow and buffers are freed early.
     static constexpr size_t large = 1 << 20;
 
     Status refine_checked(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
@@ -168,13 +168,13 @@ private:
         y = __builtin_convertvector(row, float8);
     }
 
-    Status position_lattice(const PixelOrder& order, const Kernel& kernel, bool threads, PositionLattice*& found) {
+    Status position_lattice(const PixelOrder& order, const Kernel& kernel, bool threads, PositionLattice*& lattice) {
         PositionLattice* oldest = &positions_[0];
         for (PositionLattice& p : positions_) {
             if (p.height == order.height && p.width == order.width && p.deviation[0] == kernel.deviation[0] &&
                 p.deviation[1] == kernel.deviation[1] && p.threads == threads) {
                 p.used = ++clock_;
-                found = &p;
+                lattice = &p;
                 return Status::ok;
             }
             if (p.used < oldest->used) oldest = &p;
@@ -209,7 +209,7 @@ private:
         p.deviation[0] = kernel.deviation[0];
         p.deviation[1] = kernel.deviation[1];
         p.used = ++clock_;
-        found = &p;
+        lattice = &p;
         return Status::ok;
     }
 
@@ -250,9 +250,9 @@ private:
             factors[p] = f;
         }
     }
-    // What all classes' messages to a pixel sum to: their marginals sum to one, and the filter is linear.
+    // The sum of all classes' messages to each pixel: marginals sum to one, and the filter is linear.
     const float* sum_messages(const Field& field) {
-        float* total = ones_.reserve(field.pixels);  // the ones are in the factors by now
+        float* total = ones_.reserve(field.pixels);  // the factors already include the ones
         std::memset(total, 0, field.pixels * sizeof(float));
         const Factors* f = factors_.data();
         auto in = [&](size_t p) { return f[p].splat2; };
@@ -277,7 +277,7 @@ private:
         }
     }
     void start_workers(int threads) {
-        if (threads > most_threads) threads = most_threads;
+        if (threads > max_threads) threads = max_threads;
         if (workers_ && workers_->threads() == threads) return;
         delete workers_;
         workers_ = threads > 1 ? make_workers(threads) : nullptr;

@@ -25,7 +25,7 @@ template <class F> void together(Workers* workers, const F& f) {
         &call);
 }
 
-constexpr int most_threads = 64;
+constexpr int max_threads = 64;
 
 template <int L> class Inference {
 public:
@@ -59,7 +59,7 @@ public:
             } else {
                 for (int b = 0; b < unary_.blocks; ++b) {
                     filter(rows + b * plane_, list, active, false);
-                    // The block's rows are dead after their splat; its messages take their place.
+                    // The block's rows are not needed after their splat; its messages overwrite them.
                     each_part(list, active, rows + b * plane_,
                               [&](size_t from, size_t to, int) { slice_messages<L>(field_, list, from, to, rows + b * plane_); });
                 }
@@ -69,8 +69,8 @@ public:
             }
             if (fast) field_.total = nullptr;
             if (fast && !active) break;
-            // Narrowing costs about as much as three iterations of the filter, and cuts little off the lattice before
-            // seven pixels of eight are frozen.
+            // Narrowing costs as much as about three iterations of the filter, and hardly shrinks the lattice until seven of
+            // eight pixels are frozen.
             bool pays = settings.iterations - iteration > 3 && 8 * active < field_.pixels;
             if (fast && pays) narrow(active);
             lap(start, stats_.update_ms);
@@ -87,7 +87,7 @@ private:
     }
     float rest(size_t p) const { return field_.rest ? field_.rest[p] : 0.0f; }
 
-    // Goes on with the active pixels alone. Their changes lie packed in the rows already.
+    // Continues with the active pixels only. Their changes are already packed in the rows.
     void narrow(size_t active) {
         write_back();
         Part& part = space_.parts[part_ == &space_.parts[0]];
@@ -126,8 +126,8 @@ private:
         part_ = &part;
         listed_ = false;
     }
-    // Calls update(from, to, thread) for ranges that together are the pixels 0 .. count of the list. Where positions
-    // are filtered in a sweep this is it: update then finds the filtered values of `rows`, and may overwrite its own.
+    // Calls update(from, to, thread) for ranges that together cover the list's pixels 0 .. count. If positions are filtered
+    // in a sweep, it happens here: update then reads the filtered values of `rows`, and may overwrite its own rows.
     template <class Update> void each_part(const uint32_t* list, size_t count, const float* rows, const Update& update) {
         if (!field_.rows2) {
             together(workers_, [&](int part, int parts) {
@@ -219,7 +219,7 @@ private:
         });
     }
     void update_changes(const uint32_t* list, size_t& active, float freeze) {
-        Survivors left[most_threads];
+        Survivors left[max_threads];
         for (Survivors& s : left) s = {active, 0};
         each_part(list, active, space_.rows.data(), [&](size_t from, size_t to, int thread) {
             if (from < left[thread].from) left[thread].from = from;
@@ -228,12 +228,12 @@ private:
         active = pack(left);
     }
     void combine_changes(const uint32_t* list, size_t& active, float freeze) {
-        Survivors left[most_threads];
+        Survivors left[max_threads];
         int blocks = unary_.blocks;
         float *rows = space_.rows.data(), *logits = logits_;
         Buffer<float> scratch;
         size_t need = size_t(blocks) * L;
-        scratch.reserve(need * 2 * most_threads);
+        scratch.reserve(need * 2 * max_threads);
         together(workers_, [&](int part, int parts) {
             size_t from, to;
             share(active, 64, part, parts, from, to);
@@ -264,7 +264,7 @@ private:
         });
         active = pack(left);
     }
-    // Joins the threads' lists and rows into one; their length.
+    // Joins the threads' lists and rows; returns the total length.
     size_t pack(const Survivors* left) {
         int parts = workers_ ? workers_->threads() : 1;
         size_t active = 0;

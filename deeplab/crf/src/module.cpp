@@ -1,4 +1,4 @@
-// The Python binding: array shapes and dtypes are checked by the Python face, sizes once more here.
+// The Python binding. DenseCRF checks shapes and dtypes of arrays; sizes are checked here once more.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -19,7 +19,7 @@ namespace {
 // The engine compiled for one instruction set.
 struct Build {
     const char* name;
-    bool here;  // in this package, and the machine can run it
+    bool available;  // built into this package, and the machine can run it
     Engine* (*make_engine)();
     Filter* (*make_filter)();
 };
@@ -44,7 +44,7 @@ const Build& choose(const std::string& name) {
     int count;
     const Build* all = builds(count);
     for (int i = 0; i < count; ++i)
-        if (all[i].here && (name == "auto" || name == all[i].name)) return all[i];
+        if (all[i].available && (name == "auto" || name == all[i].name)) return all[i];
     if (name == "avx512" || name == "avx2")
         throw nb::value_error(
             ("build '" + name + "': this machine or this package lacks it; 'auto' and 'baseline' are accepted").c_str());
@@ -187,10 +187,10 @@ NB_MODULE(_engine, m) {
     m.doc() = "Dense CRF inference on the permutohedral lattice; use deeplab.crf.";
     int count;
     const Build* all = builds(count);
-    nb::list here;
+    nb::list names;
     for (int i = 0; i < count; ++i)
-        if (all[i].here) here.append(all[i].name);
-    m.attr("builds") = here;  // that run on this machine, best first
+        if (all[i].available) names.append(all[i].name);
+    m.attr("builds") = names;  // available ones, best first
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<const std::string&>(), nb::arg("build") = "auto")
         .def("refine", &PyEngine::refine, nb::arg("image"), nb::arg("scores"), nb::kw_only(), nb::arg("step"), nb::arg("shift"),

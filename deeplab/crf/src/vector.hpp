@@ -1,5 +1,4 @@
-// Short vectors through the compiler's vector extension: AVX-512 or AVX2 where this file is built with it, SSE2 or NEON
-// elsewhere.
+// Short vectors through the compiler's vector extension: AVX-512 or AVX2 if this build has them, else SSE2 or NEON.
 #pragma once
 
 #include <cstdint>
@@ -107,7 +106,7 @@ CRF_INLINE float largest(float4 x) {
     return a > b ? a : b;
 }
 
-// Treats denormals as zero while it lives: values that fade out would otherwise cost a hundred cycles each.
+// Flushes denormals to zero during its lifetime; each would otherwise cost a hundred cycles.
 class FlushDenormals {
 public:
 #if defined(__SSE2__)
