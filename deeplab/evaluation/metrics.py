@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
 from deeplab.classes import IGNORE
+
+
+class Summary(TypedDict):
+    """The figures of a confusion matrix, 0..1 (NaN if undefined); `iou`: by class name, None for classes that do not occur."""
+
+    mean_iou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    iou: dict[str, float | None]
+    pixels: int
 
 
 @dataclass
@@ -80,8 +93,8 @@ class Confusion:
         present = truth > 0
         return float((self.iou()[present] * truth[present]).sum() / truth.sum()) if present.any() else float("nan")
 
-    def summary(self, names: list[str] | None = None) -> dict[str, object]:
-        """All figures as plain numbers, ready for JSON; IoU by class name, or by id without `names`."""
+    def summary(self, names: Sequence[str] = ()) -> Summary:
+        """All figures as plain numbers; IoU by class id without `names`."""
         iou = self.iou()
         keys = names or [str(index) for index in range(len(iou))]
         return {

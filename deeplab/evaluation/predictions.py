@@ -5,14 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from deeplab.data.datasets import Labelled
-from deeplab.evaluation.metrics import Confusion, trimap_band
+from deeplab.evaluation.metrics import Confusion, Summary, trimap_band
 from deeplab.ranks import Ranks
 from deeplab.scoring.predictor import Predictor
+
+
+class BeforeCRF(TypedDict):
+    """The figures before the CRF that are compared with those after it."""
+
+    mean_iou: float
+    pixel_accuracy: float
+    iou: dict[str, float | None]
+    trimap: dict[str, float | None]
+
+
+class EvaluationSummary(Summary):
+    """`trimap`: width -> mIoU, None if no pixel lies in the band; `confusion`: true class x predicted class."""
+
+    trimap: dict[str, float | None]
+    confusion: list[list[int]]
+    before_crf: NotRequired[BeforeCRF]
 
 
 @dataclass
@@ -54,15 +71,22 @@ class Evaluation:
         before = self.before + other.before if self.before is not None and other.before is not None else None
         return Evaluation(self.total + other.total, bands, before)
 
-    def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """All figures as plain numbers, ready for JSON: `trimap` maps widths to mIoU (None if no pixel lies in the band)."""
-        figures: dict[str, Any] = dict(self.total.summary(list(names)))
-        figures["trimap"] = {str(width): _number(confusion.mean_iou()) for width, confusion in self.bands.items()}
-        figures["confusion"] = self.total.counts.tolist()
+    def summary(self, names: Sequence[str]) -> EvaluationSummary:
+        """All figures as plain numbers."""
+        summary: EvaluationSummary = {
+            **self.total.summary(names),
+            "trimap": {str(width): _number(confusion.mean_iou()) for width, confusion in self.bands.items()},
+            "confusion": self.total.counts.tolist(),
+        }
         if self.before is not None:
             before = self.before.summary(names)
-            figures["before_crf"] = {key: before[key] for key in ("mean_iou", "pixel_accuracy", "iou", "trimap")}
-        return figures
+            summary["before_crf"] = {
+                "mean_iou": before["mean_iou"],
+                "pixel_accuracy": before["pixel_accuracy"],
+                "iou": before["iou"],
+                "trimap": before["trimap"],
+            }
+        return summary
 
 
 def _number(value: float) -> float | None:

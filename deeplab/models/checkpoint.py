@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,36 @@ class ModelError(UserError):
     """A model cannot be used; the message names the folder, what is wrong and what is accepted."""
 
 
+class CardArchitecture(TypedDict):
+    """The zoo's name of a network, and its options."""
+
+    name: str
+    options: NotRequired[dict[str, Any]]
+
+
+class CardClass(TypedDict):
+    """A class and its colour (R, G, B, 0..255); the position in the list is its id."""
+
+    name: str
+    colour: list[int]
+
+
+class Card(TypedDict):
+    """model.json: what must be known to use a model, and where it comes from."""
+
+    format: str
+    name: str
+    architecture: CardArchitecture
+    classes: list[CardClass]
+    summary: NotRequired[str]
+    licence: NotRequired[str]
+    data: NotRequired[dict[str, Any]]
+    training: NotRequired[dict[str, Any]]
+    metrics: NotRequired[dict[str, Any]]
+    crf: NotRequired[dict[str, Any]]
+    weights_sha256: NotRequired[str]
+
+
 @dataclass
 class Model:
     """A loaded model: the network (evaluation mode, CPU), its classes and card, and its digest."""
@@ -39,7 +70,7 @@ class Model:
     name: str
     network: SegmentationNetwork
     classes: ClassTable
-    card: dict[str, Any]
+    card: Card
     digest: str
 
     @property
@@ -77,7 +108,7 @@ def find(reference: str | Path) -> Path:
     return path
 
 
-def read_card(reference: str | Path) -> dict[str, Any]:
+def read_card(reference: str | Path) -> Card:
     """The card of a model, without its weights; raises ModelError like `load`."""
     folder = find(reference)
     return _parse_card(folder, _read(folder, CARD))
@@ -107,7 +138,8 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
         raise ModelError(f"{folder / WEIGHTS}: not a safetensors file or damaged ({error}); pickles are never loaded") from error
     try:
         classes = ClassTable(
-            tuple(entry["name"] for entry in card["classes"]), tuple(tuple(entry["colour"]) for entry in card["classes"])
+            tuple(entry["name"] for entry in card["classes"]),
+            tuple(cast(tuple[int, int, int], tuple(entry["colour"])) for entry in card["classes"]),
         )
         network = build(card["architecture"]["name"], len(classes), **card["architecture"].get("options", {}))
         name = str(card["name"])
@@ -154,7 +186,7 @@ def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
     }
 
 
-def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str, Any]) -> None:
+def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[str, Any]) -> None:
     """Write a model folder. Convolution weights go to float16; vectors stay float32.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
@@ -178,7 +210,7 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str
     place.write(CARD, _card_bytes({**card, WEIGHTS_DIGEST: hashlib.sha256(weights).hexdigest()}))
 
 
-def note(place: str | Path | Files, **entries: Any) -> str:
+def note(place: str | Path | Files, **entries: object) -> str:
     """Set entries of a model's card atomically and return the model's new digest.
 
     Without entries the card is rewritten unchanged, which tests whether it can be. Raises ModelError if it cannot.
@@ -193,7 +225,7 @@ def note(place: str | Path | Files, **entries: Any) -> str:
         raise ModelError(f"{place}: {CARD} cannot be written ({error.strerror or error})") from error
 
 
-def _card_bytes(card: dict[str, Any]) -> bytes:
+def _card_bytes(card: Mapping[str, object]) -> bytes:
     return (json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -209,9 +241,9 @@ def _read(folder: Path, name: str) -> bytes:
         raise ModelError(f"{folder}: {name} cannot be read ({error.strerror}); a model folder has {WEIGHTS} and {CARD}") from error
 
 
-def _parse_card(folder: Path, data: bytes) -> dict[str, Any]:
+def _parse_card(folder: Path, data: bytes) -> Card:
     try:
-        card = json.loads(data)
+        card: Card = json.loads(data)
     except ValueError as error:
         raise ModelError(f"{folder / CARD}: not JSON ({error})") from error
     version = card.get("format") if isinstance(card, dict) else None

@@ -25,6 +25,7 @@ from deeplab.data.datasets import Labelled
 from deeplab.data.object_crops import ObjectCrops
 from deeplab.devices import device_named
 from deeplab.errors import UserError
+from deeplab.evaluation.metrics import Summary
 from deeplab.evaluation.predictions import evaluate
 from deeplab.files import Files, as_files, mark_output
 from deeplab.models import checkpoint
@@ -66,7 +67,7 @@ class TrainingProgress:
     steps: int
     loss: float
     learning_rate: float
-    validation: dict[str, Any] | None = None
+    validation: Summary | None = None
     samples: str | None = None
     at: float = field(default=0.0, compare=False)
     waited: float = field(default=0.0, compare=False)
@@ -190,7 +191,7 @@ def train(
         state |= {"step": done, "validated": validated, "loss": loss}
         ranks.on_first(lambda: states.save(out, record.id, state, execution.keep))
 
-    def validate(done: int) -> tuple[dict[str, Any], str]:
+    def validate(done: int) -> tuple[Summary, str]:
         nonlocal best, validated
         if not checkpoint.storable(network):
             raise diverged("weights are beyond half precision", done - 1)
@@ -210,7 +211,7 @@ def train(
         network.load_state_dict(average or trained)
         predictor = Predictor(network, Scoring(precision=config.precision), device=device.type)
         evaluation = evaluate(predictor, validation, ranks=ranks, report=check_stop, look=collect)
-        summary = evaluation.total.summary(list(classes.names))
+        summary = evaluation.total.summary(classes.names)
         better = summary["mean_iou"] > best["mean_iou"]
         if better:
             best = {**summary, "step": done, "split": validation.split}

@@ -153,7 +153,7 @@ def newest(out: Files, run: str) -> dict[str, Any] | None:
     damage = ""
     for name in reversed(names):
         try:
-            state = torch.load(io.BytesIO(out.read(f"{FOLDER}/{name}")), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(out.read(f"{FOLDER}/{name}")), map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle raises almost anything
             damage = f"{name}: {type(error).__name__}"
             continue

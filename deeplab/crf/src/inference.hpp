@@ -6,7 +6,7 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// Runs f(part, parts) on all workers (here, when there are none).
+// Runs f(part, parts) on all workers, or in this thread if there are none.
 template <class F> void together(Workers* workers, const F& f) {
     if (!workers) {
         f(0, 1);
