@@ -32,7 +32,7 @@ class ClassTable:
 
     @property
     def background(self) -> int | None:
-        """0 where class 0 is named as what is no object (BACKGROUND); None where it is a class like any other, as a road."""
+        """0 if the name of class 0 is in BACKGROUND; None if class 0 is a class like any other, such as road."""
         return 0 if self.names and self.names[0].strip("_ ").lower() in BACKGROUND else None
 
     @classmethod
@@ -41,18 +41,18 @@ class ClassTable:
         return cls(tuple(names), tuple(voc_colour(index) for index in range(len(names))))
 
     def palette(self) -> list[int]:
-        """768 numbers for an 8-bit palette image: R, G, B of ids 0..255; ids that are no class in VOC's colours."""
+        """768 numbers for an 8-bit palette image: R, G, B of ids 0..255; ids without a class have VOC's colours."""
         return list(_palette(self.colours))
 
 
-@lru_cache(maxsize=16)  # every mask asks for it, and it would take as long as compressing a small one
+@lru_cache(maxsize=16)  # every mask needs it, and computing it takes as long as compressing a small one
 def _palette(colours: tuple[tuple[int, int, int], ...]) -> bytes:
     filled = [*colours, *(voc_colour(index) for index in range(len(colours), 256))][:256]
     return bytes(value for colour in filled for value in colour)
 
 
 def voc_colour(index: int) -> tuple[int, int, int]:
-    """PASCAL VOC's colour of a class id: its bits dealt in turn to R, G and B from the highest bit downwards."""
+    """PASCAL VOC's colour of a class id: the bits of the id go to R, G and B in turn, highest colour bit first."""
     red = green = blue = 0
     for shift in range(7, -1, -1):
         red |= (index & 1) << shift

@@ -32,12 +32,12 @@ def contact_sheet(
             picture = Image.fromarray(pixels)
             picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
             sheet.paste(picture, (x + offset + (CELL - picture.width) // 2, y + (CELL - picture.height) // 2))
-        draw.text((x, y + CELL + 3), _fitted(draw, caption, small, 2 * CELL), fill=INK, font=small)
+        draw.text((x, y + CELL + 3), _shortened(draw, caption, small, 2 * CELL), fill=INK, font=small)
     return sheet
 
 
 def bright(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A class's colour (0..255) at full strength: many of VOC's are too dark to be told apart on a photo."""
+    """A class's colour (0..255) at full strength: many of VOC's are too dark to tell apart on a photo."""
     red, green, blue = (int(value * 255 / max(1, *colour)) for value in colour)
     return red, green, blue
 
@@ -58,7 +58,7 @@ def _legend(draw: ImageDraw.ImageDraw, classes: ClassTable, title: str, width: i
         x += needed
 
 
-def _fitted(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "...", font=font) > width:

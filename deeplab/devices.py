@@ -1,4 +1,4 @@
-"""On which device, and in which arithmetic, tensors are computed."""
+"""Which device computes, and in which precision."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from deeplab.errors import UserError
 
 
 class DeviceError(UserError):
-    """A device was asked for that this machine does not have, or that nobody knows."""
+    """The requested device is unknown, or this machine does not have it."""
 
 
 def device_named(name: str) -> torch.device:
-    """ "auto" is a GPU where there is one, else the CPU; other names are torch's. Raises DeviceError without that GPU."""
+    """ "auto" is the GPU if there is one, else the CPU; other names are torch's. Raises DeviceError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,7 +27,7 @@ def device_named(name: str) -> torch.device:
 def best_precision(device: torch.device) -> str:
     """ "float16" on a GPU; on a CPU "bfloat16" where it has instructions for it (AVX-512 BF16 or AMX), else "float32".
 
-    The processor's kind alone decides, not a measurement: two processes of a busy machine come to different results, and
+    The kind of processor decides, not a measurement: on a busy machine two processes would measure different results, and
     the masks of one table must not depend on that.
     """
     if device.type == "cuda":

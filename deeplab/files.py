@@ -1,4 +1,4 @@
-"""A place with named files: where data sets are read and training writes. Object stores join by the same calls."""
+"""Folders of named files, which data sets are read from and training writes to; object stores offer the same calls."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Protocol
 
 from deeplab import text_lists
 
-# What lists an archive passes over: a folder with the first, and the files of a folder that the second names.
+# Listing an archive skips folders that contain the first, and in other folders the files that the second names.
 MARKER, MARKED_FILES = ".deeplab-output", ".deeplab-output-files"
 MARKER_TEXT = b"Written by deeplab, which passes this folder over when it lists the images of an archive above it.\n"
-# A file that is being written, or that a killed process left.
+# The name of a file that is being written, or was when its process died.
 STAGED = re.compile(r"\..+\.\d+\.\d+\.tmp", re.DOTALL)
 
 
@@ -25,19 +25,19 @@ class Files(Protocol):
     remote: bool
 
     def read(self, name: str) -> bytes:
-        """All bytes. FileNotFoundError or another OSError where that fails."""
+        """All bytes of a file. Raises FileNotFoundError or another OSError."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Write so that the file appears complete or not at all. OSError where that fails."""
+        """Write a file, which appears complete or not at all. Raises OSError."""
 
     def remove(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file if it exists."""
 
     def has(self, name: str) -> bool:
         """Whether there is such a file or folder."""
 
     def names(self, folder: str = "") -> list[str]:
-        """Every file below a folder, sorted, named relative to it; none where there is no such folder."""
+        """Every file below a folder, sorted, named relative to it; empty if there is no such folder."""
 
 
 class LocalFiles:
@@ -53,15 +53,15 @@ class LocalFiles:
 
     def read(self, name: str) -> bytes:
         path = self.root / name
-        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return path.read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        """To a second name, then a rename, so that a kill or a full disk leaves what was there before."""
+        """Write to a second name, then rename: if the process dies or the disk is full, the old file stays."""
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # as STAGED says
+        staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # matches STAGED
         try:
             with open(staging, "wb") as stream:
                 stream.write(data)
@@ -79,21 +79,19 @@ class LocalFiles:
 
     def names(self, folder: str = "") -> list[str]:
         top = self.root / folder
-        found = []
-        for path, _, files in os.walk(top, followlinks=True):
-            found += [os.path.relpath(os.path.join(path, name), top).replace(os.sep, "/") for name in files]
-        return sorted(found)
+        paths = [os.path.join(parent, name) for parent, _, files in os.walk(top, followlinks=True) for name in files]
+        return sorted(os.path.relpath(path, top).replace(os.sep, "/") for path in paths)
 
 
 def as_files(place: str | Path | Files) -> Files:
-    """A local path as LocalFiles; any other place as it is."""
+    """LocalFiles for a local path; Files are returned as they are."""
     return LocalFiles(place) if isinstance(place, str | Path) else place
 
 
 def mark_output(place: Files, folder: str = "") -> bool:
-    """Mark a folder as ours, before anything is written there, so that its pictures are not taken for an archive's.
+    """Mark a folder as output before anything is written there, so that archive listings skip its pictures.
 
-    False, and no mark, where it holds something already that may be someone else's. OSError where it cannot be written.
+    Returns False, without marking it, if the folder already holds files, which may be someone else's. Raises OSError.
     """
     name = f"{folder}/{MARKER}" if folder else MARKER
     if place.has(name):
@@ -105,7 +103,7 @@ def mark_output(place: Files, folder: str = "") -> bool:
 
 
 def mark_files(paths: Iterable[Path]) -> None:
-    """Mark pictures that we wrote on disk among files of others."""
+    """Mark single pictures that were written into folders which also hold other files."""
     folders: dict[Path, set[str]] = {}
     for path in paths:
         folders.setdefault(path.parent, set()).add(path.name)
@@ -116,7 +114,7 @@ def mark_files(paths: Iterable[Path]) -> None:
 
 
 def marked_files(folder: Path) -> set[str]:
-    """The names of a folder's files that `mark_files` has marked; none where the mark is gone or damaged."""
+    """The names of a folder's files that `mark_files` has marked; empty if its list is missing or damaged."""
     try:
         return {line for _, line in text_lists.lines((folder / MARKED_FILES).read_bytes(), str(folder))}
     except (OSError, text_lists.ListError):

@@ -1,18 +1,17 @@
-"""JSON as it leaves this program: strict, so that every reader takes it."""
+"""Strict JSON, which every parser accepts."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: object, indent: int | None = None) -> str:
     """Plain values as JSON text. NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -18,16 +18,16 @@ SLAB = 4_000_000  # pixels that are counted or compressed at a time
 class MaskPNG:
     """The PNG of a mask, written from top to bottom: 8-bit with the class palette, or 16-bit grey above 256 classes.
 
-    Memory holds what is compressed and a slab of what is not, so a mask may be larger than memory. Rows go in as they
-    are: a filter, which PNG has for photographs, makes label maps larger.
+    Memory holds the compressed bytes and one slab of rows, so a mask may be larger than memory. PNG's filters are not
+    used: they suit photographs, and make label maps larger.
     """
 
     def __init__(self, height: int, width: int, classes: ClassTable) -> None:
-        self.shape, self.missing = (height, width), height
+        self.shape, self.rows_missing = (height, width), height
         self.dtype = np.dtype(">u2" if len(classes) > 256 else np.uint8)
         self.out = io.BytesIO()
         self.out.write(b"\x89PNG\r\n\x1a\n")
-        colour = 0 if len(classes) > 256 else 3  # PNG's words for grey and palette
+        colour = 0 if len(classes) > 256 else 3  # PNG's colour types for grey and palette
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * self.dtype.itemsize, colour, 0, 0, 0))
         if len(classes) <= 256:
             self._chunk(b"PLTE", bytes(classes.palette()))
@@ -38,16 +38,16 @@ class MaskPNG:
         step = max(1, SLAB // self.shape[1])
         for top in range(0, len(labels), step):
             rows = labels[top : top + step].astype(self.dtype, copy=False)
-            lines = np.zeros((len(rows), 1 + rows.shape[1] * self.dtype.itemsize), np.uint8)  # a 0 before each row: no filter
+            lines = np.zeros((len(rows), 1 + rows.shape[1] * self.dtype.itemsize), np.uint8)  # 0 before each row: no filter
             lines[:, 1:] = np.ascontiguousarray(rows).view(np.uint8)
             if data := self.deflate.compress(lines.data):
                 self._chunk(b"IDAT", data)
-        self.missing -= len(labels)
+        self.rows_missing -= len(labels)
 
     def finish(self) -> bytes:
-        """The whole file. ValueError where rows are missing or too many."""
-        if self.missing:
-            raise ValueError(f"a mask of {self.shape[0]} rows got {self.shape[0] - self.missing}")
+        """The whole file. ValueError if there were too few or too many rows."""
+        if self.rows_missing:
+            raise ValueError(f"a mask of {self.shape[0]} rows got {self.shape[0] - self.rows_missing}")
         self._chunk(b"IDAT", self.deflate.flush())
         self._chunk(b"IEND", b"")
         return self.out.getvalue()
@@ -76,7 +76,7 @@ def class_pixels(labels: np.ndarray, classes: ClassTable) -> dict[str, int]:
     """Pixels per class name; classes that are absent are left out."""
     counts = np.zeros(len(classes), np.int64)
     step = max(1, SLAB // max(1, labels.shape[1]))
-    for top in range(0, len(labels), step):  # bincount makes eight bytes of every pixel
+    for top in range(0, len(labels), step):  # bincount takes eight bytes a pixel
         counts += np.bincount(labels[top : top + step].ravel(), minlength=len(classes))
     return {classes.names[index]: int(counts[index]) for index in np.flatnonzero(counts)}
 

@@ -1,6 +1,6 @@
-"""Names that come from outside: what a model may be called, and how any name becomes a path below a folder.
+"""Names from outside: what a model may be called, and how any name becomes a path below a folder.
 
-Nothing that somebody else chose (a card, an object's key, an archive member) becomes a path but through here.
+A name that somebody else chose (in a card, an object's key, an archive's member) becomes a path only through this module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from deeplab.errors import UserError
 
-# Bytes of UTF-8. Percent-encoded these are 210, and with `model=` and the digest still one folder's name (255).
+# Bytes of UTF-8. Percent-encoded they are up to 210; with `model=` and the digest that still fits a folder's name (255).
 MODEL_NAME_BYTES = 70
 MODEL_NAME_RULE = (
     f"up to {MODEL_NAME_BYTES} bytes of printable characters are accepted, without / \\ @, a dot in front, and spaces at the ends"
@@ -26,7 +26,7 @@ class InvalidName(UserError, ValueError):
 
 
 def model_name(name: object) -> str:
-    """`name` if a model may be called so: it becomes part of a label, of a folder's name and of a registry's entry. InvalidName."""
+    """`name`, if a model may have it: it becomes part of labels, folder names and registry entries. Raises InvalidName."""
     if (
         not isinstance(name, str)
         or not name
@@ -41,7 +41,7 @@ def model_name(name: object) -> str:
 
 
 def name_after(folder: str) -> str:
-    """The model's name where nobody gave one: its folder's. InvalidName where that is none."""
+    """A model's default name: that of its folder. Raises InvalidName if a model may not have it."""
     try:
         return model_name(folder)
     except InvalidName as error:
@@ -51,7 +51,7 @@ def name_after(folder: str) -> str:
 def folder_of(label: str) -> str:
     """A folder's name for a model's label, percent-encoded as Hive, Spark and Delta's own writers do.
 
-    Readers that take a partition's value from the folder and not from the log (Polars) decode it, and get the label.
+    Readers that take a partition's value from the folder instead of the log (Polars) decode it and get the label.
     """
     return quote(label, safe="@")
 
@@ -64,32 +64,31 @@ def stem(name: str) -> str:
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a relative path names, as some program might read it, something that is not below its folder."""
+    """Whether some program might resolve a relative path to something outside its folder."""
     return name.startswith("/") or "\\" in name or ".." in name.split("/")
 
 
 def relative_path(name: str, room: int = 0) -> str:
-    """`name` as a relative path that stays below its folder, whatever is in it, for a file of the local disk.
+    """Any `name` as a relative path on the local disk that stays below its folder.
 
-    Parts that are fit for a path stay as they are. Empty parts, `.` and `..`, characters that a path cannot hold and parts
-    over 255 bytes (`room` bytes less for the last, to be appended to) are replaced, and a digest of the whole name keeps
-    the result apart from every other.
+    Valid parts stay unchanged. Empty parts, `.`, `..`, characters that a path cannot contain and parts over 255 bytes are
+    replaced; a digest of the whole name then keeps the path unique. `room`: bytes that the last part leaves for a suffix.
     """
     parts = name.split("/")
-    fit = [_fit(part, PART_BYTES - (room if part is parts[-1] else 0)) for part in parts]
-    if fit == parts:
+    valid = [_valid_part(part, PART_BYTES - (room if part is parts[-1] else 0)) for part in parts]
+    if valid == parts:
         return name
-    mark = f"-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:DIGEST]}"
-    base = stem(fit[-1])
-    extension = fit[-1][len(base) :] if len(fit[-1]) - len(base) <= 10 else ""
-    last = _cut(base, PART_BYTES - room - len(mark) - len(extension.encode(errors="surrogateescape"))) + mark + extension
-    return "/".join([*(part for part in fit[:-1] if part != "_"), last])
+    digest = f"-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:DIGEST]}"
+    base = stem(valid[-1])
+    extension = valid[-1][len(base) :] if len(valid[-1]) - len(base) <= 10 else ""
+    last = _cut(base, PART_BYTES - room - len(digest) - len(extension.encode(errors="surrogateescape"))) + digest + extension
+    return "/".join([*(part for part in valid[:-1] if part != "_"), last])
 
 
-def _fit(part: str, limit: int) -> str:
+def _valid_part(part: str, limit: int) -> str:
     if part in ("", ".", ".."):
         return "_"
-    # Control characters in a file's name confuse terminals and scripts; surrogates stand for the bytes of names that are no UTF-8.
+    # Control characters in file names confuse terminals and scripts; surrogates stand for bytes that are not UTF-8.
     clean = re.sub(r"[\x00-\x1f\x7f]|[\ud800-\udc7f\udd00-\udfff]", "_", part)
     return _cut(clean, limit)
 

@@ -1,10 +1,10 @@
-"""One or many processes that train together: the only place that knows how many there are."""
+"""One or more processes that train together; only this module knows how many there are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """This process among `size` of them; `rank` 0 reads and writes. Alone, every call is a plain one.
+    """This process, one of `size`; `rank` 0 reads and writes. A single process exchanges nothing.
 
-    With several, torch.distributed must be initialised (by Ray Train, torchrun or a test); `device` is where this
-    one computes, and where NCCL wants the tensors that are exchanged.
+    With several, torch.distributed must be initialised (by Ray Train, torchrun or a test). `device` is where this
+    process computes, and where NCCL expects the tensors to exchange.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -40,8 +40,8 @@ class Ranks:
         # Weights are equal by construction (one seed, or one state); statistics of batch norm are frozen or synchronised.
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
-    def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Backward passes of a wrapped `module` in this context only add up: the next one outside of it exchanges the sum."""
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """In this context gradients of a wrapped `module` accumulate; the next backward pass outside it exchanges the sum."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -50,7 +50,7 @@ class Ranks:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(total)
-        return total.tolist()
+        return [float(value) for value in total]
 
     def sum_counts(self, counts: np.ndarray) -> np.ndarray:
         """An int64 array summed over the ranks."""
@@ -65,16 +65,17 @@ class Ranks:
         return self.sum([float(flag)])[0] > 0
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """Do `work` on rank 0; what it returns there, every rank has, and a UserError that it raises there, all raise."""
+        """Do `work` on rank 0. Every rank returns its result, or raises the UserError that it raised."""
         if self.size == 1:
             return work()
-        box: list[Any] = [None, None]
+        outcome: list[tuple[T | None, UserError | None]] = [(None, None)]
         if self.first:
             try:
-                box[0] = work()
+                outcome[0] = work(), None
             except UserError as error:
-                box[1] = error
-        distributed.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
+                outcome[0] = None, error
+        distributed.broadcast_object_list(outcome, src=0, device=self.device if self.device.type == "cuda" else None)
+        result, refusal = outcome[0]
+        if refusal is not None:
+            raise refusal
+        return cast(T, result)

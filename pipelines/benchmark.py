@@ -74,7 +74,8 @@ def _model(name: str) -> tuple[Model, str]:
         return model, model.label
     classes = ClassTable.from_names([f"class {index}" for index in range(CLASSES)])
     network = zoo.build(name, CLASSES, seed=0).eval()
-    return Model(name, network, classes, card={}, digest=""), f"{name}, {CLASSES} classes, random weights"
+    card = checkpoint.Card(format=checkpoint.FORMAT, name=name, architecture={"name": name}, classes=[])
+    return Model(name, network, classes, card, digest=""), f"{name}, {CLASSES} classes, random weights"
 
 
 def _read(folder: Path, count: int) -> list[bytes]:

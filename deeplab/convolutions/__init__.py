@@ -1,4 +1,4 @@
-"""How a processor computes a convolution: dilated ones as dense ones, oneDNN, folded batch norm.
+"""How a processor computes a convolution: dilated as dense, through oneDNN, with folded batch norm.
 
-The same sums as torch's own; no architecture.
+The sums are those of torch's own layers; no architecture.
 """

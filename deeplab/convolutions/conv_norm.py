@@ -14,9 +14,10 @@ from deeplab.convolutions.onednn import FusedConv
 def conv_norm(
     x: torch.Tensor, conv: nn.Module, norm: nn.Module, *, add: torch.Tensor | None = None, relu: bool = False
 ) -> torch.Tensor:
-    """`relu(norm(conv(x)) + add)`, the sum and the activation where asked for."""
+    """`relu(norm(conv(x)) + add)`; the addition and the activation are optional."""
     if isinstance(conv, FusedConv):
-        return conv(x, add, relu)
+        fused: torch.Tensor = conv(x, add, relu)
+        return fused
     y = _conv_norm(x, conv, norm)
     if add is not None:
         y = y + add
@@ -24,16 +25,19 @@ def conv_norm(
 
 
 def _conv_norm(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
-    """`norm(conv(x))`. In evaluation mode (a frozen batch norm too) the norm goes into the convolution's weight.
+    """`norm(conv(x))`. In evaluation mode (or frozen) the norm is folded into the convolution's weight.
 
-    The same sums with one trip less through memory, and one less through the gradient in training. `norm` is an identity
-    where it went there for good (`deeplab.scoring.batch_norm_folding`).
+    The sums are the same, with one pass less over memory, and one less for the gradient in training. `norm` is an identity
+    if it was folded permanently (`deeplab.scoring.batch_norm_folding`).
     """
+    y: torch.Tensor
     if isinstance(norm, nn.Identity):
-        return conv(x)
+        y = conv(x)
+        return y
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
     if norm.training:
-        return norm(conv(x))
+        y = norm(conv(x))
+        return y
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
@@ -44,10 +48,10 @@ def _conv_norm(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tenso
 
 
 class ConvBatchNorm(nn.Sequential):
-    """Convolution and batch norm (submodules 0 and 1), then what else is given (2: an activation).
+    """Convolution and batch norm (submodules 0 and 1), then any further modules (2: an activation).
 
-    `same`: TensorFlow's "SAME" padding in front of a 3x3 stride-2 convolution: an even side is padded by one at its
-    end only and an odd side by one at both ends, so that n becomes ceil(n / 2).
+    `same`: TensorFlow's "SAME" padding before a 3x3 stride-2 convolution: an even side is padded by one at its end only,
+    an odd side by one at both ends, so that n becomes ceil(n / 2).
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *rest: nn.Module, same: bool = False) -> None:
@@ -55,7 +59,7 @@ class ConvBatchNorm(nn.Sequential):
         self.same = same
 
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
-        """`add`: what is added to the norm's result."""
+        """`add`: a tensor to add to the norm's result."""
         conv, norm, *rest = self
         if self.same:
             height, width = x.shape[-2:]

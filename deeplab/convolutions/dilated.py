@@ -1,9 +1,9 @@
 """Dilated convolutions rewritten as dense ones: the same sums, but faster on a CPU.
 
-oneDNN's gradient of a dilated convolution takes five to ten times as long as that of the dense convolution of the
-same size. The hole algorithm has a dense twin: the pixels of each phase (row mod rate, column mod rate) see only
-each other, so the phases can be laid side by side as a batch and filtered densely. To few classes even the convolution itself
-is slow, as oneDNN computes 16 channels where one is wanted.
+oneDNN's gradient of a dilated convolution takes five to ten times as long as that of a dense convolution of the same
+size. A dilated convolution has a dense equivalent: the pixels of each phase (row mod rate, column mod rate) see only each
+other, so the phases can be laid side by side as a batch and filtered densely. With few output classes the convolution
+itself is slow, too, because oneDNN computes 16 channels at a time.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ FEW_CLASSES = 32
 
 
 def dense_gradients_pay(x: torch.Tensor) -> bool:
-    """True where the rewritten forms are faster: training on a CPU."""
+    """Whether the rewritten forms are faster because gradients are needed on a CPU."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def few_outputs(conv: nn.Module) -> bool:
-    """A dilated 3x3 convolution to so few channels that `summed_by_shifts` is the faster way without gradients, too."""
+    """Whether a dilated 3x3 convolution has so few outputs that `summed_by_shifts` is faster even without gradients."""
     return isinstance(conv, nn.Conv2d) and conv.dilation[0] > 1 and conv.kernel_size == (3, 3) and conv.out_channels <= FEW_CLASSES
 
 
 def shifts_pay(x: torch.Tensor, conv: nn.Module) -> bool:
-    """True where `summed_by_shifts` is the faster way to `conv(x)`."""
+    """Whether `summed_by_shifts` is faster than `conv(x)`."""
     return (dense_gradients_pay(x) and isinstance(conv, nn.Conv2d)) or (x.device.type == "cpu" and few_outputs(conv))
 
 
@@ -55,14 +55,14 @@ def summed_by_shifts(
 ) -> torch.Tensor:
     """The sum over branches of `F.conv2d(x, weight, bias, padding=rate, dilation=rate)`, 3x3 kernels to few classes.
 
-    One 1x1 convolution computes what every tap of every branch would add; the taps' maps are then shifted into place.
-    Without gradients the sum is float32, whatever the dtype of `x`.
+    One 1x1 convolution computes the contribution of every tap of every branch; these maps are then shifted into place and
+    added. Without gradients the sum is float32, whatever the dtype of `x`.
     """
     batch, inputs, height, width = x.shape
     classes = weights[0].shape[0]
     taps = torch.cat([weight.permute(2, 3, 0, 1).reshape(-1, inputs) for weight in weights])
     maps = F.conv2d(x, taps[:, :, None, None]).contiguous().view(batch, len(rates), 3, 3, classes, height, width)
-    # Added one by one: the gradients of a stack's sum would lie in one memory, where those of a second pass add up twice.
+    # Added one by one: the gradients of a stacked sum would share memory, and a second pass would add to them twice.
     bias = biases[0]
     for other in biases[1:]:
         bias = bias + other

@@ -1,15 +1,13 @@
-"""Convolutions through oneDNN for scoring on a CPU: what follows a convolution is done before its result is stored."""
+"""Convolutions through oneDNN for scoring on a CPU, fused with the addition and the activation that follow them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
 from deeplab.convolutions.dilated import few_outputs
 
-# PyTorch's own names of what oneDNN does after a convolution, with its numbers.
+# PyTorch's names and arguments of the activations that oneDNN applies to a convolution's result.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
@@ -19,7 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def available(module: nn.Module) -> bool:
-    """Whether the weights of `module` are where oneDNN can take them, and this PyTorch has its fused convolution."""
+    """Whether oneDNN can use the weights of `module`, and this PyTorch has the fused convolution."""
     weight = next(module.parameters(), None)
     if weight is None or weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return False
@@ -27,36 +25,38 @@ def available(module: nn.Module) -> bool:
 
 
 class FusedConv(nn.Module):
-    """`activation(conv(x) + add)`, of which `add` and the activation may be missing; no gradients.
+    """`activation(conv(x) + add)`; the addition and the activation are optional. No gradients.
 
-    PyTorch's compiler ends at the same calls; made directly they need no compilation, and take every size of image.
+    PyTorch's compiler generates the same calls. Made directly, they need no compilation and accept every image size.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: nn.Module | None = None) -> None:
         super().__init__()
         assert conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-        # In PyTorch's order: oneDNN's own saves 0 to 5 % of a network, but it depends on the image's size, and with that of
-        # another size a 1x1 convolution takes up to seven times as long.
+        # In PyTorch's layout. oneDNN's own saves 0 to 5 % of a network's time, but it depends on the image's size: with the
+        # layout for another size a 1x1 convolution takes up to seven times as long.
         self.weight = conv.weight.detach()
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.activation = ("none", []) if activation is None else ACTIVATIONS[type(activation)]
 
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
-        """B x D x H x W, channels innermost; `add`: a tensor of the result's shape. `relu`: where none came at construction."""
-        convolution: Any = torch.ops.mkldnn._convolution_pointwise
+        """x: B x D x H x W, channels innermost; `add`: of the result's shape; `relu` replaces the constructor's activation."""
+        convolution = torch.ops.mkldnn._convolution_pointwise
         name, numbers = ACTIVATIONS[nn.ReLU] if relu else self.activation
+        y: torch.Tensor
         if add is None:
-            return convolution(x, self.weight, self.bias, *self.geometry, name, numbers, "")
-        after = None if name == "none" else name
-        return convolution.binary(x, add, self.weight, self.bias, *self.geometry, "add", 1.0, after, numbers, "")
+            y = convolution(x, self.weight, self.bias, *self.geometry, name, numbers, "")
+        else:
+            after = None if name == "none" else name
+            y = convolution.binary(x, add, self.weight, self.bias, *self.geometry, "add", 1.0, after, numbers, "")
+        return y
 
 
 def fuse(network: nn.Module) -> None:
-    """Replace every convolution of `network` by its fused form, with an activation that follows it among a module's children.
+    """Replace every convolution of `network` by its fused form, together with an activation that directly follows it.
 
-    Its batch norms must have been folded (`deeplab.scoring.batch_norm_folding`), and its parameters must have the dtype that they
-    are to score in.
+    Batch norms must be folded already (`deeplab.scoring.batch_norm_folding`), and parameters must have the dtype for scoring.
     """
     for module in list(network.modules()):
         children = list(module.named_children())

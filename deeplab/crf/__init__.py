@@ -1,6 +1,6 @@
 """Dense CRF refinement: label maps that follow the edges of the image (Krahenbuhl & Koltun, arXiv 1210.5644).
 
-One face, the native engine, a torch twin, parameter sets; no networks and no files.
+One Python class, the native engine, the same in torch, parameter sets; no networks and no files.
 """
 
 from deeplab.crf.engine import DenseCRF, Refinement

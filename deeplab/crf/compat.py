@@ -5,22 +5,22 @@ addPairwiseBilateral, addPairwiseEnergy, inference, startInference, stepInferenc
 and matrix compatibilities; the kernel and normalisation constants; unary_from_softmax and unary_from_labels.
 Results are numpy arrays, C x N float32.
 
-Not offered: learning (gradients of the energy, LogisticUnary, setUnary with unary objects). Kernel types differ only
-in what is learned, so CONST_KERNEL, DIAG_KERNEL and FULL_KERNEL filter alike here, as they do there before training.
+Not offered: learning (gradients of the energy, LogisticUnary, setUnary with unary objects). Kernel types differ only in
+what training learns, so CONST_KERNEL, DIAG_KERNEL and FULL_KERNEL filter alike here, as in pydensecrf before training.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deeplab.crf.native import engine_module
 
 
 class KernelType(IntEnum):
-    """What pydensecrf would learn about a kernel; the filter is the same for all."""
+    """What pydensecrf's training learns about a kernel; the filter is the same for all."""
 
     CONST_KERNEL = 0
     DIAG_KERNEL = 1
@@ -28,7 +28,7 @@ class KernelType(IntEnum):
 
 
 class NormalizationType(IntEnum):
-    """Where a kernel's response is divided by its response to ones."""
+    """Where values are divided by the kernel's response to ones: nowhere, before, after or around the filter."""
 
     NO_NORMALIZATION = 0
     NORMALIZE_BEFORE = 1
@@ -41,8 +41,10 @@ NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = Norma
 
 
 def unary_from_softmax(sm: np.ndarray, scale: float | None = None, clip: float | None = 1e-5) -> np.ndarray:
-    """Probabilities C x ... -> unary energies C x N float32, -log p; p is raised to `clip`, and mixed with the
-    uniform distribution where `scale` (0 to 1) is given: scale * p + (1 - scale) / C."""
+    """Probabilities C x ... -> unary energies C x N float32, -log p.
+
+    scale (0 to 1): mix p with the uniform distribution: scale * p + (1 - scale) / C. clip: least p.
+    """
     classes = sm.shape[0]
     if scale is not None:
         if not 0 < scale <= 1:
@@ -54,9 +56,10 @@ def unary_from_softmax(sm: np.ndarray, scale: float | None = None, clip: float |
 
 
 def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_unsure: bool = True) -> np.ndarray:
-    """Hard labels -> unary energies n_labels x N float32: a label holds with probability `gt_prob`, the rest is shared.
+    """Hard labels -> unary energies n_labels x N float32.
 
-    zero_unsure: label 0 means "unknown" and labels 1 .. n_labels name the classes 0 .. n_labels - 1.
+    gt_prob: probability of the given label; the other labels share the rest. zero_unsure: label 0 means "unknown" and
+    labels 1 .. n_labels are the classes 0 .. n_labels - 1.
     """
     if not 0 < gt_prob < 1:
         raise ValueError(f"gt_prob {gt_prob!r}: a probability between 0 and 1 is accepted")
@@ -75,7 +78,7 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_un
 class _Pairwise:
     """A kernel with its normalisation and label compatibility."""
 
-    def __init__(self, features: np.ndarray, compat: Any, normalization: int, classes: int) -> None:
+    def __init__(self, features: np.ndarray, compat: ArrayLike, normalization: int, classes: int) -> None:
         self.filter = engine_module().Filter(np.ascontiguousarray(features.T, dtype=np.float32))
         self.compat = _compatibility(compat, classes)
         count = features.shape[1]
@@ -104,7 +107,7 @@ class _Pairwise:
         return self.compat @ response
 
 
-def _compatibility(compat: Any, classes: int) -> np.ndarray:
+def _compatibility(compat: ArrayLike, classes: int) -> np.ndarray:
     """A number w: Potts, -w for equal labels. C numbers: the matrix's diagonal. C x C: made symmetric."""
     values = np.asarray(compat, dtype=np.float32)
     if not np.isfinite(values).all() or values.shape not in ((), (classes,), (classes, classes)):
@@ -131,9 +134,9 @@ class DenseCRF:
         self._unary = np.ascontiguousarray(u, dtype=np.float32)
 
     def addPairwiseEnergy(
-        self, features: np.ndarray, compat: Any = 3, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
+        self, features: np.ndarray, compat: ArrayLike = 3, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
     ) -> None:
-        """A kernel over features d x N, already divided by their deviations. compat: a weight (Potts), C or C x C numbers."""
+        """Add a kernel over features d x N, divided by their deviations. compat: a weight (Potts), C or C x C numbers."""
         KernelType(kernel)
         if not isinstance(features, np.ndarray) or features.ndim != 2 or features.shape[1] != self._count:
             raise ValueError(f"features of shape {getattr(features, 'shape', None)}: d x {self._count} is accepted")
@@ -149,7 +152,7 @@ class DenseCRF:
         return q
 
     def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Marginals of the unaries alone, and two work arrays that stepInference takes."""
+        """Marginals of the unaries alone, and two work arrays for stepInference."""
         q = _softmax(-self._energies())
         return q, np.empty_like(q), np.empty_like(q)
 
@@ -180,33 +183,34 @@ class DenseCRF2D(DenseCRF):
         self._width, self._height = int(w), int(h)
 
     def addPairwiseGaussian(
-        self, sxy: Any, compat: Any = 3, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
+        self, sxy: ArrayLike, compat: ArrayLike = 3, kernel: int = DIAG_KERNEL, normalization: int = NORMALIZE_SYMMETRIC
     ) -> None:
-        """Smoothness kernel over positions. sxy: deviation in pixels, one number or (x, y)."""
+        """Add the smoothness kernel over positions. sxy: deviation in pixels, one number or (x, y)."""
         self.addPairwiseEnergy(self._positions(sxy), compat, kernel, normalization)
 
     def addPairwiseBilateral(
         self,
-        sxy: Any,
-        srgb: Any,
+        sxy: ArrayLike,
+        srgb: ArrayLike,
         rgbim: np.ndarray,
-        compat: Any = 3,
+        compat: ArrayLike = 3,
         kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """Appearance kernel over positions and the colours of rgbim, height x width x 3 uint8. srgb: one or three numbers."""
+        """Add the appearance kernel over positions and colours of rgbim, height x width x 3 uint8. srgb: one or three numbers."""
         if not isinstance(rgbim, np.ndarray) or rgbim.shape != (self._height, self._width, 3) or rgbim.dtype != np.uint8:
             shape, dtype = getattr(rgbim, "shape", None), getattr(rgbim, "dtype", None)
             raise ValueError(f"rgbim of shape {shape}, {dtype}: {self._height} x {self._width} x 3 uint8 is accepted")
         colours = rgbim.reshape(-1, 3).T.astype(np.float32) / _deviations(srgb, 3, "srgb")[:, None]
         self.addPairwiseEnergy(np.concatenate([self._positions(sxy), colours]), compat, kernel, normalization)
 
-    def _positions(self, sxy: Any) -> np.ndarray:
+    def _positions(self, sxy: ArrayLike) -> np.ndarray:
         y, x = np.mgrid[: self._height, : self._width].astype(np.float32)
-        return np.stack([x.ravel(), y.ravel()]) / _deviations(sxy, 2, "sxy")[:, None]
+        positions: np.ndarray = np.stack([x.ravel(), y.ravel()]) / _deviations(sxy, 2, "sxy")[:, None]
+        return positions
 
 
-def _deviations(value: Any, axes: int, name: str) -> np.ndarray:
+def _deviations(value: ArrayLike, axes: int, name: str) -> np.ndarray:
     values = np.asarray(value, dtype=np.float32)
     if values.shape not in ((), (axes,)) or not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError(f"{name} {value!r}: a positive number or {axes} of them are accepted")
@@ -214,5 +218,6 @@ def _deviations(value: Any, axes: int, name: str) -> np.ndarray:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(0))
-    return e / e.sum(0)
+    exponentials = np.exp(logits - logits.max(0))
+    marginals: np.ndarray = exponentials / exponentials.sum(0)
+    return marginals

@@ -1,4 +1,4 @@
-"""The one class of this package: an image and class scores in, a refined label map or marginals out."""
+"""The dense CRF: an image and class scores in, a refined label map or marginals out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from deeplab.crf.inputs import Grid, check_grid, check_image, upsampled
 from deeplab.crf.native import engine_module
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters, Normalization
 
-if TYPE_CHECKING:  # the native engine is used without torch
-    import torch
+if TYPE_CHECKING:
+    import torch  # not needed by the native engine
+
+    from deeplab.crf import _engine
 
 Mode = Literal["fast", "exact"]
 Backend = Literal["native", "torch", "pydensecrf"]
@@ -23,7 +25,7 @@ _NORMALIZATION_CODES = {"none": 0, "before": 1, "after": 2, "symmetric": 3}
 
 @dataclass(frozen=True)
 class Refinement:
-    """Which dense CRF refines a mask, and what computes it: the arguments of `DenseCRF` of the same names."""
+    """Which dense CRF refines masks, and what computes it: the arguments of `DenseCRF` with these names."""
 
     parameters: CRFParameters = field(default_factory=CRFParameters)
     mode: Mode = "fast"
@@ -33,8 +35,13 @@ class Refinement:
 
     def engine(self) -> DenseCRF:
         """The CRF, with buffers of its own. ValueError for an unknown mode or backend."""
-        parameters: dict[str, Any] = dataclasses.asdict(self.parameters)
-        return DenseCRF(self.mode, backend=self.backend, device=self.device, deterministic=self.deterministic, **parameters)
+        return DenseCRF(
+            self.mode,
+            backend=self.backend,
+            device=self.device,
+            deterministic=self.deterministic,
+            **dataclasses.asdict(self.parameters),
+        )
 
 
 class DenseCRF:
@@ -42,15 +49,15 @@ class DenseCRF:
 
     mode "exact": all classes, float32, the permutohedral lattice of Adams, Baek & Davis 2010: pydensecrf's model.
     mode "fast": the same lattice, but a class whose probability stays below `prune` everywhere is not filtered (its
-    mass stays in the softmax), and a pixel is left alone once no marginal of it moves by more than `freeze`.
-    The kernels are described at `CRFParameters`; the defaults here are its "kazuto" set.
+    mass stays in the softmax), and a pixel is frozen once none of its marginals changes by more than `freeze`.
+    `CRFParameters` describes the kernels; the defaults here are its "kazuto" set.
 
-    backend: "native" is the engine of this package (CPU), "torch" the same lattice in torch operations on `device`
-    (auto, cpu or cuda), "pydensecrf" the package of that name, for comparison; both are exact whatever `mode` says. threads:
-    of the native backend; the result does not depend on it. deterministic: the torch backend adds in a fixed order on a GPU too.
+    backend: "native" is this package's engine (CPU), "torch" the same lattice in torch operations on `device` (auto, cpu
+    or cuda), "pydensecrf" the package of that name, for comparison; the latter two are always exact. threads: of the
+    native backend; they do not change the result. deterministic: the torch backend sums in a fixed order on a GPU, too.
 
-    Buffers are kept between calls, so one object per worker is the intended use; calls from several threads take
-    turns. Pickles and copies as its parameters. ValueError for parameters out of range.
+    Buffers are kept between calls, so use one object per worker; calls from several threads take turns. Pickling and
+    copying keep the parameters only. ValueError for parameters out of range.
     """
 
     def __init__(
@@ -92,11 +99,11 @@ class DenseCRF:
         self.stats: dict[str, float] = {}
         """Of the last call: bilateral_vertices, gaussian_vertices, classes_kept, active_fraction (pixel updates done
         over pixels x iterations) and the calling thread's CPU milliseconds per stage (native backend)."""
-        self._engine: Any = None
+        self._engine: _engine.Engine | None = None
 
     @classmethod
     def named(cls, name: str, mode: Mode = "fast", **overrides: Any) -> DenseCRF:
-        """The CRF of one of PARAMETER_SETS; `overrides` are arguments of the class. ValueError for an unknown name."""
+        """The CRF with one of PARAMETER_SETS; `overrides` are arguments of the class. ValueError for an unknown name."""
         if name not in PARAMETER_SETS:
             raise ValueError(f"no CRF parameters are named {name!r}: {', '.join(PARAMETER_SETS)} are known")
         return cls(mode, **{**dataclasses.asdict(PARAMETER_SETS[name]), **overrides})
@@ -111,19 +118,21 @@ class DenseCRF:
     ) -> np.ndarray:
         """The most probable class of every pixel: H x W uint8, uint16 above 256 classes.
 
-        image: H x W x 3 uint8 RGB, as decoded. scores: class logits C x h x w (float16, float32 or float64), or
-        probabilities (raised to 1e-5 at least, as pydensecrf's users do). Without `stride`, h x w is H x W; with it,
-        score (i, j) lies on pixel (stride * i, stride * j) and is interpolated bilinearly between, or, where
-        align_corners is False, pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end.
-        ValueError for anything that is not as said; it names what is accepted.
+        image: H x W x 3 uint8 RGB, as decoded. Either scores: class logits C x h x w (float16, float32 or float64), or
+        probabilities of that shape (clipped to at least 1e-5, as users of pydensecrf do). Without `stride`, h x w is
+        H x W; with it, score (i, j) lies on pixel (stride * i, stride * j) and scores are interpolated bilinearly; without
+        align_corners pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end.
+        ValueError for other input; it names what is accepted.
         """
         image, grid = self._checked(image, scores, probabilities, stride, align_corners)
         dtype = np.uint8 if len(grid.values) <= 256 else np.uint16
         if self.backend == "native":
             return self._native(image, grid, np.empty(image.shape[:2], dtype))
-        if self.backend == "torch":  # a GPU gives back labels, a hundredth of its marginals
-            return self._on_device(image, grid).argmax(0).cpu().numpy().astype(dtype)
-        return self._bridge(image, grid).argmax(0).astype(dtype)
+        if self.backend == "torch":  # labels are a hundredth of the marginals to copy from a GPU
+            labels: np.ndarray = self._on_device(image, grid).argmax(0).cpu().numpy()
+        else:
+            labels = self._pydensecrf(image, grid).argmax(0)
+        return labels.astype(dtype)
 
     def marginals(
         self,
@@ -133,24 +142,26 @@ class DenseCRF:
         stride: float | None = None,
         align_corners: bool = True,
     ) -> np.ndarray:
-        """Approximate marginal probabilities, C x H x W float32, summing to 1 over the classes. Arguments as `labels`."""
+        """Approximate marginal probabilities, C x H x W float32, summing to 1 over the classes. Arguments as for `labels`."""
         image, grid = self._checked(image, scores, probabilities, stride, align_corners)
         if self.backend == "native":
             return self._native(image, grid, np.empty((len(grid.values), *image.shape[:2]), np.float32))
-        return self._on_device(image, grid).cpu().numpy() if self.backend == "torch" else self._bridge(image, grid)
+        if self.backend == "torch":
+            return self._on_device(image, grid).cpu().numpy()
+        return self._pydensecrf(image, grid)
 
     def short(self) -> str:
-        """Mode, parameters and a backend that is not native in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
+        """Mode, parameters and, if it is not native, backend in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
         return f"{self.mode} {self.parameters.short()}{'' if self.backend == 'native' else ' ' + self.backend}"
 
     def __repr__(self) -> str:
         return f"DenseCRF({self.short()!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_engine": None, "stats": {}}
 
     def release(self) -> None:
-        """Give back the buffers that are kept for the next image."""
+        """Free the buffers that are kept for the next image."""
         if self._engine is not None:
             self._engine.release()
 
@@ -191,7 +202,7 @@ class DenseCRF:
         )
         return out
 
-    def _bridge(self, image: np.ndarray, grid: Grid) -> np.ndarray:
+    def _pydensecrf(self, image: np.ndarray, grid: Grid) -> np.ndarray:
         from deeplab.crf.pydensecrf_backend import pydensecrf_marginals
 
         logits = upsampled(grid, *image.shape[:2])

@@ -1,4 +1,4 @@
-"""Checks of what the CRF is given; the same for every backend."""
+"""Checks of the CRF's input, the same for every backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Grid:
 
 
 def check_image(image: object) -> np.ndarray:
-    """H x W x 3 uint8 RGB as a contiguous array. ValueError for anything else: the guide image is never cast."""
+    """H x W x 3 uint8 RGB as a contiguous array. ValueError for anything else: the image is never cast."""
     if not isinstance(image, np.ndarray):
         raise ValueError(f"image is a {type(image).__name__}: a numpy array H x W x 3 uint8 RGB is accepted")
     if image.dtype != np.uint8:
@@ -34,7 +34,7 @@ def check_image(image: object) -> np.ndarray:
 
 
 def check_grid(image: np.ndarray, scores: object, probabilities: object, stride: float | None, align_corners: bool) -> Grid:
-    """The one of scores and probabilities that is given, as a Grid. ValueError for shapes and dtypes that do not fit."""
+    """Whichever of scores and probabilities is not None, as a Grid. ValueError for shapes and dtypes that do not fit."""
     if (scores is None) == (probabilities is None):
         raise ValueError("give either scores (class logits) or probabilities (their softmax), and not both")
     name = "scores" if probabilities is None else "probabilities"
@@ -64,17 +64,16 @@ def check_grid(image: np.ndarray, scores: object, probabilities: object, stride:
                 raise ValueError(f"{count} {side} of {name} at stride {stride} for {length} pixels: about {expected} are accepted")
         step = 1.0 / stride
         shift = 0.0 if align_corners else 0.5 * step - 0.5
-    # float64 beyond float32's range becomes infinite here and is refused with the other non-finite values.
+    # float64 values beyond float32's range become infinite, and are refused later with other non-finite values.
     with np.errstate(over="ignore"):
         dense = np.ascontiguousarray(values, dtype=np.float32)
     return Grid(dense, step, shift, probabilities is not None, stride is None)
 
 
 def upsampled(grid: Grid, height: int, width: int) -> np.ndarray:
-    """Unary logits C x height x width: interpolated scores, or the log of interpolated probabilities (1e-5 at least).
+    """Unary logits C x height x width: interpolated scores, or the log of interpolated probabilities (at least 1e-5).
 
-    For the backends that need full-size planes; the native engine interpolates as it goes. ValueError for values that
-    are not finite and for probabilities that do not sum to one.
+    For backends that need full-size planes; the native engine interpolates on the fly. ValueError as `check_values`.
     """
     values = check_values(grid)
     if not grid.full_size:
@@ -83,7 +82,7 @@ def upsampled(grid: Grid, height: int, width: int) -> np.ndarray:
 
 
 def check_values(grid: Grid) -> np.ndarray:
-    """The grid's values. ValueError for values that are not finite and for probabilities that do not sum to one."""
+    """The grid's values. ValueError for values that are not finite, and for probabilities that do not sum to one."""
     values = grid.values
     if not (np.abs(values) <= 1e30).all():
         raise ValueError("scores or probabilities contain NaN, infinity or a magnitude above 1e30: finite values are accepted")
@@ -96,7 +95,7 @@ def check_values(grid: Grid) -> np.ndarray:
 
 
 def places(count: int, length: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `length` pixels the one of `count` values before it (int64), and how far it lies beyond that (float32, 0..1)."""
+    """For each of `length` pixels: which of `count` values lies at or before it (int64), and the distance to it (float32, 0..1)."""
     at = np.clip(np.arange(length) * grid.step + grid.shift, 0, count - 1)
     low = np.minimum(at.astype(np.int64), max(count - 2, 0))
     return low, (at - low).astype(np.float32)
@@ -107,5 +106,6 @@ def _along(values: np.ndarray, axis: int, length: int, grid: Grid) -> np.ndarray
     low, weight = places(count, length, grid)
     shape = [1, 1, 1]
     shape[axis] = length
-    a = values.take(low, axis)
-    return a + weight.reshape(shape) * (values.take(np.minimum(low + 1, count - 1), axis) - a)
+    before, after = values.take(low, axis), values.take(np.minimum(low + 1, count - 1), axis)
+    interpolated: np.ndarray = before + weight.reshape(shape) * (after - before)
+    return interpolated

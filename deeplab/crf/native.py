@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from deeplab.crf import _engine
 
 
-def engine_module() -> Any:
-    """The extension module `deeplab.crf._engine`. ImportError that says how to get it where it is missing."""
+class EngineModule(Protocol):
+    """The extension module, as deeplab/crf/_engine.pyi describes it."""
+
+    @property
+    def builds(self) -> list[str]: ...
+
+    @property
+    def Engine(self) -> type[_engine.Engine]: ...
+
+    @property
+    def Filter(self) -> type[_engine.Filter]: ...
+
+
+def engine_module() -> EngineModule:
+    """The extension module `deeplab.crf._engine`. ImportError that says how to build it where it is missing."""
     try:
-        return importlib.import_module("deeplab.crf._engine")
+        return cast(EngineModule, importlib.import_module("deeplab.crf._engine"))
     except ImportError as error:
         raise ImportError(
             "the dense CRF engine (deeplab.crf._engine) is not built for this Python: install the package with "

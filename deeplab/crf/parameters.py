@@ -1,4 +1,4 @@
-"""What a dense CRF is made of: two Gaussian kernels, their weights and the number of mean-field iterations."""
+"""Parameters of a dense CRF: two Gaussian kernels, their weights and the number of mean-field iterations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CRFParameters:
     iterations: mean-field iterations, 0..1000. pos_w, pos_xy_std: weight and deviation (pixels) of the smoothness
     kernel. bi_w, bi_xy_std, bi_rgb_std: weight and deviations (pixels; intensity units of 0..255) of the appearance
     kernel. A deviation is one number or one per axis (x, y) or channel (r, g, b). Weight 0 leaves a kernel out.
-    normalization: "symmetric" is pydensecrf's default, "after" is what the DeepLab authors' code did.
+    normalization: "symmetric" is pydensecrf's default, "after" that of the DeepLab authors' code.
     ValueError for values out of range.
     """
 
@@ -81,10 +81,10 @@ PARAMETER_SETS: Mapping[str, CRFParameters] = MappingProxyType(
         # The demo prototxt of DeepLab v1 (arXiv 1412.7062): pos_w 3, pos_xy_std 3, bi_w 5, bi_xy_std 50, bi_rgb_std 10,
         # 10 iterations; the authors' densecrf divides by the filtered ones after filtering.
         "deeplab-v1": CRFParameters(10, 3, 3, 5, 50, 10, "after"),
-        # DeepLab v2 (arXiv 1606.00915, section 4.1): w2 = 3 and sigma_gamma = 3 fixed; w1 in 3:6, sigma_alpha in 30:10:100,
-        # sigma_beta in 3:6 searched per network and published as ranges only. These are the grid's middle.
+        # DeepLab v2 (arXiv 1606.00915, section 4.1): w2 = 3 and sigma_gamma = 3 fixed; w1 in 3:6, sigma_alpha in 30:10:100 and
+        # sigma_beta in 3:6 were searched per network, and only these ranges are published. This is the grid's middle.
         "deeplab-v2": CRFParameters(10, 3, 3, 4, 60, 4, "after"),
-        # kazuto1011/deeplab-pytorch, configs: CRF of its README's "with CRF" columns, through pydensecrf.
+        # kazuto1011/deeplab-pytorch, configs: the CRF of the "with CRF" columns of its README, through pydensecrf.
         "kazuto": CRFParameters(10, 3, 1, 4, 67, 3, "symmetric"),
         # isht7/pytorch-deeplab-resnet, comment in its prototxt: pos 4/1, bi 5/21/3, for the authors' in-network layer.
         "isht7": CRFParameters(10, 4, 1, 5, 21, 3, "after"),

@@ -1,8 +1,8 @@
-"""pydensecrf behind our face, for comparison."""
+"""pydensecrf as a backend of DenseCRF, for comparison."""
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from deeplab.crf.parameters import CRFParameters
 from deeplab.errors import UserError
 
 
-def pydensecrf_module() -> Any:
-    """pydensecrf.densecrf. ImportError that says how to install it where it is missing."""
+def pydensecrf_module() -> ModuleType:
+    """pydensecrf.densecrf. ImportError that says how to install it if it is missing."""
     try:
         import pydensecrf.densecrf as module
     except ImportError as error:
@@ -19,11 +19,12 @@ def pydensecrf_module() -> Any:
             "backend 'pydensecrf' needs the package pydensecrf2 (import name pydensecrf), which builds with cython<3 only: "
             "pip install --build-constraint build-constraints.txt 'deeplab-pipelines[pydensecrf]'"
         ) from error
-    return module
+    loaded: ModuleType = module
+    return loaded
 
 
 def require_pydensecrf() -> None:
-    """UserError where the package is missing."""
+    """UserError if the package is missing."""
     try:
         pydensecrf_module()
     except ImportError as error:
@@ -33,7 +34,7 @@ def require_pydensecrf() -> None:
 def pydensecrf_marginals(image: np.ndarray, logits: np.ndarray, parameters: CRFParameters) -> np.ndarray:
     """Raw H x W x 3 uint8 image and logits C x H x W float32 -> marginals C x H x W float32.
 
-    The unary energy is -log softmax(logits), as C-contiguous float32: pydensecrf reads other layouts wrongly.
+    The unary energy is -log softmax(logits) as C-contiguous float32, because pydensecrf reads other layouts wrongly.
     """
     densecrf = pydensecrf_module()
     classes, height, width = logits.shape
@@ -54,7 +55,7 @@ def pydensecrf_marginals(image: np.ndarray, logits: np.ndarray, parameters: CRFP
         crf.addPairwiseBilateral(
             sxy=parameters.bi_xy,
             srgb=parameters.bi_rgb,
-            rgbim=np.array(image, order="C"),  # a copy: it takes writable arrays only
+            rgbim=np.array(image, order="C"),  # a copy: pydensecrf accepts writable arrays only
             compat=parameters.bi_w,
             normalization=normalization,
         )

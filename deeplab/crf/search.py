@@ -19,7 +19,7 @@ GRIDS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]]
 
 @dataclass(frozen=True)
 class BestParameters:
-    """`best` of `tried` candidates (in their order, each with its figure), and its figure."""
+    """The best parameters and their figure; `tried`: every candidate in the order of the search, with its figure."""
 
     best: CRFParameters
     figure: float
@@ -27,7 +27,7 @@ class BestParameters:
 
 
 def coarse(grid: str = "deeplab-v2") -> list[CRFParameters]:
-    """The candidates of a grid of GRIDS; all else is that of the parameter set of the same name."""
+    """The candidates of one of GRIDS; all other parameters are those of the parameter set of the same name."""
     base = PARAMETER_SETS[grid]
     return [replace(base, bi_w=w, bi_xy_std=xy, bi_rgb_std=rgb) for w, xy, rgb in itertools.product(*GRIDS[grid])]
 
@@ -35,23 +35,23 @@ def coarse(grid: str = "deeplab-v2") -> list[CRFParameters]:
 def search(
     measure: Callable[[Sequence[CRFParameters]], Sequence[float]], candidates: Sequence[CRFParameters], rounds: int = 2
 ) -> BestParameters:
-    """`measure` says how good each of some parameters is (the larger, the better).
+    """Search for the parameters with the largest figure, which `measure` returns for each of its arguments.
 
-    First the `candidates`; then `rounds` times the neighbours of the best in all three axes, at half the step of the
-    round before (coarse to fine). The papers do not print their finer steps. Ties go to the earlier candidate.
+    First come the `candidates`; then `rounds` times the neighbours of the best in all three axes, at half the step of the
+    round before (coarse to fine). The papers do not publish their finer steps. Ties go to the earlier candidate.
     """
     axes = ("bi_w", "bi_xy_std", "bi_rgb_std")
     values = [sorted({float(getattr(candidate, axis)) for candidate in candidates}) for axis in axes]
     steps = [min((b - a for a, b in itertools.pairwise(axis)), default=0.0) for axis in values]
     figures: dict[CRFParameters, float] = {}
-    todo = list(dict.fromkeys(candidates))
+    untried = list(dict.fromkeys(candidates))
     for finer in range(rounds + 1):
-        figures |= zip(todo, measure(todo), strict=True) if todo else []
+        figures |= zip(untried, measure(untried), strict=True) if untried else []
         best = max(figures, key=lambda candidate: figures[candidate])
         if finer == rounds:
             break
         steps = [step / 2 for step in steps]
         around = [[float(getattr(best, axis)) + k * step for k in (-1, 0, 1)] for axis, step in zip(axes, steps, strict=True)]
         near = [replace(best, bi_w=w, bi_xy_std=xy, bi_rgb_std=rgb) for w, xy, rgb in itertools.product(*around) if xy > 0 < rgb]
-        todo = [candidate for candidate in dict.fromkeys(near) if candidate not in figures and candidate.bi_w >= 0]
+        untried = [candidate for candidate in dict.fromkeys(near) if candidate not in figures and candidate.bi_w >= 0]
     return BestParameters(best, figures[best], list(figures.items()))

@@ -11,7 +11,7 @@ from deeplab.crf.parameters import CRFParameters
 class TorchLattice:
     """Permutohedral lattice (Adams, Baek & Davis 2010) of B x N points with d features of unit deviation.
 
-    Images of a batch share one table of vertices, kept apart by the image's number in the key. ValueError where the
+    Images of a batch share one table of vertices, with the image's number in the key to separate them. ValueError if the
     coordinates do not fit 62 bits.
     """
 
@@ -35,10 +35,10 @@ class TorchLattice:
         image = torch.arange(batch, device=flat.device).repeat_interleave(points) * radix[-1]
         root = ((corner[:, :d] - low) * unit[:d]).sum(1) + image
         keys = torch.empty(len(flat), d + 1, dtype=torch.int64, device=flat.device)
-        # Vertex r has r added everywhere, and d + 1 taken from the r coordinates of highest rank.
+        # Vertex r is the root plus r everywhere, minus d + 1 at the r coordinates of highest rank.
         for r in range(d + 1):
-            fallen = ((rank > d - r).long() * unit).sum(1) * (d + 1)
-            keys[:, r] = root + r * int(unit.sum()) - fallen
+            subtracted = ((rank > d - r).long() * unit).sum(1) * (d + 1)
+            keys[:, r] = root + r * int(unit.sum()) - subtracted
         table, self.ids = torch.unique(keys, return_inverse=True)
         self.weights = weights
         self.vertices = len(table)
@@ -55,7 +55,7 @@ class TorchLattice:
 
     def filter(self, values: torch.Tensor) -> torch.Tensor:
         """Gaussian filter of (B * N) x C float32 values."""
-        sums = values.new_zeros(self.vertices + 1, values.shape[1])  # the last row stands for absent neighbours
+        sums = values.new_zeros(self.vertices + 1, values.shape[1])  # the last row, zero, is that of absent neighbours
         k = self.ids.shape[1]
         if self.order is None:
             for r in range(k):
@@ -103,13 +103,13 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 def _find(table: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Places of keys in a sorted table; len(table) where absent."""
-    at = torch.searchsorted(table, keys).clamp(max=len(table) - 1)
-    return torch.where(table[at] == keys, at, len(table))
+    """Indices of keys in a sorted table; len(table) for absent keys."""
+    index = torch.searchsorted(table, keys).clamp(max=len(table) - 1)
+    return torch.where(table[index] == keys, index, len(table))
 
 
 def upsampled_on(grid: Grid, height: int, width: int, device: torch.device) -> torch.Tensor:
-    """`deeplab.crf.inputs.upsampled` on `device`, to which only the grid's few values are copied."""
+    """`deeplab.crf.inputs.upsampled`, computed on `device`, so that only the grid's few values are copied there."""
     values = torch.from_numpy(check_values(grid)).to(device)
     if not grid.full_size:
         for axis, length in ((1, height), (2, width)):
@@ -146,7 +146,7 @@ def mean_field(
     """Mean-field inference (Krahenbuhl & Koltun 2011, algorithm 1) on a batch of images of one size.
 
     images: B x H x W x 3 uint8 RGB. logits: B x C x H x W float. Both on one device. Returns the marginals,
-    B x C x H x W float32, and the lattices' vertex counts. deterministic: sums run in a fixed order on a GPU too.
+    B x C x H x W float32, and the lattices' vertex counts. deterministic: sum in a fixed order on a GPU, too.
     ValueError for other shapes or dtypes, and for deviations that are too small for the image.
     """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != torch.uint8:
@@ -160,7 +160,7 @@ def mean_field(
     kernels, vertices = [], {}
     with torch.inference_mode():
         if parameters.pos_w:
-            # Positions are alike in every image, but a shared lattice would mix the images' values.
+            # All images have the same positions, but a shared lattice would mix their values.
             features = (place / torch.tensor(parameters.pos_xy, device=device)).expand(batch, -1, -1)
             kernels.append(_Kernel(features, parameters.pos_w, parameters.normalization, deterministic))
             vertices["gaussian_vertices"] = kernels[-1].lattice.vertices

@@ -1,4 +1,4 @@
-"""Training augmentation: random scale, crop with mean padding, mirror, and colour where asked."""
+"""Training augmentation: random scale, crop with mean padding, mirror, and optionally colour."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from deeplab.classes import IGNORE
 class Augmentation:
     """What happens to one (image, labels) pair, as in DeepLab v2 (`TransformImgAndSeg`): scale, crop, mirror, pad.
 
-    The official code pads before it mirrors; here the padding is always at the bottom and the right, where the
-    predictor has it.
+    The official code pads before it mirrors; here the padding is always at the bottom and the right, as in the
+    predictor.
 
-    `crop`: side in pixels of the square that comes out. `scales`: the discrete factors one of which is drawn. `pad`:
-    the RGB colour of what the crop has beyond the image (the backbone's mean), where labels are 255. `colour`:
-    brightness, contrast and saturation are each multiplied by a factor in 1 - colour .. 1 + colour; 0 is off, as in
-    the papers.
+    `crop`: side of the square result in pixels. `scales`: the discrete factors to draw from. `pad`: the RGB colour of the
+    crop beyond the image (the backbone's mean), where labels are 255. `colour`: brightness, contrast and saturation are
+    each multiplied by a factor in 1 - colour .. 1 + colour; 0 is off, as in the papers.
     """
 
     crop: int
@@ -30,7 +29,7 @@ class Augmentation:
     colour: float = 0.0
 
     def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """H x W x 3 uint8 and H x W uint8 -> crop x crop x 3 and crop x crop; all chance comes from `rng`."""
+        """H x W x 3 uint8 and H x W uint8 -> crop x crop x 3 and crop x crop; `rng` is the only source of randomness."""
         picture, classes = Image.fromarray(image), Image.fromarray(labels)
         factor = float(rng.choice(self.scales))
         if factor != 1.0:

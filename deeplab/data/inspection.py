@@ -1,4 +1,4 @@
-"""Every pair of a data set decoded once: what is broken, what the classes' shares are, what sizes there are."""
+"""Decodes every pair of a data set once to find broken pairs, the shares of the classes, and the sizes of images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from deeplab.images.decoding import header
 
 @dataclass
 class Inspection:
-    """`pixels`: labelled pixels per class id, then the ignored ones; `images`: in how many pairs each of them occurs.
+    """`pixels`: labelled pixels per class id, then ignored ones; `images`: the number of pairs in which each occurs.
 
-    `broken`: stem -> what is wrong with the pair; it counts nowhere else. `doubtful`: stem -> what may be wrong with it.
-    `sizes`: (height, width) -> pairs.
+    `broken`: stem -> what is wrong with the pair, which is not counted elsewhere. `doubtful`: stem -> what may be wrong
+    with the pair. `sizes`: (height, width) -> number of pairs.
     """
 
     split: str
@@ -38,25 +38,25 @@ class Inspection:
         return {name: float(count / total) for name, count in zip(self.classes, self.pixels, strict=False)}
 
     def require_usable(self, skip_broken: bool) -> None:
-        """DatasetError, with names, for broken pairs (unless they are to be skipped) and for labels of fewer than two classes."""
+        """Raises DatasetError for broken pairs (unless they are skipped) and for labels of fewer than two classes."""
         if self.broken and not skip_broken:
             first = "; ".join(list(self.broken.values())[:3])
             raise DatasetError(
                 f"{len(self.broken)} of {self.pairs} pairs of {self.split} are broken: {first}"
                 f"{'; ...' if len(self.broken) > 3 else ''}. `deeplab dataset check` lists them, --skip-broken leaves them out"
             )
-        found = [name for name, count in zip(self.classes, self.pixels, strict=False) if count]
-        if len(found) < 2:
+        present = [name for name, count in zip(self.classes, self.pixels, strict=False) if count]
+        if len(present) < 2:
             raise DatasetError(
-                f"the labels of {self.split} hold {'no class' if not found else f'one class only, {found[0]}'}: "
+                f"the labels of {self.split} hold {'no class' if not present else f'one class only, {present[0]}'}: "
                 "at least two of " + ", ".join(self.classes) + " are needed"
             )
 
 
 def inspect(data: Labelled, threads: int = 0, report: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
-    """Decode all pairs of `data` (on `threads` threads, 0: one per CPU and at least four for a store) and count."""
+    """Decode and count all pairs of `data`. `threads`: 0 is one per CPU, at least four if files are remote."""
     classes = len(data.classes)
-    result = Inspection(data.split, data.classes, len(data), np.zeros(classes + 1, np.int64), np.zeros(classes + 1, np.int64))
+    inspection = Inspection(data.split, data.classes, len(data), np.zeros(classes + 1, np.int64), np.zeros(classes + 1, np.int64))
 
     def examine(index: int) -> tuple[tuple[int, int], np.ndarray, str] | str:
         try:
@@ -68,27 +68,27 @@ def inspect(data: Labelled, threads: int = 0, report: Callable[[int, int], None]
         return labels.shape, np.append(counts[:classes], counts[IGNORE]), _doubt(encoded[0], labels.shape)
 
     with ThreadPoolExecutor(threads or max(4 if data.remote else 1, os.cpu_count() or 1)) as pool:
-        for index, found in enumerate(pool.map(examine, range(len(data)))):
-            if isinstance(found, str):
-                result.broken[data.stems[index]] = found
+        for index, examined in enumerate(pool.map(examine, range(len(data)))):
+            if isinstance(examined, str):
+                inspection.broken[data.stems[index]] = examined
             else:
-                size, counts, doubt = found
+                size, counts, doubt = examined
                 if doubt:
-                    result.doubtful[data.stems[index]] = f"{data.stems[index]}: {doubt}"
-                result.sizes[size] = result.sizes.get(size, 0) + 1
-                result.pixels += counts
-                result.images += counts > 0
+                    inspection.doubtful[data.stems[index]] = f"{data.stems[index]}: {doubt}"
+                inspection.sizes[size] = inspection.sizes.get(size, 0) + 1
+                inspection.pixels += counts
+                inspection.images += counts > 0
             report(index + 1, len(data))
-    return result
+    return inspection
 
 
 def _doubt(image: bytes, size: tuple[int, ...]) -> str:
-    """Whether labels of that size fit an image both as it is stored and as its EXIF orientation turns it; empty if not."""
-    stated = header(image)
-    turn = stated.orientation if stated is not None else 1
-    if not 2 <= turn <= 8 or (turn >= 5 and size[0] != size[1]):
+    """A warning if labels of that size fit an image both with and without its EXIF orientation; else empty."""
+    stored = header(image)
+    orientation = stored.orientation if stored is not None else 1
+    if not 2 <= orientation <= 8 or (orientation >= 5 and size[0] != size[1]):
         return ""
     return (
-        f"the image is turned by its EXIF orientation {turn}, and labels of its size fit with and without that: "
-        "look whether they lie right (--sheet), and turn them if they were drawn on the stored pixels"
+        f"the image is turned by its EXIF orientation {orientation}, and labels of its size fit with and without it: "
+        "check that they lie right (--sheet), and turn them if they were drawn on the stored pixels"
     )

@@ -1,4 +1,4 @@
-"""How the field lays data sets out: each layout lists a split's pairs and says which label value is which class."""
+"""The layouts of known data sets: each lists the pairs of a split and maps label values to classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DatasetError(UserError):
 
 @dataclass(frozen=True)
 class Listing:
-    """One split: `pairs` of (stem, image, labels) names; `values`: label value -> class id, None where they are the same."""
+    """One split: `pairs` of (stem, image, labels) names; `values`: label value -> class id, None if they are the same."""
 
     classes: list[str]
     pairs: list[tuple[str, str, str]]
@@ -29,7 +29,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """`marks`: files or folders by which a data set of this layout is known."""
+    """`marks`: files or folders that identify a data set of this layout."""
 
     name: str
     marks: tuple[str, ...]
@@ -37,39 +37,39 @@ class Layout:
 
 
 def read(files: Files, split: str, layout: str = "auto") -> Listing:
-    """The listing of a split, by the layout that is named or found. DatasetError where none fits."""
+    """List a split in the named layout, or in the first that fits ("auto"). Raises DatasetError if none fits."""
     if layout == "auto":
-        fitting = [known for known in LAYOUTS if all(files.has(mark) for mark in known.marks)]
-        if not fitting:
-            if not files.has(""):
-                raise DatasetError(f"{files}: no such folder; a data set has images/, labels/, classes.txt and SPLIT.txt")
-            return _plain(files, split)
-        return fitting[0].read(files, split)
-    named = {known.name: known for known in LAYOUTS}
-    if layout not in named:
-        raise DatasetError(f"layout {layout!r}: auto, {', '.join(named)} are accepted")
-    return named[layout].read(files, split)
+        for candidate in LAYOUTS:
+            if all(files.has(mark) for mark in candidate.marks):
+                return candidate.read(files, split)
+        if not files.has(""):
+            raise DatasetError(f"{files}: no such folder; a data set has images/, labels/, classes.txt and SPLIT.txt")
+        return _plain(files, split)
+    by_name = {candidate.name: candidate for candidate in LAYOUTS}
+    if layout not in by_name:
+        raise DatasetError(f"layout {layout!r}: auto, {', '.join(by_name)} are accepted")
+    return by_name[layout].read(files, split)
 
 
-def lines(files: Files, name: str, others: Callable[[], list[str]]) -> list[str]:
-    """The lines of a text file that are not empty; `others` says what splits there are, for the error."""
+def lines(files: Files, name: str, splits: Callable[[], list[str]]) -> list[str]:
+    """The non-empty lines of a text file; `splits` lists the available splits for the error message."""
     try:
         return [line for _, line in text_lists.lines(files.read(name), f"{files}/{name}")]
     except text_lists.ListError as error:
         raise DatasetError(str(error)) from error
     except OSError as error:
-        listed = ", ".join(sorted(others())) or "none"
-        raise DatasetError(f"{files}/{name}: cannot be read ({error.strerror or error}); splits here: {listed}") from error
+        available = ", ".join(sorted(splits())) or "none"
+        raise DatasetError(f"{files}/{name}: cannot be read ({error.strerror or error}); splits here: {available}") from error
 
 
-def _texts(files: Files, folder: str = "") -> list[str]:
+def _splits(files: Files, folder: str = "") -> list[str]:
     return [name[:-4] for name in files.names(folder) if name.endswith(".txt") and "/" not in name and name != "classes.txt"]
 
 
 def _plain(files: Files, split: str) -> Listing:
     """Ours: images/STEM.*, labels/STEM.png, classes.txt (line k names class k) and one list of stems per split."""
-    classes = lines(files, "classes.txt", lambda: _texts(files))
-    stems = lines(files, f"{split}.txt", lambda: _texts(files))
+    classes = lines(files, "classes.txt", lambda: _splits(files))
+    stems = lines(files, f"{split}.txt", lambda: _splits(files))
     if not stems:
         raise DatasetError(f"{files}/{split}.txt: lists no images")
     images = _by_stem(files, "images", set(stems))
@@ -80,7 +80,7 @@ def _plain(files: Files, split: str) -> Listing:
 
 
 def _by_stem(files: Files, folder: str, stems: set[str] | None = None) -> dict[str, str]:
-    """Stem -> the name of its image below a folder, of `stems` or of all. DatasetError for two images of one stem."""
+    """Stem -> name of its image below a folder, for `stems` or all. Raises DatasetError for two images with one stem."""
     images: dict[str, str] = {}
     for name in files.names(folder):
         if PurePosixPath(name).suffix.lower() not in EXTENSIONS or (stems is not None and stem(name) not in stems):
@@ -91,10 +91,10 @@ def _by_stem(files: Files, folder: str, stems: set[str] | None = None) -> dict[s
     return images
 
 
-def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[str, str, str]]:
+def _listed_pairs(files: Files, folder: str, split: str, labels: str) -> list[tuple[str, str, str]]:
     """Pairs of a VOC-like list: a line is a stem, or the names of an image and its labels as in the DeepLab releases."""
     pairs = []
-    for line in lines(files, f"{folder}/{split}.txt", lambda: _texts(files, folder)):
+    for line in lines(files, f"{folder}/{split}.txt", lambda: _splits(files, folder)):
         parts = line.split()
         if len(parts) == 2 and "/" in line:
             image, label = (part.lstrip("/") for part in parts)
@@ -105,10 +105,10 @@ def _listed(files: Files, folder: str, split: str, labels: str) -> list[tuple[st
 
 
 def _voc(files: Files, split: str) -> Listing:
-    """VOC 2012, with SBD's labels for the augmented lists: these hold no image of VOC val, which SBD's own train has."""
+    """VOC 2012, with SBD's labels for the augmented lists; unlike SBD's own train, these contain no image of VOC val."""
     augmented = "aug" in split
     labels = "SegmentationClassAug" if augmented else "SegmentationClass"
-    pairs = _listed(files, "ImageSets/Segmentation", split, labels)
+    pairs = _listed_pairs(files, "ImageSets/Segmentation", split, labels)
     if augmented and not files.has(labels):
         raise DatasetError(f"{files}/{labels}: missing; {split} needs the SBD labels as 8-bit PNG there")
     return Listing(list(VOC.names), pairs)
@@ -124,13 +124,13 @@ CONTEXT = (
 
 def _context(files: Files, split: str) -> Listing:
     """PASCAL-Context's 59 classes and background (value 0), in the alphabetical order of the converted labels."""
-    return Listing(CONTEXT, _listed(files, "ImageSets/SegmentationContext", split, "SegmentationClassContext"))
+    return Listing(CONTEXT, _listed_pairs(files, "ImageSets/SegmentationContext", split, "SegmentationClassContext"))
 
 
 def _person_part(files: Files, split: str) -> Listing:
     """PASCAL-Person-Part: six parts and background (arXiv 1606.00915, section 4.3)."""
     classes = ["background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs"]
-    return Listing(classes, _listed(files, "pascal_person_part_trainval_list", split, "pascal_person_part_gt"))
+    return Listing(classes, _listed_pairs(files, "pascal_person_part_trainval_list", split, "pascal_person_part_gt"))
 
 
 # labelId -> trainId of the official scripts' table; every other labelId (0..33, and -1 as 255) is ignored.
@@ -138,7 +138,7 @@ CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 
 
 
 def _cityscapes(files: Files, split: str) -> Listing:
-    """Cityscapes: labelIds become the 19 trainIds on reading; the converted *_labelTrainIds files are not needed."""
+    """Cityscapes: labelIds are mapped to the 19 trainIds; the converted *_labelTrainIds files are not needed."""
     pairs = []
     for name in files.names(f"leftImg8bit/{split}"):
         if name.endswith("_leftImg8bit.png"):
@@ -148,7 +148,7 @@ def _cityscapes(files: Files, split: str) -> Listing:
     return Listing(list(CITYSCAPES.names), pairs, values)
 
 
-def _below(files: Files, images: str, labels: str) -> list[tuple[str, str, str]]:
+def _pairs_by_stem(files: Files, images: str, labels: str) -> list[tuple[str, str, str]]:
     return [(stem, f"{images}/{name}", f"{labels}/{stem}.png") for stem, name in _by_stem(files, images).items()]
 
 
@@ -158,10 +158,10 @@ def _ade20k(files: Files, split: str) -> Listing:
     table = lines(files, "objectInfo150.txt", lambda: ["train", "val"])[1:]
     classes = [line.split("\t")[-1].strip() for line in table]
     values = {0: IGNORE} | {value: value - 1 for value in range(1, len(classes) + 1)}
-    return Listing(classes, _below(files, f"images/{folder}", f"annotations/{folder}"), values)
+    return Listing(classes, _pairs_by_stem(files, f"images/{folder}", f"annotations/{folder}"), values)
 
 
-# Ids of COCO's list that the data set never uses: 182 ids, 171 classes.
+# COCO's list has 182 ids, of which the data set uses 171; these it never uses.
 COCO_UNUSED = {"street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender", "hair brush"}
 
 
@@ -177,7 +177,7 @@ def _coco_stuff(files: Files, split: str) -> Listing:
         if int(number) and name not in COCO_UNUSED:
             values[int(number) - 1] = len(classes)
             classes.append(name)
-    return Listing(classes, _below(files, f"images/{folder}", f"annotations/{folder}"), values)
+    return Listing(classes, _pairs_by_stem(files, f"images/{folder}", f"annotations/{folder}"), values)
 
 
 LAYOUTS = (

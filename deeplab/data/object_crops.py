@@ -11,28 +11,28 @@ from PIL import Image
 from deeplab.classes import IGNORE
 
 Box = tuple[int, int, int, int]
-ENLARGED = 1.2  # of an object's box in the first stage
-OVERLAP = 0.5  # intersection over union of a second-stage box and the object's
-RESIZED = 250 / 224  # a crop is brought to 250 pixels, of which 224 are cut at random (the released `data_param`)
+ENLARGED = 1.2  # factor on the sides of an object's box in the first stage
+OVERLAP = 0.5  # least intersection over union of a second-stage box and the object's
+RESIZED = 250 / 224  # a box is resized to 250 pixels, and 224 are cropped at random (the released `data_param`)
 
 
 def overlap(one: Box, other: Box) -> float:
     """Intersection over union of two boxes (left, top, right, bottom), right and bottom excluded."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
-    both = max(0, width) * max(0, height)
+    intersection = max(0, width) * max(0, height)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return both / (sum(areas) - both)
+    return intersection / (sum(areas) - intersection)
 
 
 @dataclass(frozen=True)
 class ObjectCrops:
     """One crop of one object: H x W x 3 and H x W in, crop x crop x 3 and crop x crop out.
 
-    The labels here know no instances, so an object is all that a photo shows of one class; a photo without any gives
-    itself. `stage` "objects": the object's box, enlarged by 1.2; pixels of other classes become background (0).
-    "proposals": a random box that overlaps the object's by half or more, in place of an edge box; all labels are kept.
-    Beyond the photo lies `pad` with labels 255. The box is stretched to a square, as in the released code.
+    The labels have no instances, so an object is all pixels of one class in a photo; a photo without objects is used
+    whole. `stage` "objects": the object's box, enlarged by 1.2; pixels of other classes become background (0).
+    "proposals": a random box that overlaps the object's by half or more, instead of an edge box; all labels are kept.
+    Outside the photo pixels are `pad` and labels 255. The box is stretched to a square, as in the released code.
     """
 
     crop: int
@@ -41,7 +41,7 @@ class ObjectCrops:
     mirror: bool = True
 
     def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """All chance comes from `rng`."""
+        """`rng` is the only source of randomness."""
         height, width = labels.shape
         present = [int(value) for value in np.unique(labels) if value not in (0, IGNORE)]
         box: Box = (0, 0, width, height)
@@ -64,14 +64,10 @@ class ObjectCrops:
 
 
 def enlarged(box: Box, factor: float) -> Box:
-    """The box about the same centre with sides `factor` times as long."""
-    more = [(box[i + 2] - box[i]) * (factor - 1) / 2 for i in (0, 1)]
-    return (
-        int(np.floor(box[0] - more[0])),
-        int(np.floor(box[1] - more[1])),
-        int(np.ceil(box[2] + more[0])),
-        int(np.ceil(box[3] + more[1])),
-    )
+    """The box with the same centre and sides `factor` times as long, rounded outwards."""
+    left, top, right, bottom = box
+    across, down = (right - left) * (factor - 1) / 2, (bottom - top) * (factor - 1) / 2
+    return int(np.floor(left - across)), int(np.floor(top - down)), int(np.ceil(right + across)), int(np.ceil(bottom + down))
 
 
 def jittered(box: Box, rng: np.random.Generator) -> Box:
@@ -85,7 +81,7 @@ def jittered(box: Box, rng: np.random.Generator) -> Box:
 
 
 def cut(array: np.ndarray, box: Box, fill: np.ndarray | int) -> np.ndarray:
-    """The box's part of H x W (x 3), `fill` where it reaches beyond."""
+    """The part of H x W (x 3) in the box, `fill` where the box reaches beyond."""
     left, top, right, bottom = box
     out = np.empty((bottom - top, right - left, *array.shape[2:]), array.dtype)
     out[:] = fill

@@ -1,4 +1,4 @@
-"""Predictions against labels: metrics and pictures of them.
+"""Predictions against labels: metrics and their figures.
 
-Spreading it over a cluster is pipelines/train.
+Evaluation on a cluster is pipelines/train.
 """

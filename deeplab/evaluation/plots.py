@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 INK, GRID, PAPER = (32, 32, 36), (222, 222, 226), (255, 255, 255)
 LINES = ((46, 110, 180), (196, 78, 82), (82, 150, 90), (140, 96, 170))
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 480, 70, 24, 50, 60
-MOST_NAMES = 40  # classes whose names still fit beside the matrix
-NUMBERS = 12  # classes up to which every cell carries its number
+MOST_NAMES = 40  # most classes whose names fit beside the matrix
+NUMBERS = 12  # most classes for which every cell shows its number
 
 
 def trimap_curve(curves: Mapping[str, Mapping[int, float | None]], title: str) -> Image.Image:
     """Name -> {trimap width in pixels: mIoU 0..1} -> mIoU (%) over the width, as arXiv 1606.00915's figure 10.
 
-    Widths without a figure are left out. ValueError when no curve has any.
+    Widths without a figure are left out. Raises ValueError if no curve has a figure.
     """
     lines = {name: [(w, 100 * v) for w, v in sorted(curve.items()) if v is not None] for name, curve in curves.items()}
     points = [point for line in lines.values() for point in line]
@@ -59,7 +59,7 @@ def trimap_curve(curves: Mapping[str, Mapping[int, float | None]], title: str) -
 
 
 def confusion_matrix(confusion: np.ndarray | Sequence[Sequence[int]], names: Sequence[str], title: str) -> Image.Image:
-    """confusion[t][p] (C x C) -> a picture: a row per true class, shaded by what share of its pixels went where."""
+    """confusion[t][p] (C x C) -> a picture: a row per true class, shaded by the share of its pixels."""
     counts, classes = np.asarray(confusion), len(names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cell = max(4, min(56, 1400 // classes))
@@ -76,7 +76,7 @@ def confusion_matrix(confusion: np.ndarray | Sequence[Sequence[int]], names: Seq
         for column in range(classes):
             share = float(shares[row, column])
             base = (46, 110, 180) if row == column else (196, 78, 82)
-            colour = tuple(round(255 + (value - 255) * share**0.5) for value in base)  # rare confusions are to be seen
+            colour = tuple(round(255 + (value - 255) * share**0.5) for value in base)  # the root makes rare confusions visible
             x, y = room + cell * column, 50 + cell * row
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=colour, outline=GRID if cell > 8 else None)
             if classes <= NUMBERS:

@@ -1,25 +1,42 @@
-"""Predictions against labels: one confusion matrix over a split, one per trimap band, and the same before the CRF."""
+"""Predictions against labels: a confusion matrix for a split and for each trimap band, after and before the CRF."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from deeplab.data.datasets import Labelled
-from deeplab.evaluation.metrics import Confusion, trimap_band
+from deeplab.evaluation.metrics import Confusion, Summary, trimap_band
 from deeplab.ranks import Ranks
 from deeplab.scoring.predictor import Predictor
+
+
+class BeforeCRF(TypedDict):
+    """The figures before the CRF that are compared with those after it."""
+
+    mean_iou: float
+    pixel_accuracy: float
+    iou: dict[str, float | None]
+    trimap: dict[str, float | None]
+
+
+class EvaluationSummary(Summary):
+    """`trimap`: width -> mIoU, None if no pixel lies in the band; `confusion`: true class x predicted class."""
+
+    trimap: dict[str, float | None]
+    confusion: list[list[int]]
+    before_crf: NotRequired[BeforeCRF]
 
 
 @dataclass
 class Evaluation:
     """`total` over all labelled pixels; `bands[w]` over those within w pixels of a void boundary.
 
-    `before`: the same of what the CRF was given, where there was one. Mergeable with `+`.
+    `before`: the same before the CRF, if there is one. Add evaluations with `+`.
     """
 
     total: Confusion
@@ -32,16 +49,16 @@ class Evaluation:
         return cls(Confusion.empty(classes), bands, cls.empty(classes, trimap) if refined else None)
 
     def add(self, labels: np.ndarray, predicted: np.ndarray | None, before: np.ndarray | None = None) -> None:
-        """Count one image; `predicted` None: all its labelled pixels were missed."""
+        """Count one image; `predicted` None: all its labelled pixels are missed."""
         if predicted is None:
             predicted = np.full(labels.shape, 65535, np.uint16)  # no class
-        near = {width: trimap_band(labels, width) for width in self.bands}
-        for target, found in ((self, predicted), (self.before, before)):
-            if target is None or found is None:
+        bands = {width: trimap_band(labels, width) for width in self.bands}
+        for target, label_map in ((self, predicted), (self.before, before)):
+            if target is None or label_map is None:
                 continue
-            target.total.add(labels, found)
-            for width, band in near.items():
-                target.bands[width].add(labels, found, band)
+            target.total.add(labels, label_map)
+            for width, band in bands.items():
+                target.bands[width].add(labels, label_map, band)
 
     def confusions(self) -> Iterable[Confusion]:
         yield self.total
@@ -54,23 +71,36 @@ class Evaluation:
         before = self.before + other.before if self.before is not None and other.before is not None else None
         return Evaluation(self.total + other.total, bands, before)
 
-    def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """All figures as plain numbers, JSON-ready: `trimap` maps widths to mIoU (None where no pixel is so near a void)."""
-        found: dict[str, Any] = dict(self.total.summary(list(names)))
-        found["trimap"] = {str(width): _number(confusion.mean_iou()) for width, confusion in self.bands.items()}
-        found["confusion"] = self.total.counts.tolist()
+    def summary(self, names: Sequence[str]) -> EvaluationSummary:
+        """All figures as plain numbers."""
+        summary: EvaluationSummary = {
+            **self.total.summary(names),
+            "trimap": {str(width): _number(confusion.mean_iou()) for width, confusion in self.bands.items()},
+            "confusion": self.total.counts.tolist(),
+        }
         if self.before is not None:
             before = self.before.summary(names)
-            found["before_crf"] = {key: before[key] for key in ("mean_iou", "pixel_accuracy", "iou", "trimap")}
-        return found
+            summary["before_crf"] = {
+                "mean_iou": before["mean_iou"],
+                "pixel_accuracy": before["pixel_accuracy"],
+                "iou": before["iou"],
+                "trimap": before["trimap"],
+            }
+        return summary
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def predict(predictor: Predictor, image: np.ndarray, crf: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """H x W x 3 -> the label map, and with a CRF (deeplab.crf.DenseCRF) also the one before it."""
+class Refiner(Protocol):
+    """What refines label maps: deeplab.crf.DenseCRF."""
+
+    def labels(self, image: np.ndarray, *, scores: np.ndarray, stride: float, align_corners: bool) -> np.ndarray: ...
+
+
+def predict(predictor: Predictor, image: np.ndarray, crf: Refiner | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """H x W x 3 -> the label map, and with a CRF also the one before it."""
     scores = predictor.scores([image])[0]
     plain = predictor.labels_of(scores, *image.shape[:2])
     if crf is None:
@@ -83,16 +113,16 @@ def evaluate(
     predictor: Predictor,
     data: Labelled,
     *,
-    crf: Any = None,
+    crf: Refiner | None = None,
     trimap: Sequence[int] = (),
     ranks: Ranks | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
     look: Callable[[int, np.ndarray, np.ndarray], None] = lambda index, image, predicted: None,
 ) -> Evaluation:
-    """Score every image of `data`, refine with `crf` (a deeplab.crf.DenseCRF) where given, and count.
+    """Score every image of `data`, refine it with `crf` if there is one, and count.
 
-    With several `ranks` each scores every size-th image, and all return the sum. `report` is told (done, total) after
-    every round of them, on all ranks; `look` is given (index, image, label map) of the images that were scored here.
+    With several `ranks` each scores every size-th image, and all return the sum. `report` is called with (done, total)
+    after every round of images, on all ranks; `look` with (index, image, label map) of the images scored by this rank.
     Raises DatasetError for a pair that cannot be used.
     """
     ranks = ranks or Ranks()

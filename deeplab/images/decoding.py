@@ -1,4 +1,4 @@
-"""The one place where image bytes become pixels: every accepted file ends as H x W x 3 uint8 RGB, all others as ImageError."""
+"""Image bytes to pixels, for all callers: an accepted file becomes H x W x 3 uint8 RGB, any other raises ImageError."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from deeplab.images import tiff
 from deeplab.images.bit_depth import rgb
 from deeplab.images.gdal_raster import Raster
 
-# Pillow opens many more formats, some through outside programs (EPS) or rarely tested parsers; these are what photo
-# and raster archives hold. MPO opens as JPEG; Pillow knows no such name when opening.
+# The formats of photo and raster archives. Pillow opens many more, some through external programs (EPS) or rarely tested
+# parsers. MPO is missing because Pillow opens it as JPEG.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "AVIF", "PPM")
 EXTENSIONS = (
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .tif .tiff .webp .bmp .dib .gif .jp2 .j2k .jpx .avif .ppm .pgm .pbm .pnm".split()
@@ -24,7 +24,7 @@ EXTENSIONS = (
 MAX_PIXELS = 60_000_000
 LEAST_STRIDE = 64  # pixels from one tile of a large image to the next
 
-# Pillow's limit is one for the whole process. Ours are kept below, after the header and before any pixel is decoded.
+# Pillow's limit applies to the whole process. Ours is checked below, after the header and before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 _TRANSPOSE = {
@@ -40,9 +40,9 @@ _TRANSPOSE = {
 
 @dataclass(frozen=True)
 class Header:
-    """What an encoded image says of itself: Pillow's names of format and mode, pixels, EXIF orientation (1..8).
+    """The header of an encoded image: Pillow's names of format and mode, size in pixels, EXIF orientation (1..8).
 
-    The mode of a TIFF is empty, as its tags say more. Its width and height are those after its orientation is followed.
+    A TIFF's mode is empty because its tags say more; its width and height are those after its orientation is applied.
     """
 
     format: str
@@ -57,7 +57,7 @@ class Header:
 
 
 def header(data: bytes) -> Header | None:
-    """The header of an encoded image, whatever its size; None for what is no image (`decode` says what it is)."""
+    """The header of an encoded image of any size; None if it is not an image (`decode` raises the reason)."""
     if tiff.is_tiff(data):
         try:
             stored = tiff.layout(data)
@@ -68,31 +68,31 @@ def header(data: bytes) -> Header | None:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # For PNG, getexif() would decode all pixels in search of EXIF data behind them.
-            turned = _orientation(image) if image.format != "PNG" or "exif" in image.info else 1
-            return Header(image.format or "", image.mode, image.width, image.height, turned)
+            orientation = _orientation(image) if image.format != "PNG" or "exif" in image.info else 1
+            return Header(image.format or "", image.mode, image.width, image.height, orientation)
     except Exception:  # Pillow's parsers raise almost anything
         return None
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded image -> H x W x 3 uint8 RGB, turned as its EXIF orientation asks, the first frame of an animation.
+    """Encoded image -> H x W x 3 uint8 RGB, rotated by its EXIF orientation; the first frame of an animation.
 
     Grey, palette, CMYK and LAB become RGB; samples of 9 to 16 bits keep their upper eight; transparency is laid on white;
-    wider, signed and floating samples of grey are scaled by their own range (0..1 for floats within it). Of more bands than
-    a picture has, those that are named red, green and blue are taken, else the first three. Colour profiles are not applied.
+    wider, signed and floating-point grey samples are scaled by their own range (0..1 for floats within it). If there are
+    more bands than RGB needs, those named red, green and blue are used, else the first three. Colour profiles are ignored.
 
-    Raises ImageError for what is no image, another format, truncated or damaged, or above `max_pixels`, and for a TIFF
-    that only GDAL reads rightly where rasterio is not installed.
+    Raises ImageError for data that is not an image, other formats, truncated or damaged files, more than `max_pixels`, and
+    TIFFs that only GDAL reads correctly if rasterio is not installed.
     """
     if not data:
         raise ImageError("empty file (0 bytes)")
     stored = _tiff_layout(data) if tiff.is_tiff(data) else None
     if stored is not None and not tiff.pillow_reads(stored):
-        _limit(stored.width, stored.height, max_pixels)
+        _check_size(stored.width, stored.height, max_pixels)
         return _by_gdal(data, stored)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _limit(*image.size, max_pixels)
+            _check_size(*image.size, max_pixels)
             image.load()
             # Only after load(): for PNG, getexif() reads the file itself and hides its damage from a later load().
             orientation = _orientation(image)
@@ -101,7 +101,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise
     except UnidentifiedImageError as error:
         if stored is not None:
-            raise ImageError(f"damaged: it says that it is a TIFF of {stored}, and cannot be opened as one") from error
+            raise ImageError(f"damaged: its tags describe a TIFF of {stored}, but it cannot be opened as one") from error
         raise ImageError(f"not an image of an accepted format ({', '.join(FORMATS)})") from error
     except MemoryError:
         raise
@@ -127,14 +127,14 @@ def _by_gdal(data: bytes, stored: tiff.TiffLayout) -> np.ndarray:
         with Raster(data, "TIFF") as raster:
             size = (raster.width, raster.height)
             if size != (stored.width, stored.height):
-                raise ImageError(f"is {stored.width} x {stored.height} pixels by its tags, and {size[0]} x {size[1]} for GDAL")
+                raise ImageError(f"has {stored.width} x {stored.height} pixels by its tags, but {size[0]} x {size[1]} by GDAL")
             pixels = raster.whole()
     except ImageError as error:
         raise ImageError(f"a TIFF of {stored} {error}") from error
     return pixels if stored.orientation == 1 else np.array(_upright(Image.fromarray(pixels), stored.orientation))
 
 
-def _limit(width: int, height: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(f"{width} x {height} is {width * height:,} pixels, over the limit of {max_pixels:,}")
 
@@ -146,7 +146,7 @@ def _upright(pixels: Image.Image, orientation: int) -> Image.Image:
 def decode_labels(data: bytes) -> np.ndarray:
     """Label image (palette or grey PNG of 1 to 16 bits, value = class id) -> H x W uint8; ImageError for anything else.
 
-    Values are those of the file: Pillow spreads 2- and 4-bit grey over 0..255. Values above 255 are refused.
+    Values are as stored, although Pillow spreads 2- and 4-bit grey over 0..255. Values above 255 are refused.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -171,5 +171,5 @@ def decode_labels(data: bytes) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(274, 1))
-    except Exception:  # malformed EXIF comes as almost any exception, and is no reason to refuse the pixels
+    except Exception:  # malformed EXIF raises almost anything, and is no reason to refuse the pixels
         return 1

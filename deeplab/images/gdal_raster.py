@@ -1,5 +1,5 @@
-"""TIFF, PNG and JPEG read by rows through GDAL (rasterio, the extra `large`): what is too large to be decoded whole, and
-every TIFF that Pillow does not read rightly."""
+"""TIFF, PNG and JPEG read by rows through GDAL (rasterio, the extra `large`): images that are too large to decode whole,
+and every TIFF that Pillow does not read correctly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,9 +17,12 @@ from deeplab.errors import ImageError
 from deeplab.images import bit_depth, tiff
 from deeplab.images.tiff import TiffLayout
 
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
 DRIVERS = {"TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}
 INSTALL = "needs rasterio (pip install 'deeplab-pipelines[large]')"
-# How many of a file's bands make a picture of Pillow's mode, for PNG and JPEG. GDAL makes RGB of a JPEG's ink (CMYK).
+# Bands of a PNG or JPEG by Pillow's mode. CMYK is missing because GDAL converts it to RGB.
 BANDS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 ROWS = 128  # read at a time, or as many as the file's own blocks have
 MAX_BLOCK_BYTES = 400_000_000
@@ -32,15 +35,15 @@ GDAL = {
 
 
 @contextmanager
-def opened(encoded: bytes, driver: str) -> Iterator[Any]:
-    """Encoded bytes, where they are in memory, as a dataset of rasterio. RasterioError for what `driver` does not read."""
+def opened(encoded: bytes, driver: str) -> Iterator[DatasetReader]:
+    """Encoded bytes as a rasterio dataset, without a copy. RasterioError for what `driver` does not read."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
 
-    # For good: filters that are set and taken back are one for all threads.
+    # Never undone: all threads share the warning filters.
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    # The prefix keeps GDAL from making RGB of ink and LAB by rules of its own.
+    # The prefix keeps GDAL from converting CMYK and LAB to RGB by its own rules.
     prefix = "GTIFF_RAW:" if driver == "GTiff" else ""
     with (
         rasterio.Env(**GDAL),
@@ -51,12 +54,12 @@ def opened(encoded: bytes, driver: str) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """Which bands of a file make its picture, and how their samples become RGB.
+class ColourInterpretation:
+    """Which bands of a file hold its picture, and how their samples become RGB.
 
-    `bits`: of a sample; 0 where samples have no scale of their own and are taken by the range that the whole picture uses.
-    `mode`: of the picture as Pillow knows it: RGB (also of one grey band), RGBA, RGBa (multiplied by alpha), CMYK or LAB.
-    `palette`: N x 3 or N x 4 uint8; `key`: the colour that is transparent.
+    `bits`: per sample; 0 for samples without a scale of their own, which are scaled by the whole picture's range.
+    `mode`: Pillow's name: RGB (also for one grey band), RGBA, RGBa (multiplied by alpha), CMYK or LAB.
+    `palette`: N x 3 or N x 4 uint8; `key`: the transparent colour.
     """
 
     bands: list[int]
@@ -67,7 +70,7 @@ class Meaning:
     key: np.ndarray | None = None
 
     def rgb(self, values: np.ndarray, limits: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-        """Samples, bands x rows x width -> rows x width x 3 uint8 RGB; `limits`: the range of a picture of 0 bits."""
+        """Samples, bands x rows x width -> rows x width x 3 uint8 RGB; `limits`: the picture's range, for 0 bits."""
         if self.palette is not None:
             pixels = np.concatenate(
                 [self.palette[values[0]], *(bit_depth.to_bytes(band, self.bits)[..., None] for band in values[1:])], 2
@@ -84,12 +87,12 @@ class Meaning:
         pixels = np.ascontiguousarray(pixels)
         if self.mode == "RGB":
             return pixels
-        # The raw mode is named, as the sign of LAB's colours differs between file and Pillow.
+        # The raw mode is explicit because the sign of LAB's colours differs between files and Pillow.
         return np.array(bit_depth.rgb(Image.frombytes(self.mode, pixels.shape[1::-1], pixels.tobytes(), "raw", self.mode)))
 
 
-def _meaning_of_tiff(file: Any, stored: TiffLayout) -> Meaning:
-    """GDAL's bands hold what the file does, but for JPEG's YCbCr, which comes as RGB."""
+def _interpret_tiff(file: DatasetReader, stored: TiffLayout) -> ColourInterpretation:
+    """GDAL's bands are those of the file, except that JPEG's YCbCr arrives as RGB."""
     names = [colour.name for colour in file.colorinterp]
     if stored.unnamed_alpha:
         names[3] = "alpha"
@@ -100,36 +103,35 @@ def _meaning_of_tiff(file: Any, stored: TiffLayout) -> Meaning:
     if stored.kind != tiff.UNSIGNED or stored.bits > 16:
         if len(colours) > 1 or stored.photometric == tiff.PALETTE:
             raise ImageError("is not accepted: colours are unsigned samples of 1 to 16 bits")
-        return Meaning(colours, 0, inverted=white)
+        return ColourInterpretation(colours, 0, inverted=white)
     palette = None
     if stored.photometric == tiff.PALETTE:
         if len(stored.colours) != 3 << stored.bits:
             raise ImageError(f"is damaged: its colour map has {len(stored.colours)} values")
         palette = (np.array(stored.colours).reshape(3, -1).T >> 8).astype(np.uint8)
     if stored.photometric in (tiff.CMYK, tiff.LAB):
-        return Meaning(colours, stored.bits, "CMYK" if stored.photometric == tiff.CMYK else "LAB")
+        return ColourInterpretation(colours, stored.bits, "CMYK" if stored.photometric == tiff.CMYK else "LAB")
     if "alpha" in names:
         mode = "RGBa" if tiff.ASSOCIATED in stored.extra else "RGBA"
         if white and mode == "RGBa":
-            raise ImageError("is not accepted: its white is zero and multiplied by alpha, which has no one meaning")
-        return Meaning([*colours, names.index("alpha") + 1], stored.bits, mode, white, palette)
-    return Meaning(colours, stored.bits, "RGB", white, palette)
+            raise ImageError("is not accepted: its white is zero and multiplied by alpha, which is ambiguous")
+        return ColourInterpretation([*colours, names.index("alpha") + 1], stored.bits, mode, white, palette)
+    return ColourInterpretation(colours, stored.bits, "RGB", white, palette)
 
 
 def _colour_bands(names: list[str], stored: TiffLayout) -> list[int]:
-    """The numbers of the bands that hold the picture's colours, by the names that GDAL gives them; none if they are not known."""
+    """The numbers of the bands that hold the picture's colours, by GDAL's names of the bands; empty if unknown."""
     if stored.photometric in (tiff.BLACK_IS_ZERO, tiff.RGB, tiff.YCBCR) and {"red", "green", "blue"} <= set(names):
         return [names.index(name) + 1 for name in ("red", "green", "blue")]
-    if stored.photometric == tiff.BLACK_IS_ZERO:  # as programs write that know bands and no colours
+    if stored.photometric == tiff.BLACK_IS_ZERO:  # written by programs that do not name the colours of bands
         first_alpha = names.index("alpha") if "alpha" in names else len(names)
         return [1, 2, 3] if first_alpha >= 3 else [1]
     if stored.photometric == tiff.LAB:
         return [1, 2, 3] if stored.bits == 8 else []
-    usual = {tiff.WHITE_IS_ZERO: [1], tiff.PALETTE: [1], tiff.CMYK: [1, 2, 3, 4]}
-    return usual.get(stored.photometric, [])
+    return {tiff.WHITE_IS_ZERO: [1], tiff.PALETTE: [1], tiff.CMYK: [1, 2, 3, 4]}.get(stored.photometric, [])
 
 
-def _meaning_by_mode(file: Any, mode: str) -> Meaning:
+def _interpret_mode(file: DatasetReader, mode: str) -> ColourInterpretation:
     """A PNG or JPEG, by Pillow's mode."""
     if mode not in BANDS:
         raise ImageError(f"takes grey, palette and RGB of up to 16 bits, not mode {mode}")
@@ -141,25 +143,25 @@ def _meaning_by_mode(file: Any, mode: str) -> Meaning:
         for index, colour in table.items():
             palette[index] = colour
         if (palette[list(table), 3] == 255).all():
-            return Meaning(bands, palette=palette[:, :3])
-        return Meaning(bands, mode="RGBA", palette=palette)
+            return ColourInterpretation(bands, palette=palette[:, :3])
+        return ColourInterpretation(bands, mode="RGBA", palette=palette)
     transparent = file.driver == "PNG" and file.nodatavals[0] is not None and bits <= 8
     key = np.array(file.nodatavals[: len(bands)]) if transparent else None
-    return Meaning(bands, bits, "RGBA" if mode in ("LA", "RGBA") else "RGB", key=key)
+    return ColourInterpretation(bands, bits, "RGBA" if mode in ("LA", "RGBA") else "RGB", key=key)
 
 
 class Raster:
-    """An encoded image, open: `read` gives rows as the RGB that `deeplab.images.decoding.decode` makes of them.
+    """An open encoded image; `read` returns rows as the RGB that `deeplab.images.decoding.decode` returns.
 
-    `rows`: how many to read at a time, so that no block of the file is decoded twice. Orientations are not followed.
-    A context manager, for one thread. Memory: the encoded bytes and one row of the file's blocks.
+    `rows`: how many to read at a time so that no block of the file is decoded twice. EXIF orientation is not applied.
+    A context manager for one thread. Memory: the encoded bytes and one row of the file's blocks.
 
-    Raises ImageError where rasterio is missing, for samples that are not accepted as a picture, for blocks of more than
-    MAX_BLOCK_BYTES across the image, and for damage.
+    Raises ImageError if rasterio is missing, for samples that are not accepted, for blocks of more than MAX_BLOCK_BYTES
+    across the image, and for damaged files.
     """
 
     def __init__(self, encoded: bytes, format: str, mode: str = "") -> None:
-        """`format`, `mode`: Pillow's names of both; a TIFF needs no mode."""
+        """`format`, `mode`: Pillow's names; a TIFF needs no mode."""
         try:
             from rasterio.errors import RasterioError
         except ImportError as error:
@@ -170,8 +172,10 @@ class Raster:
                 self.file = stack.enter_context(opened(encoded, DRIVERS[format]))
                 self.height, self.width = self.file.height, self.file.width
                 self.rows = self._rows()
-                by_tags = format == "TIFF"
-                self.meaning = _meaning_of_tiff(self.file, tiff.layout(encoded)) if by_tags else _meaning_by_mode(self.file, mode)
+                if format == "TIFF":
+                    self.colours = _interpret_tiff(self.file, tiff.layout(encoded))
+                else:
+                    self.colours = _interpret_mode(self.file, mode)
             except self.failures as error:
                 raise _damaged(error) from error
             self.open = stack.pop_all()
@@ -188,13 +192,13 @@ class Raster:
 
     def read(self, top: int, bottom: int, limits: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         """Rows top..bottom - 1 as k x W x 3 uint8 RGB. Raises ImageError for damage."""
-        return self.meaning.rgb(self._values(top, bottom), limits)
+        return self.colours.rgb(self._values(top, bottom), limits)
 
     def whole(self) -> np.ndarray:
         """H x W x 3 uint8 RGB. Raises ImageError for damage."""
         strips = [(top, min(top + self.rows, self.height)) for top in range(0, self.height, self.rows)]
         limits = (0.0, 0.0)
-        if not self.meaning.bits:
+        if not self.colours.bits:
             lows, highs = zip(*(bit_depth.value_range(self._values(*strip)) for strip in strips), strict=True)
             limits = min(lows), max(highs)
         pixels = np.empty((self.height, self.width, 3), np.uint8)
@@ -204,7 +208,7 @@ class Raster:
 
     def _values(self, top: int, bottom: int) -> np.ndarray:
         try:
-            return np.asarray(self.file.read(self.meaning.bands, window=((top, bottom), (0, self.width))))
+            return np.asarray(self.file.read(self.colours.bands, window=((top, bottom), (0, self.width))))
         except self.failures as error:
             raise _damaged(error) from error
 
@@ -216,5 +220,5 @@ class Raster:
 
 
 def _damaged(error: BaseException) -> ImageError:
-    """GDAL's own words are in the cause; rasterio's say to look there."""
+    """The reason in GDAL's words, which are in the cause; rasterio's message only refers to it."""
     return ImageError(f"damaged or truncated: {' '.join(str(error.__cause__ or error).split())[:200]}")

@@ -1,4 +1,4 @@
-"""TIFF, PNG and JPEG files that are too large to be decoded whole, as windows of rows."""
+"""TIFF, PNG and JPEG files that are too large to decode whole, as windows of rows."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from deeplab.images.gdal_raster import DRIVERS, Raster
 
 
 class LargeImage:
-    """An encoded image as an H x W x 3 uint8 RGB array of which slices of rows can be taken, image[top:bottom].
+    """An encoded image as an H x W x 3 uint8 RGB array that can be sliced by rows, image[top:bottom].
 
-    Pixels are as `deeplab.images.decoding.decode` makes them. Every row is decoded once, provided that no slice starts more than
-    `keep` rows above the lowest row that was asked for; for one from further up the decoder starts anew, which PNG and
-    JPEG do at row 0. Memory: the encoded bytes, `keep` rows, and one row of the file's blocks. A context manager, for
-    one thread.
+    Pixels are those of `deeplab.images.decoding.decode`. Every row is decoded once if no slice starts more than `keep` rows
+    above the lowest row requested before; a slice from further up restarts the decoder, for PNG and JPEG at row 0.
+    Memory: the encoded bytes, `keep` rows, and one row of the file's blocks. A context manager for one thread.
 
-    Raises ImageError for what cannot be read so: other formats and modes, an EXIF orientation, blocks of more than
-    MAX_BLOCK_BYTES across the image; also where rasterio is missing, and from slices for damage.
+    Raises ImageError for other formats and modes, an EXIF orientation, blocks of more than MAX_BLOCK_BYTES across the
+    image, and missing rasterio; slicing raises it for damage.
     """
 
     def __init__(self, encoded: bytes, header: Header, keep: int) -> None:
-        way = f"{header.width} x {header.height} is {header.pixels:,} pixels, which are read by rows: this"
+        reason = f"{header.width} x {header.height} is {header.pixels:,} pixels, which are read by rows: this"
         if header.format not in DRIVERS:
-            raise ImageError(f"{way} takes TIFF, PNG and JPEG, not {header.format}")
+            raise ImageError(f"{reason} takes TIFF, PNG and JPEG, not {header.format}")
         if header.orientation != 1:
-            raise ImageError(f"{way} does not follow an EXIF orientation (here {header.orientation}); turn the pixels")
+            raise ImageError(f"{reason} does not follow an EXIF orientation (here {header.orientation}); turn the pixels")
         self.shape = (header.height, header.width, 3)
         self.keep = keep
-        self.strips: deque[np.ndarray] = deque()  # what is kept, adjacent, from row `first` to row `next`
+        self.strips: deque[np.ndarray] = deque()  # the rows in memory: adjacent strips from row `first` to row `next`
         self.first = self.next = 0
         try:
             self.raster = Raster(encoded, header.format, header.mode)
         except ImageError as error:
-            raise ImageError(str(error) if str(error).startswith("damaged") else f"{way} {error}") from error
-        if not self.raster.meaning.bits:
+            raise ImageError(str(error) if str(error).startswith("damaged") else f"{reason} {error}") from error
+        if not self.raster.colours.bits:
             self.raster.__exit__(None, None, None)
-            raise ImageError(f"{way} takes samples of up to 16 bits, not those that are scaled by the range of the whole")
+            raise ImageError(f"{reason} takes samples of up to 16 bits, not those that are scaled by the whole image's range")
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows start..stop - 1 (stop may lie beyond the end, as in an array): k x W x 3 uint8."""

@@ -1,8 +1,8 @@
-"""How a TIFF stores its samples, by the tags of its first picture, and whether Pillow reads such a TIFF rightly.
+"""How a TIFF stores its samples, by the tags of its first picture, and whether Pillow reads such a TIFF correctly.
 
-Pillow unpacks many layouts by the rules of others, without a word: planes of 16 bits, compressed signed or floating
-samples of big-endian files, 12 bits. So it is given only those whose pixels were compared with what was written
-(tests/deeplab/images/test_tiff.py); GDAL reads all the rest (`deeplab.images.gdal_raster`).
+Pillow silently decodes many layouts wrongly: planes of 16 bits, compressed signed or floating-point samples of big-endian
+files, 12 bits. So Pillow gets only layouts whose pixels were compared with what was written
+(tests/deeplab/images/test_tiff.py); GDAL reads all others (`deeplab.images.gdal_raster`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_ENTRIES = 1000  # of a directory; real ones have less than a hundred
-MAX_VALUES = 3 << 16  # of a tag that is read here: the longest is the colour map of 16-bit indices
+MAX_VALUES = 3 << 16  # of one tag; the longest one read here is the colour map of 16-bit indices
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 UNSIGNED, SIGNED, FLOATING = 1, 2, 3
 KINDS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOATING: "floating-point"}
-ASSOCIATED, ALPHA = 1, 2  # values of ExtraSamples: colours multiplied by their alpha, and not
-NOT_COMPRESSED, JPEGS = 1, (6, 7)  # 6 is what TIFF called JPEG at first
+ASSOCIATED, ALPHA = 1, 2  # values of ExtraSamples: alpha that colours are multiplied by, or not
+NOT_COMPRESSED, JPEGS = 1, (6, 7)  # 6 is TIFF's obsolete JPEG
 FAX = (2, 3, 4)
 # LZW (5), JPEG, Deflate (two numbers), PackBits, LZMA, Zstandard. The libtiff within Pillow's wheels has no WebP.
 PILLOW_COMPRESSIONS = (NOT_COMPRESSED, *FAX, 5, *JPEGS, 8, 32946, 32773, 34925, 50000)
@@ -32,7 +32,7 @@ class NotTiff(ValueError):
 class TiffLayout:
     """The first picture of a TIFF. `width`, `height`: as stored, before `orientation` (1..8) turns it.
 
-    `guessed`: the file does not say what its samples mean, and `photometric` is what libtiff takes then.
+    `guessed`: the file does not say what its samples mean; `photometric` is then libtiff's default.
     `bits` and `kind` are those of every sample (0 where they differ); `extra`: what each sample beyond the colours is;
     `colours`: the colour map, R, G and B one after the other, 16 bits each.
     """
@@ -56,7 +56,7 @@ class TiffLayout:
 
     @property
     def unnamed_alpha(self) -> bool:
-        """Whether a fourth sample is there of which the file says nothing: programs that do so mean alpha."""
+        """Whether there is a fourth sample that the file does not describe: programs that write one mean alpha."""
         return (self.photometric, self.samples, self.extra) == (RGB, 4, ())
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ def layout(data: bytes) -> TiffLayout:
     if not width or not height or not samples:
         raise NotTiff(f"its first picture is {width} x {height} pixels of {samples} samples")
     compression = one(259, NOT_COMPRESSED)
-    usual = RGB if samples >= 3 else WHITE_IS_ZERO if compression in FAX else BLACK_IS_ZERO
+    default = RGB if samples >= 3 else WHITE_IS_ZERO if compression in FAX else BLACK_IS_ZERO
     bits, kinds = tags.get(258, (1,)), tags.get(339, (UNSIGNED,))
     orientation = one(274, 1)
     return TiffLayout(
@@ -87,7 +87,7 @@ def layout(data: bytes) -> TiffLayout:
         height,
         data[:1] == b"M",
         43 in data[2:4],
-        one(262, usual),
+        one(262, default),
         262 not in tags,
         samples,
         bits[0] if len(set(bits)) == 1 else 0,
@@ -102,14 +102,14 @@ def layout(data: bytes) -> TiffLayout:
     )
 
 
-READ = (256, 257, 258, 259, 262, 266, 274, 277, 284, 320, 338, 339, 530)
-FORMS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
+READ_TAGS = (256, 257, 258, 259, 262, 266, 274, 277, 284, 320, 338, 339, 530)
+FIELD_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 
 
 def _tags(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The values of the tags in READ that the first directory holds as unsigned integers."""
+    """The values of those READ_TAGS that the first directory holds as unsigned integers."""
     if not is_tiff(data):
-        raise NotTiff("it does not start as a TIFF does")
+        raise NotTiff("it does not start like a TIFF")
     order = "<" if data[:1] == b"I" else ">"
     big = 43 in data[2:4]
     try:
@@ -120,29 +120,29 @@ def _tags(data: bytes) -> dict[int, tuple[int, ...]]:
         first, step, value = (start + 8, 20, 12) if big else (start + 2, 12, 8)
         tags: dict[int, tuple[int, ...]] = {}
         for at in range(first, first + entries * step, step):
-            tag, form, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
-            if tag not in READ or form not in FORMS or not 0 < count <= MAX_VALUES:
+            tag, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
+            if tag not in READ_TAGS or kind not in FIELD_TYPES or not 0 < count <= MAX_VALUES:
                 continue
-            wanted = f"{order}{count}{FORMS[form]}"
+            form = f"{order}{count}{FIELD_TYPES[kind]}"
             where = at + value
-            if struct.calcsize(wanted) > step - value:
+            if struct.calcsize(form) > step - value:
                 (where,) = struct.unpack_from(order + ("Q" if big else "I"), data, where)
-            tags[tag] = struct.unpack_from(wanted, data, where)
+            tags[tag] = struct.unpack_from(form, data, where)
         return tags
     except (struct.error, OverflowError) as error:
         raise NotTiff("its directory is damaged or cut off") from error
 
 
-# (photometric, samples) -> the bits and the ExtraSamples with which Pillow reads it rightly, samples of a pixel side by side.
-ADDED = ((0,), (ALPHA,))
+# (photometric, samples) -> the bits and the ExtraSamples that Pillow reads correctly if the samples of a pixel lie side by side.
+EXTRA_SAMPLE = ((0,), (ALPHA,))
 PILLOW = {
     (WHITE_IS_ZERO, 1): ((1, 2, 4, 8), ((),)),
     (BLACK_IS_ZERO, 1): ((1, 2, 4, 8, 16), ((),)),
-    (BLACK_IS_ZERO, 2): ((8,), ADDED),
+    (BLACK_IS_ZERO, 2): ((8,), EXTRA_SAMPLE),
     (PALETTE, 1): ((1, 2, 4, 8), ((),)),
-    (PALETTE, 2): ((8,), ADDED),
+    (PALETTE, 2): ((8,), EXTRA_SAMPLE),
     (RGB, 3): ((8, 16), ((),)),
-    (RGB, 4): ((8, 16), (*ADDED, (ASSOCIATED,), ())),
+    (RGB, 4): ((8, 16), (*EXTRA_SAMPLE, (ASSOCIATED,), ())),
     (CMYK, 4): ((8, 16), ((),)),
     (YCBCR, 3): ((8,), ((),)),
     (LAB, 3): ((8,), ((),)),
@@ -150,14 +150,14 @@ PILLOW = {
 
 
 def pillow_reads(stored: TiffLayout) -> bool:
-    """Whether Pillow gives the pixels that are stored."""
+    """Whether Pillow decodes this layout correctly."""
     if stored.guessed or (stored.big_endian and stored.big_tiff) or stored.compression not in PILLOW_COMPRESSIONS:
         return False
     plain = stored.compression == NOT_COMPRESSED
     if stored.kind != UNSIGNED:
         wide = (stored.kind, stored.bits) in ((SIGNED, 16), (SIGNED, 32), (FLOATING, 32))
         grey = (stored.photometric, stored.samples, stored.planes) == (BLACK_IS_ZERO, 1, False)
-        # What is compressed comes in this machine's byte order, and is taken for the file's.
+        # libtiff decompresses samples to this machine's byte order, but Pillow assumes the file's.
         return wide and grey and (plain or not stored.big_endian)
     if stored.planes and (stored.photometric, stored.samples) not in ((BLACK_IS_ZERO, 1), (RGB, 3)):
         return False

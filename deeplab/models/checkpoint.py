@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,13 +24,43 @@ from deeplab.zoo import build
 
 FORMAT = "deeplab-model/1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
-WEIGHTS_DIGEST = "weights_sha256"  # in the card: which weights it is of
-TRAINING = "training.json"  # what a training run notes beside the model that it writes (deeplab.training.states)
+WEIGHTS_DIGEST = "weights_sha256"  # key in the card: the weights that it belongs to
+TRAINING = "training.json"  # the record of the training run that writes a folder (deeplab.training.states)
 BUNDLED = Path(__file__).parent
 
 
 class ModelError(UserError):
     """A model cannot be used; the message names the folder, what is wrong and what is accepted."""
+
+
+class CardArchitecture(TypedDict):
+    """The zoo's name of a network, and its options."""
+
+    name: str
+    options: NotRequired[dict[str, Any]]
+
+
+class CardClass(TypedDict):
+    """A class and its colour (R, G, B, 0..255); the position in the list is its id."""
+
+    name: str
+    colour: list[int]
+
+
+class Card(TypedDict):
+    """model.json: what must be known to use a model, and where it comes from."""
+
+    format: str
+    name: str
+    architecture: CardArchitecture
+    classes: list[CardClass]
+    summary: NotRequired[str]
+    licence: NotRequired[str]
+    data: NotRequired[dict[str, Any]]
+    training: NotRequired[dict[str, Any]]
+    metrics: NotRequired[dict[str, Any]]
+    crf: NotRequired[dict[str, Any]]
+    weights_sha256: NotRequired[str]
 
 
 @dataclass
@@ -39,7 +70,7 @@ class Model:
     name: str
     network: SegmentationNetwork
     classes: ClassTable
-    card: dict[str, Any]
+    card: Card
     digest: str
 
     @property
@@ -48,7 +79,7 @@ class Model:
         return f"{self.name}@{self.digest[:12]}"
 
     def crf(self, name: str) -> CRFParameters:
-        """A set of PARAMETER_SETS, or "card": what was tuned for this model. ModelError."""
+        """One of PARAMETER_SETS, or "card": the parameters tuned for this model. ModelError if the card has none."""
         if name != "card":
             return PARAMETER_SETS[name]
         try:
@@ -57,7 +88,7 @@ class Model:
         except KeyError:
             raise ModelError(f"{self.label}: its card has no CRF parameters; `deeplab tune-crf` finds and writes them") from None
         except (TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"{self.label}: the CRF parameters of its card are none ({error})") from error
+            raise ModelError(f"{self.label}: the CRF parameters of its card are not valid ({error})") from error
 
 
 def bundled() -> list[str]:
@@ -66,7 +97,7 @@ def bundled() -> list[str]:
 
 
 def find(reference: str | Path) -> Path:
-    """A bundled model's name, or the path of a model folder, as a path. Raises ModelError where there is neither."""
+    """The folder of a bundled model's name or of a path. Raises ModelError if there is neither."""
     if str(reference) in bundled():
         return BUNDLED / str(reference)
     path = Path(reference)
@@ -77,8 +108,8 @@ def find(reference: str | Path) -> Path:
     return path
 
 
-def read_card(reference: str | Path) -> dict[str, Any]:
-    """The card of a model without its weights; ModelError as `load`."""
+def read_card(reference: str | Path) -> Card:
+    """The card of a model, without its weights; raises ModelError like `load`."""
     folder = find(reference)
     return _parse_card(folder, _read(folder, CARD))
 
@@ -86,20 +117,20 @@ def read_card(reference: str | Path) -> dict[str, Any]:
 def load(reference: str | Path) -> Model:
     """Load a model folder or a bundled model by name.
 
-    Raises ModelError when a file is missing or damaged, the format is another version's, or the weights do not fit
-    the architecture key by key and shape by shape.
+    Raises ModelError if a file is missing or damaged, the format is of another version, or the weights do not fit the
+    architecture in every key and shape.
     """
     return parse(*read(reference))
 
 
 def read(reference: str | Path) -> tuple[Path, bytes, bytes]:
-    """A model's folder, card and weights as they lie there, to be sent to where `parse` makes a model of them."""
+    """A model's folder and the bytes of its card and weights, from which `parse` makes the model, here or on a worker."""
     folder = find(reference)
     return folder, _read(folder, CARD), _read(folder, WEIGHTS)
 
 
 def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
-    """The model that `read` read; `folder` only names it in errors. Raises ModelError as `load`."""
+    """The model from what `read` returns; `folder` only names it in errors. Raises ModelError like `load`."""
     card = _parse_card(folder, card_bytes)
     try:
         tensors = load_tensors(weight_bytes)
@@ -107,7 +138,8 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
         raise ModelError(f"{folder / WEIGHTS}: not a safetensors file or damaged ({error}); pickles are never loaded") from error
     try:
         classes = ClassTable(
-            tuple(entry["name"] for entry in card["classes"]), tuple(tuple(entry["colour"]) for entry in card["classes"])
+            tuple(entry["name"] for entry in card["classes"]),
+            tuple(cast(tuple[int, int, int], tuple(entry["colour"])) for entry in card["classes"]),
         )
         network = build(card["architecture"]["name"], len(classes), **card["architecture"].get("options", {}))
         name = str(card["name"])
@@ -129,20 +161,21 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
         raise ModelError(f"{folder / WEIGHTS}: holds weights that are not finite")
     if card.get(WEIGHTS_DIGEST) not in (None, hashlib.sha256(weight_bytes).hexdigest()):
         raise ModelError(
-            f"{folder}: {CARD} is not of these weights: a save of the model is under way or was cut off; wait, or save it again"
+            f"{folder}: {CARD} does not belong to these weights: the model is being saved, or a save was interrupted; "
+            "wait, or save it again"
         )
     return Model(name, network.eval(), classes, card, digest(weight_bytes, card_bytes))
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a model may be written there: nothing, an empty folder, an earlier or half a model, or a training's folder."""
+    """Whether a model may be written there: no folder, an empty one, an earlier or incomplete model, or a training's."""
     if not folder.exists() or (folder / CARD).exists() or (folder / TRAINING).exists():
         return True
     return folder.is_dir() and {path.name for path in folder.iterdir() if not STAGED.fullmatch(path.name)} <= {WEIGHTS}
 
 
 def storable(network: SegmentationNetwork) -> bool:
-    """Whether all weights are finite as `save` stores them: matrices and kernels in half precision."""
+    """Whether all weights stay finite when `save` stores them: matrices and kernels in half precision."""
     return all(bool(torch.isfinite(value).all()) for value in _stored(network).values() if value.is_floating_point())
 
 
@@ -153,14 +186,13 @@ def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
     }
 
 
-def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str, Any]) -> None:
+def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[str, Any]) -> None:
     """Write a model folder. Convolution weights go to float16; vectors stay float32.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
-    here. An existing model folder is replaced; any other folder, weights that are not finite, and a name that
-    deeplab.names.model_name refuses are refused (ModelError). Whenever this is cut off, the place holds the old model, the new
-    one, or what `parse` refuses as neither (the new weights, and a card that is not of them or none), and the save can be done
-    again.
+    here. An existing model folder is replaced. ModelError for any other folder, weights that are not finite, and a name
+    that deeplab.names.model_name refuses. If the save is interrupted, the place holds the old model, the new one, or new
+    weights without their card, which `parse` refuses; saving again completes it.
     """
     place = as_files(place)
     try:
@@ -168,20 +200,20 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: dict[str
     except InvalidName as error:
         raise ModelError(f"{place}: not saved: {error}") from error
     if not storable(network):
-        raise ModelError(f"{place}: not saved, as some weights are not finite in half precision")
+        raise ModelError(f"{place}: not saved: some weights are not finite in half precision")
     if isinstance(place, LocalFiles) and not replaceable(place.root):
-        raise ModelError(f"{place} exists and is no model folder; it is left alone")
+        raise ModelError(f"{place} exists and is not a model folder; choose another folder")
     weights = save_tensors(_stored(network))
     if place.has(CARD) and WEIGHTS_DIGEST.encode() not in place.read(CARD):
-        place.remove(CARD)  # of an earlier version: it would pass for one of the new weights
+        place.remove(CARD)  # it has no digest (an earlier version's), so it would seem to belong to the new weights
     place.write(WEIGHTS, weights)
     place.write(CARD, _card_bytes({**card, WEIGHTS_DIGEST: hashlib.sha256(weights).hexdigest()}))
 
 
-def note(place: str | Path | Files, **entries: Any) -> str:
-    """Set entries of a model's card, complete or not at all, and return the digest that the model has by it.
+def note(place: str | Path | Files, **entries: object) -> str:
+    """Set entries of a model's card atomically and return the model's new digest.
 
-    Without entries the card is written as it is: whether that can be done. ModelError where it cannot be read or written.
+    Without entries the card is rewritten unchanged, which tests whether it can be. Raises ModelError if it cannot.
     """
     place = as_files(place)
     try:
@@ -193,12 +225,12 @@ def note(place: str | Path | Files, **entries: Any) -> str:
         raise ModelError(f"{place}: {CARD} cannot be written ({error.strerror or error})") from error
 
 
-def _card_bytes(card: dict[str, Any]) -> bytes:
+def _card_bytes(card: Mapping[str, object]) -> bytes:
     return (json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def digest(weights: bytes, card: bytes) -> str:
-    """SHA-256 (hex) over weights and card: any change of either is another model."""
+    """SHA-256 (hex) over weights and card: a change of either makes another model."""
     return hashlib.sha256(hashlib.sha256(weights).digest() + hashlib.sha256(card).digest()).hexdigest()
 
 
@@ -209,14 +241,14 @@ def _read(folder: Path, name: str) -> bytes:
         raise ModelError(f"{folder}: {name} cannot be read ({error.strerror}); a model folder has {WEIGHTS} and {CARD}") from error
 
 
-def _parse_card(folder: Path, data: bytes) -> dict[str, Any]:
+def _parse_card(folder: Path, data: bytes) -> Card:
     try:
-        card = json.loads(data)
+        card: Card = json.loads(data)
     except ValueError as error:
         raise ModelError(f"{folder / CARD}: not JSON ({error})") from error
-    found = card.get("format") if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise ModelError(f"{folder / CARD}: format {found!r}; this version reads {FORMAT!r}")
+    version = card.get("format") if isinstance(card, dict) else None
+    if version != FORMAT:
+        raise ModelError(f"{folder / CARD}: format {version!r}; this version reads {FORMAT!r}")
     if "name" in card:
         try:
             model_name(card["name"])

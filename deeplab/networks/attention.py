@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from deeplab.networks.heads import Plain
-from deeplab.networks.network import Normalization, SegmentationNetwork, kept
+from deeplab.networks.network import Normalization, SegmentationNetwork, scaled_channels
 from deeplab.networks.resampling import resample
 from deeplab.networks.vgg import initialised
 
@@ -29,14 +29,15 @@ class AttentionHead(nn.Module):
     def weigh(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """One B x D x h x w per scale, all on one grid -> B x S x h x w, summing to 1 over S."""
         x = F.relu(self.attend(torch.cat(list(features), 1)), inplace=True)
-        return self.shares(F.dropout(x, 0.5, self.training)).softmax(1)
+        weights: torch.Tensor = self.shares(F.dropout(x, 0.5, self.training)).softmax(1)
+        return weights
 
 
 class AttentionToScale(SegmentationNetwork):
-    """One network over the scales of an image; the fused score is the sum of the scales' scores by learnt weights.
+    """One network over several scales of an image; the fused scores are the scales' scores summed by learnt weights.
 
     Normalised B x 3 x H x W in, B x C x h x w on the grid of scale 1 out. Scaled images have (n - 1) s + 1 pixels a
-    side, and maps are brought to the grid with aligned corners (Caffe's Interp).
+    side, and maps are resampled to the grid with aligned corners (Caffe's Interp).
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class AttentionToScale(SegmentationNetwork):
         return self.by_scale(x, keep)[0]
 
     def by_scale(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The fused scores, and each scale's own, on its own grid: what the extra supervision is put on."""
+        """The fused scores, and each scale's scores on its own grid, which have losses of their own in training."""
         height, width = x.shape[-2:]
         features = []
         for scale in self.scales:
             size = int((height - 1) * scale) + 1, int((width - 1) * scale) + 1
             scaled = x if scale == 1.0 else resample(x, size, 1 / scale).to(x.dtype)
-            features.append(kept(self.backbone(scaled), keep))
+            features.append(scaled_channels(self.backbone(scaled), keep))
         scores = [self.head.score(feature) for feature in features]  # type: ignore[operator]
         rows, columns = features[self.scales.index(1.0)].shape[-2:]
 

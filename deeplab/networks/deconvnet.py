@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from deeplab.networks.network import Normalization, SegmentationNetwork, kept
+from deeplab.networks.network import Normalization, SegmentationNetwork, scaled_channels
 from deeplab.networks.vgg import STAGES, initialised
 
 SIDE = 224  # the side of a proposal
-# Channels that each 3x3 transposed convolution gives, after each unpooling.
+# Output channels of each 3x3 transposed convolution, after each unpooling.
 MIRROR = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
 
 Switches = tuple[torch.Tensor, ...]
@@ -54,8 +54,8 @@ class DeconvNetBackbone(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Switches]:
         switches = []
         for stage in self.stages:
-            x, places = F.max_pool2d(stage(x), 2, 2, return_indices=True)
-            switches.append(places)
+            x, indices = F.max_pool2d(stage(x), 2, 2, return_indices=True)
+            switches.append(indices)
         return self.fc7(self.fc6(x)), tuple(switches)
 
 
@@ -82,16 +82,17 @@ class DeconvNetHead(nn.Module):
     def forward(self, features: tuple[torch.Tensor, Switches]) -> torch.Tensor:
         x, switches = features
         x = self.fc6(x)
-        for stage, places in zip(self.stages, reversed(switches), strict=True):
-            x = stage(F.max_unpool2d(x, places, [2, 2], [2, 2]))
-        return self.score(x)
+        for stage, indices in zip(self.stages, reversed(switches), strict=True):
+            x = stage(F.max_unpool2d(x, indices, [2, 2], [2, 2]))
+        scores: torch.Tensor = self.score(x)
+        return scores
 
 
 class DeconvNet(SegmentationNetwork):
     """DeconvNet: normalised B x 3 x H x W in, B x C x H x W scores out.
 
-    The published net knows 224 x 224 only. Another size is continued with zeros (the mean colour) to sides of 32k, 224
-    or more, and the scores are cut back. Batch norm is learnt here (`learnt_norm`), unlike in the DeepLab nets.
+    The published net accepts 224 x 224 only. Other sizes are padded with zeros (the mean colour) to sides of 32k, at least
+    224, and the scores are cropped. Batch norm is learnt (`learnt_norm`), unlike in the DeepLab nets.
     """
 
     learnt_norm = True
@@ -103,5 +104,5 @@ class DeconvNet(SegmentationNetwork):
         height, width = x.shape[-2:]
         bottom, right = (max(SIDE, -(-side // 32) * 32) - side for side in (height, width))
         top, switches = self.backbone(F.pad(x, (0, right, 0, bottom)))
-        scores = self.head((kept(top, keep), switches))
+        scores: torch.Tensor = self.head((scaled_channels(top, keep), switches))
         return scores[..., :height, :width]

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from deeplab.networks.network import Normalization, SegmentationNetwork, kept
+from deeplab.networks.network import Normalization, SegmentationNetwork, scaled_channels
 from deeplab.networks.vgg import VGG16, FullyConnected
 
-# Where each crop starts: what padding conv1_1 by 100 has put in front of the pixel that a map must begin with.
+# Where each crop starts: the offset that padding conv1_1 by 100 puts before a map's first pixel.
 CROP_POOL4, CROP_POOL3 = 5, 9
 CROP_IMAGE = {32: 19, 16: 27, 8: 31}
 AT_ONCE = {"pool4": 0.01, "pool3": 0.0001}  # the skips' scales in `voc-fcn8s-atonce`; 1 in the staged nets
 
 
 def bilinear_kernel(side: int) -> torch.Tensor:
-    """`surgery.upsample_filt`: the side x side kernel with which a transposed convolution interpolates bilinearly."""
+    """`surgery.upsample_filt`: the side x side kernel that makes a transposed convolution interpolate bilinearly."""
     factor = (side + 1) // 2
     centre = factor - 1 if side % 2 else factor - 0.5
     line = 1 - (torch.arange(side, dtype=torch.float64) - centre).abs() / factor
@@ -41,8 +41,8 @@ class FCNBackbone(VGG16):
 class FCNHead(nn.Module):
     """score_fr, the skips' scores, and the transposed convolutions between and after them.
 
-    `inputs`: channels of pool3, pool4 and fc7. Scores start at zero and transposed convolutions as bilinear
-    interpolation, which `learn_upscore` lets them leave.
+    `inputs`: channels of pool3, pool4 and fc7. Scores start at zero; transposed convolutions start as bilinear
+    interpolation and stay it unless `learn_upscore`.
     """
 
     def __init__(self, inputs: Sequence[int], classes: int, stride: int, at_once: bool, learn_upscore: bool) -> None:
@@ -76,11 +76,12 @@ class FCNHead(nn.Module):
             skip = score(pool * self.scales[name])
             scores = scores + skip[..., offset : offset + scores.shape[-2], offset : offset + scores.shape[-1]]
         scores, start = self.upscores[-1](scores), CROP_IMAGE[self.stride]
-        return scores[..., start : start + size[0], start : start + size[1]]
+        cropped: torch.Tensor = scores[..., start : start + size[0], start : start + size[1]]
+        return cropped
 
 
 class FCN(SegmentationNetwork):
-    """An FCN: normalised B x 3 x H x W in, B x C x H x W scores out, one for each pixel, whatever H and W are."""
+    """An FCN: normalised B x 3 x H x W of any size in, B x C x H x W scores out."""
 
     def __init__(
         self,
@@ -98,10 +99,11 @@ class FCN(SegmentationNetwork):
         super().__init__(backbone, head, classes, normalization, stride=1)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        return self.head(kept(self.backbone(x), keep), (x.shape[-2], x.shape[-1]))
+        scores: torch.Tensor = self.head(scaled_channels(self.backbone(x), keep), (x.shape[-2], x.shape[-1]))
+        return scores
 
     def load_stage(self, coarser: FCN) -> None:
-        """Staged training: all layers of the next coarser net; the new skip's score starts at 0, as in `solve.py`."""
+        """Staged training: copy all layers of the next coarser net; the new skip's score starts at 0, as in `solve.py`."""
         own, theirs = self.state_dict(), coarser.state_dict()
-        taken = {key: value for key, value in theirs.items() if key in own and not key.startswith("head.upscores")}
-        self.load_state_dict({**own, **taken})
+        shared = {key: value for key, value in theirs.items() if key in own and not key.startswith("head.upscores")}
+        self.load_state_dict({**own, **shared})

@@ -12,7 +12,7 @@ from deeplab.convolutions.dilated import shifts_pay, summed_by_shifts
 
 
 def _score_layer(inputs: int, classes: int, kernel: int, rate: int) -> nn.Conv2d:
-    """A class-score convolution, weights N(0, 0.01) and bias 0, as the v1 and v2 prototxts initialise theirs."""
+    """A class-score convolution with weights N(0, 0.01) and bias 0, as in the v1 and v2 prototxts."""
     layer = nn.Conv2d(inputs, classes, kernel, padding=rate * (kernel - 1) // 2, dilation=rate)
     nn.init.normal_(layer.weight, std=0.01)
     assert layer.bias is not None
@@ -37,7 +37,7 @@ class ASPP(nn.Module):
             weights = [branch.get_parameter("weight") for branch in self.branches]
             biases = [branch.get_parameter("bias") for branch in self.branches]
             return summed_by_shifts(x, weights, biases, self.rates)
-        scores = self.branches[0](x)
+        scores: torch.Tensor = self.branches[0](x)
         for branch in self.branches[1:]:
             scores = scores + branch(x)
         return scores
@@ -54,7 +54,8 @@ class LargeFOV(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if shifts_pay(x, self.score):
             return summed_by_shifts(x, [self.score.get_parameter("weight")], [self.score.get_parameter("bias")], [self.rate])
-        return self.score(x)
+        scores: torch.Tensor = self.score(x)
+        return scores
 
 
 class Plain(nn.Module):
@@ -65,7 +66,8 @@ class Plain(nn.Module):
         self.score = _score_layer(inputs, classes, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.score(x)
+        scores: torch.Tensor = self.score(x)
+        return scores
 
 
 class SummedScores(nn.Module):
@@ -76,7 +78,7 @@ class SummedScores(nn.Module):
         self.scores = nn.ModuleList(_score_layer(inputs, classes, 1, 1) for _ in range(branches))
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        total = self.scores[0](features[0])
+        total: torch.Tensor = self.scores[0](features[0])
         for score, branch in zip(self.scores[1:], features[1:], strict=True):
             total = total + score(branch)
         return total
@@ -86,8 +88,8 @@ class FeatureBranches(nn.Module):
     """DeepLab v1's MSc: scores from fc7, the image and the first four pools, summed (arXiv 1412.7062, section 3.2).
 
     A branch is a 3x3 and a 1x1 convolution to 128 channels, each with ReLU and dropout 0.5, then a 1x1 to the classes;
-    the sum is the same as one 1x1 over the concatenation. Strides 8, 4, 2, 1, 1 bring all to fc7's grid. Sides off the
-    lattice (8k + 1), for which the released net is not defined, are continued with zeros at the bottom and the right.
+    their sum equals one 1x1 over the concatenation. Strides 8, 4, 2, 1, 1 bring all to fc7's grid. Sides other than 8k + 1,
+    for which the released net is not defined, are padded with zeros at the bottom and the right.
     """
 
     strides = (8, 4, 2, 1, 1)
@@ -110,7 +112,7 @@ class FeatureBranches(nn.Module):
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         top, *taps = features
-        total = self.score(top)
+        total: torch.Tensor = self.score(top)
         height, width = top.shape[-2:]
         for branch, tap, stride in zip(self.branches, taps, self.strides, strict=True):
             bottom, right = (height - 1) * stride + 1 - tap.shape[-2], (width - 1) * stride + 1 - tap.shape[-1]

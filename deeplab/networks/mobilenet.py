@@ -40,18 +40,19 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.project(self.conv(x), x if self.shortcut else None)
+        y: torch.Tensor = self.project(self.conv(x), x if self.shortcut else None)
+        return y
 
 
 class MobileNetV2(nn.Module):
     """MobileNetV2 1.0 without its classifier: B x 3 x H x W in, B x 1280 x h x w out.
 
-    Keys are torchvision's (`features.N...`). Once `output_stride` is reached, further strides become holes: the
-    strided layer keeps its old dilation and those after it take the new one, so every kernel still sees the places
-    that it saw in ImageNet training.
+    Keys are torchvision's (`features.N...`). Once `output_stride` is reached, further strides become dilations: the
+    strided layer keeps the old dilation and later layers take the new one, so every kernel sees the positions that it
+    saw in ImageNet training.
 
-    `padding`: "same" is TensorFlow's, which Google's weights were trained with; "symmetric" is torchvision's. At the
-    sizes that the predictor and the crops use (8k + 1) every strided layer meets an odd side, and both are equal.
+    `padding`: "same" is TensorFlow's, with which Google's weights were trained; "symmetric" is torchvision's. At the sizes
+    of the predictor and the crops (8k + 1) every strided layer gets an odd side, for which both are equal.
     """
 
     channels = 1280
@@ -82,4 +83,5 @@ class MobileNetV2(nn.Module):
         return list(self.features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.features(x)
+        features: torch.Tensor = self.features(x)
+        return features

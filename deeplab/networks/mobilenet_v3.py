@@ -33,7 +33,7 @@ def squeezed_channels(channels: int) -> int:
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by what the whole map holds of them."""
+    """Weighs each channel by a function of all channels' means over the map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,8 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(squeezed_channels(channels), channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * F.hardsigmoid(self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))))
+        weights: torch.Tensor = F.hardsigmoid(self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))))
+        return x * weights
 
 
 def _unit(
@@ -53,7 +54,7 @@ def _unit(
 
 
 class InvertedResidualV3(nn.Module):
-    """Expand 1x1, depthwise, squeeze-and-excite where asked, project 1x1; a shortcut where the shapes allow one."""
+    """Expand 1x1, depthwise, optional squeeze-and-excite, project 1x1; a shortcut if the shapes allow one."""
 
     def __init__(
         self, inputs: int, expanded: int, outputs: int, kernel: int, excite: bool, swish: bool, stride: int, rate: int
@@ -68,13 +69,14 @@ class InvertedResidualV3(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.block(x) if self.shortcut else self.block(x)
+        y: torch.Tensor = self.block(x)
+        return x + y if self.shortcut else y
 
 
 class MobileNetV3(nn.Module):
-    """B x 3 x H x W in, B x 960 x h x w out. At `output_stride` 16 the last stride becomes rate 2, in its own block already.
+    """B x 3 x H x W in, B x 960 x h x w out. Keys are torchvision's (`features.N...`).
 
-    Keys are torchvision's (`features.N...`).
+    At `output_stride` 16 the last stride becomes rate 2, from its own block on.
     """
 
     channels = 960
@@ -100,4 +102,5 @@ class MobileNetV3(nn.Module):
         return list(self.features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.features(x)
+        features: torch.Tensor = self.features(x)
+        return features

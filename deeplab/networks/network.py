@@ -1,9 +1,9 @@
-"""A segmentation network: a backbone with holes and a head on top, with the geometry both were built for."""
+"""A segmentation network: a dilated backbone, a head, and the geometry that both were built for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Normalization:
-    """How pixels (0..255, RGB) become a backbone's input: channel order, then (x - mean) / std per input channel."""
+    """How RGB pixels (0..255) become a backbone's input: channel order, then (x - mean) / std per input channel."""
 
     order: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def apply(self, pixels: torch.Tensor) -> torch.Tensor:
-        """B x 3 x H x W, RGB, 0..255, any dtype -> float32 of the same shape in the backbone's convention."""
+        """B x 3 x H x W, RGB, 0..255, any dtype -> float32 of the same shape, normalised."""
         pixels = pixels.to(torch.float32)
         if self.order == "BGR":
             pixels = pixels.flip(1)
@@ -29,7 +29,7 @@ class Normalization:
 
     @property
     def mean_rgb(self) -> tuple[float, float, float]:
-        """The colour (RGB, 0..255) that normalises to zero: what images are padded with."""
+        """The colour (RGB, 0..255) that normalises to zero, with which images are padded."""
         return self.mean if self.order == "RGB" else (self.mean[2], self.mean[1], self.mean[0])
 
 
@@ -43,12 +43,21 @@ TENSORFLOW = Normalization("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 TORCHVISION = Normalization("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
+class ParameterGroup(TypedDict):
+    """A group of parameters as torch's optimizers take them; `base_lr` is the learning rate before any schedule."""
+
+    params: list[nn.Parameter]
+    lr: float
+    base_lr: float
+    weight_decay: float
+
+
 class SegmentationNetwork(nn.Module):
     """backbone -> head: normalised B x 3 x H x W in, class scores (logits) B x C x h x w out.
 
-    `normalization` says what input the weights expect. `align_corners` is the geometry in which scores are brought
-    to image size: with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride` is
-    the scores', the backbone's `output_stride` where the head does not change it.
+    `normalization`: the input that the weights expect. `align_corners`: the geometry for upsampling scores to image
+    size; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the
+    scores; by default the backbone's `output_stride`.
     """
 
     learnt_norm = False  # True where the paper trains batch norm, too
@@ -71,16 +80,17 @@ class SegmentationNetwork(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """`keep`: B x D factors of the backbone's channels, by which training leaves some of them out."""
-        return self.head(kept(self.backbone(x), keep))
+        """`keep`: B x D factors of the backbone's channels, with which training drops some of them."""
+        scores: torch.Tensor = self.head(scaled_channels(self.backbone(x), keep))
+        return scores
 
-    def parameter_groups(self, rate: float, head_multiplier: float, weight_decay: float) -> list[dict[str, Any]]:
-        """What is learnt, by learning rate: weights x 1, biases x 2 without decay, the head's x m and x 2m (`lr_mult`).
+    def parameter_groups(self, rate: float, head_multiplier: float, weight_decay: float) -> list[ParameterGroup]:
+        """The learnt parameters by learning rate: weights x 1, biases x 2 without decay, the head's x m and x 2m (`lr_mult`).
 
-        The head holds what is learnt anew: fc8 in the VGG nets, whose fc6 and fc7 belong to the backbone. Frozen
+        The head holds the newly learnt layers: fc8 in the VGG nets, whose fc6 and fc7 belong to the backbone. Frozen
         parameters and empty groups are left out.
         """
-        groups = []
+        groups: list[ParameterGroup] = []
         for module, multiplier in ((self.backbone, 1.0), (self.head, head_multiplier)):
             named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
             weights = [p for name, p in named if not name.endswith("bias")]
@@ -96,7 +106,7 @@ class SegmentationNetwork(nn.Module):
         return -(-(side - 1) // self.stride) * self.stride + 1 if side > 1 else 1
 
     def freeze_batch_norm(self) -> None:
-        """Statistics and affine terms stay as loaded, also through later `.train()` calls, as in the papers' code."""
+        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code."""
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -105,8 +115,8 @@ class SegmentationNetwork(nn.Module):
                     parameter.requires_grad_(False)
 
 
-def kept(features: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    """B x D x h x w features times B x D factors (None: as they are). ValueError for a backbone of several maps."""
+def scaled_channels(features: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """B x D x h x w features times B x D factors (None: unchanged). ValueError for a backbone with several feature maps."""
     if keep is None:
         return features
     if not isinstance(features, torch.Tensor):

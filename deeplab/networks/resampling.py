@@ -1,4 +1,4 @@
-"""Bilinear resampling by an exact step, as Caffe's Interp has it."""
+"""Bilinear resampling with an exact step, as in Caffe's Interp."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def _places(outputs: int, inputs: int, step: float, align_corners: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each output the input before its position (int64), and how far the position lies beyond it (float64, 0..1)."""
+    """For each output: the input at or before its position (int64), and the distance to it (float64, 0..1)."""
     index = torch.arange(outputs, dtype=torch.float64)
     position = index * step if align_corners else (index + 0.5) * step - 0.5
     position = position.clamp(0, inputs - 1)
@@ -17,8 +17,8 @@ def _places(outputs: int, inputs: int, step: float, align_corners: bool) -> tupl
 def interpolation_matrix(outputs: int, inputs: int, step: float, align_corners: bool, device: torch.device) -> torch.Tensor:
     """Linear interpolation as an outputs x inputs float32 matrix: output j reads input position `j * step`.
 
-    With `align_corners` (Caffe's Interp) positions are as said; without, pixels are areas and output j reads
-    `(j + 0.5) * step - 0.5`. Positions beyond the ends read the end.
+    That is with `align_corners` (Caffe's Interp); without, pixels are areas and output j reads `(j + 0.5) * step - 0.5`.
+    Positions beyond the ends read the end.
     """
     columns, weight = _places(outputs, inputs, step, align_corners)
     matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
@@ -32,11 +32,11 @@ def interpolation_matrix(outputs: int, inputs: int, step: float, align_corners: 
 def resample(maps: torch.Tensor, size: tuple[int, int], step: float, align_corners: bool = True) -> torch.Tensor:
     """Bilinear: ... x h x w float32 -> ... x size, output (i, j) read at input (i * step, j * step).
 
-    Unlike a resize to a size, the step is exact whatever the sides are: scores at stride 8 go to pixels with step
-    1/8, an image to half scale with step 2, and pixel 8i stays under score i.
+    Unlike in a resize, the step does not depend on the sizes: scores at stride 8 become pixels with step 1/8, an image
+    is halved with step 2, and pixel 8i stays under score i.
     """
     if step > 1 and not torch.is_grad_enabled():
-        return _picked(maps, size, step, align_corners)
+        return _gathered(maps, size, step, align_corners)
     rows = interpolation_matrix(size[0], maps.shape[-2], step, align_corners, maps.device)
     columns = interpolation_matrix(size[1], maps.shape[-1], step, align_corners, maps.device)
     device = "cpu" if maps.is_meta else maps.device.type
@@ -44,10 +44,10 @@ def resample(maps: torch.Tensor, size: tuple[int, int], step: float, align_corne
         return rows @ maps.float() @ columns.T
 
 
-def _picked(maps: torch.Tensor, size: tuple[int, int], step: float, align_corners: bool) -> torch.Tensor:
-    """`resample` towards fewer pixels: two inputs are picked for each output, where a product would multiply with zeros.
+def _gathered(maps: torch.Tensor, size: tuple[int, int], step: float, align_corners: bool) -> torch.Tensor:
+    """`resample` to fewer pixels: gathers two inputs per output, where the matrix product would mostly multiply by zeros.
 
-    A photo to three quarters takes 2 ms for 9. Towards more pixels, and in gradients, the product is the faster way.
+    A photo to three quarters takes 2 ms instead of 9. To more pixels, and for gradients, the product is faster.
     """
     maps = maps.float()
     for dimension, outputs in ((-2, size[0]), (-1, size[1])):

@@ -1,4 +1,4 @@
-"""ResNet-50 and ResNet-101 (He et al. 2015) with holes, as Caffe and DeepLab v2 lay them out."""
+"""Dilated ResNet-50 and ResNet-101 (He et al. 2015), in the layout of Caffe and DeepLab v2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (the holes are here), 1x1 increase, plus the shortcut."""
+    """1x1 reduce, dilated 3x3, 1x1 increase, plus the shortcut."""
 
     expansion = 4
 
@@ -44,9 +44,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet without its classifier: B x 3 x H x W in, B x 2048 x h x w out. Keys are torchvision's.
 
-    Caffe's layout, which DeepLab v2 uses, is the default: stride 2 of a stage on its first 1x1 convolutions
-    (`stride_in="1x1"`; torchvision's weights want "3x3"), pool1 with ceil, batch-norm eps 1e-5 (1e-3 for weights that
-    came through Keras), and holes from the first block of a dilated stage on (`dilate_first=True`; torchvision's first
+    The default is Caffe's layout, which DeepLab v2 uses: a stage's stride 2 on its first 1x1 convolutions
+    (`stride_in="1x1"`; torchvision's weights need "3x3"), pool1 with ceil, batch-norm eps 1e-5 (1e-3 for weights that
+    came through Keras), and dilation from the first block of a dilated stage on (`dilate_first=True`; torchvision's first
     block keeps the previous stage's rate). Output stride 8 gives res4 rate 2 and res5 rate 4; 16 gives res5 rate 2.
     """
 
@@ -95,4 +95,5 @@ class ResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = conv_norm(x, self.conv1, self.bn1, relu=True)
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=self.ceil_pool)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        features: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return features

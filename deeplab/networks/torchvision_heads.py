@@ -1,4 +1,4 @@
-"""DeepLab v3's head and FCN's convolutional one, as torchvision has them and with its keys."""
+"""DeepLab v3's head and FCN's convolutional head as in torchvision, with its keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class ImagePooling(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(1), conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x).expand(-1, -1, *x.shape[-2:])
+        means: torch.Tensor = super().forward(x)
+        return means.expand(-1, -1, *x.shape[-2:])
 
 
 class DeepLabV3ASPP(nn.Module):
@@ -37,7 +38,8 @@ class DeepLabV3ASPP(nn.Module):
         self.project = nn.Sequential(*_conv_bn_relu(width * len(self.convs), width, 1), nn.Dropout(0.5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.project(torch.cat([branch(x) for branch in self.convs], 1))
+        features: torch.Tensor = self.project(torch.cat([branch(x) for branch in self.convs], 1))
+        return features
 
 
 class DeepLabV3Head(nn.Sequential):

@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan & Zisserman, arXiv 1409.1556, column D) made convolutional, with holes, as DeepLab v1 and v2 have it."""
+"""Convolutional, dilated VGG-16 (Simonyan & Zisserman, arXiv 1409.1556, column D) as in DeepLab v1 and v2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convo
 
 
 def initialised(layer: nn.Conv2d) -> nn.Conv2d:
-    """Weights that keep the signal's size through a ReLU (He et al. 2015), bias 0: for layers that no file fills."""
+    """The layer with He et al. 2015's weights, which keep the signal's size through a ReLU, and bias 0."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -20,9 +20,9 @@ def initialised(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def filled(layer: nn.Conv2d) -> nn.Conv2d:
-    """Weights N(0, 0.005), bias 0.1: Caffe's fillers of fc6 and fc7 (`bvlc_alexnet/train_val.prototxt`).
+    """The layer with weights N(0, 0.005) and bias 0.1: Caffe's fillers of fc6 and fc7 (`bvlc_alexnet/train_val.prototxt`).
 
-    Features of ImageNet weights are of the order of ten and more; where weights keep their size, the papers' rate ends in NaN.
+    Features of ImageNet weights are of the order of ten and more. Weights that keep this size end in NaN at the papers' rate.
     """
     nn.init.normal_(layer.weight, std=0.005)
     assert layer.bias is not None
@@ -33,11 +33,11 @@ def filled(layer: nn.Conv2d) -> nn.Conv2d:
 class VGG16(nn.Module):
     """The 13 convolutions: B x 3 x H x W in, pool5 (B x 512 x h x w) out. Keys are torchvision's, `features.N`.
 
-    With holes (the default) pools are 3/2/1, the last two with stride 1, conv5 has rate 2, and 8k + 1 pixels become
-    k + 1 features (prototxt `vgg128_noup`). `output_stride=16` leaves pool4 its stride and conv5 dense. Without holes
+    With dilation (the default) pools are 3/2/1, the last two with stride 1, conv5 has rate 2, and 8k + 1 pixels become
+    k + 1 features (prototxt `vgg128_noup`). `output_stride=16` keeps pool4's stride and conv5 dense. Without dilation
     (`output_stride=32`) pools are 2/2/0, as in FCN. `ceil_pool`: Caffe's rounding. `average`: pool5a, the 3x3 average
     after pool5, which the released v1 nets have and the v2 nets do not. `first_padding`: FCN's conv1_1 pads 100. `width`:
-    share of the published channels, here and in fc6 and fc7; below 1 the same geometry for small data and for tests.
+    share of the published channels, also in fc6 and fc7; below 1 it gives the same geometry for small data and tests.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class VGG16(nn.Module):
             stride = 2 if current < output_stride else 1
             layers.append(nn.MaxPool2d(3, stride, 1, ceil_mode=ceil_pool))
             current *= stride
-            # conv5 sees as far as it would after pool4's stride; pool5's lost stride goes into fc6's rate.
+            # Rate 2 keeps conv5's field of view without pool4's stride; fc6's rate makes up for pool5's.
             rate = 2 if stride == 1 else 1
         if average:
             layers.append(nn.AvgPool2d(3, 1, 1))
@@ -80,22 +80,23 @@ class VGG16(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
 
     def pools(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What each of the five pools gives; the last one after pool5a where there is one."""
-        found = []
+        """The outputs of the five pools; the last one after pool5a if there is one."""
+        pools = []
         for module in self.features:
             x = module(x)
             if isinstance(module, nn.MaxPool2d):
-                found.append(x)
-        return [*found[:-1], x]
+                pools.append(x)
+        return [*pools[:-1], x]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        return self.features(x)
+        features: torch.Tensor = self.features(x)
+        return features
 
 
 class FullyConnected(nn.Module):
     """fc6 and fc7 as convolutions, each with ReLU and dropout 0.5: B x D x h x w in, B x filters x h x w out.
 
-    An effective kernel of `rate * (kernel - 1) + 1`, which is odd in all the papers' variants, is padded to keep h x w.
+    The effective kernel of `rate * (kernel - 1) + 1` is odd in all the papers' variants; padding keeps h x w.
     """
 
     def __init__(self, inputs: int, filters: int, kernel: int, rate: int, padding: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Images to scores: batches, scales, tiles, proposals, and what that costs.
+"""Images to scores: batches, scales, tiles, proposals, and how fast that is.
 
-Scores to finer label maps are crf/.
+Refining the label maps of scores is crf/.
 """

@@ -1,4 +1,4 @@
-"""A network for scoring only: every batch norm gone into the convolution before it."""
+"""Folds every batch norm of a network into the convolution before it, for scoring only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from deeplab.networks.network import SegmentationNetwork
 
 
 def folded(network: SegmentationNetwork) -> SegmentationNetwork:
-    """A copy in evaluation mode that gives the same scores; `network` stays as it is.
+    """A copy in evaluation mode with the same scores; `network` is not changed.
 
-    A convolution (or deconvolution) and the batch norm that follows it among a module's children are one pair, as in
-    every backbone and head here. The norm's place is taken by an identity, which `conv_norm` knows.
+    A convolution (or deconvolution) and the batch norm that directly follows it among a module's children form a pair, as
+    in every backbone and head here. An identity replaces the norm; `conv_norm` recognises it.
     """
     twin = copy.deepcopy(network).eval()
     for module in twin.modules():

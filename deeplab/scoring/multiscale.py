@@ -24,14 +24,14 @@ def upsample(scores: np.ndarray, height: int, width: int, stride: int, align_cor
 def winning_classes(scores: np.ndarray, height: int, width: int, stride: int, align_corners: bool = True) -> np.ndarray:
     """C x h x w scores at `stride` -> the class of the largest score at each pixel: H x W uint8, uint16 above 256 classes.
 
-    Block by block, as the upsampled scores of one large image would fill gigabytes.
+    Computed block by block: the upsampled scores of one large image would fill gigabytes.
     """
     block = 64 * stride
     labels = np.empty((height, width), np.uint8 if len(scores) <= 256 else np.uint16)
     for top in range(0, height, block):
         for left in range(0, width, block):
             target = labels[top : top + block, left : left + block]
-            # One score further up and left than the block starts: without aligned corners its first pixels read it.
+            # Start one score further up and left: without aligned corners the block's first pixels read it.
             above, before = min(top, stride), min(left, stride)
             rows, columns = target.shape[0] + above, target.shape[1] + before
             i, j = (top - above) // stride, (left - before) // stride

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Scoring:
     fusion: Fusion = "max"
     """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
     precision: Precision = "auto"
-    """Of the arithmetic. "auto" is float16 on a GPU, and on a CPU what `deeplab.devices.best_precision` says."""
+    """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU."""
     tile: int = 1025
     """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
     overlap: int = 128
@@ -54,18 +54,26 @@ class Scoring:
 PLAIN = Scoring()
 
 
+class RowSource(Protocol):
+    """An H x W x 3 uint8 RGB image that is read by slices of rows, such as deeplab.images.row_windows.LargeImage."""
+
+    shape: tuple[int, int, int]
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
 class Predictor:
     """Scores and label maps for lists of images of mixed sizes.
 
-    Every image is padded (bottom and right, with the backbone's mean colour) to its own place on the network's
-    lattice, never resized and never padded to a neighbour's size, so its result does not depend on what it is batched
-    with. Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended
-    linearly over the overlap, so memory is bounded by the tile.
+    Every image is padded (bottom and right, with the backbone's mean colour) to the next size on the network's lattice,
+    never resized and never padded to a neighbour's size, so its result does not depend on the other images of its batch.
+    Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended linearly over the
+    overlap, so memory is bounded by the tile.
 
-    device: "auto" takes a GPU where there is one. The network is copied: batch norm is folded and weights take the precision,
-    while sums stay float32 inside a layer, and between scales.
-    batch_pixels: the most padded pixels that one pass takes at scale 1 (on a CPU few, so that what
-    is between two layers stays in its cache; one image may have more).
+    device: "auto" is the GPU if there is one. The network is copied, with batch norm folded and weights in the precision;
+    sums inside a layer and between scales stay float32.
+    batch_pixels: the most padded pixels of one pass at scale 1, although a single image may have more. On a CPU it is
+    small, so that features between two layers stay in the cache.
     """
 
     def __init__(
@@ -106,24 +114,23 @@ class Predictor:
                 results[index] = np.concatenate(list(self.score_rows(image)), axis=1)
             else:
                 buckets[self.network.lattice_size(height), self.network.lattice_size(width)].append(index)
-        # A GPU is given all batches before the first scores are asked for: it works while the next batch is put together.
+        # All batches are queued before the first scores are fetched: a GPU works while the next batch is assembled.
         pending: list[tuple[list[int], torch.Tensor]] = []
         for (height, width), indices in buckets.items():
             size = max(1, self.batch_pixels // (height * width))
             for start in range(0, len(indices), size):
                 batch = indices[start : start + size]
                 pending.append((batch, self._batch([images[i] for i in batch], height, width)))
-        for batch, found in pending:
-            for index, scores in zip(batch, found.cpu().numpy(), strict=True):
+        for batch, batch_scores in pending:
+            for index, scores in zip(batch, batch_scores.cpu().numpy(), strict=True):
                 results[index] = scores
         return [scores for scores in results if scores is not None]
 
-    def score_rows(self, image: Any) -> Iterator[np.ndarray]:
-        """The scores of one image in tiles, from top to bottom: float16 C x k x w parts that make up C x h x w.
+    def score_rows(self, image: np.ndarray | RowSource) -> Iterator[np.ndarray]:
+        """Score one image in tiles, from top to bottom: float16 C x k x w parts that make up C x h x w.
 
-        image: H x W x 3 uint8 RGB, or anything with its `shape` whose slices image[top:bottom] are such arrays; they
-        are asked for from top to bottom, each the height of a tile. A part comes when no further tile reaches it, so
-        memory is bounded by a row of tiles.
+        Slices image[top:bottom] are taken from top to bottom, each as high as a tile. A part is returned once no further
+        tile overlaps it, so memory is bounded by a row of tiles.
         """
         stride = self.network.stride
         height, width = image.shape[:2]
@@ -143,7 +150,7 @@ class Predictor:
                 weight[:, j : j + w] += ramp
             done = (following - top) // stride
             yield (total[:, :done] / weight[:done]).astype(np.float16)
-            # What the next row of tiles overlaps goes to the top.
+            # The rows that the next tiles overlap move to the top.
             total = np.concatenate([total[:, done:], np.zeros_like(total[:, :done])], axis=1)
             weight = np.concatenate([weight[done:], np.zeros_like(weight[:done])])
 
@@ -164,12 +171,12 @@ class Predictor:
             slot[: image.shape[0], : image.shape[1]] = image
         with torch.inference_mode():
             x = torch.from_numpy(pixels)
-            if self.device.type == "cuda":  # from pinned memory the copy goes on while the GPU works
+            if self.device.type == "cuda":  # copies from pinned memory overlap with the GPU's work
                 x = x.pin_memory().to(self.device, non_blocking=True)
             x = x.permute(0, 3, 1, 2)
             x = self.network.normalization.apply(x).to(self.dtype)
             scores = multiscale_scores(self.network, x, self.scales, self.flip, self.fusion)
-            # Beyond half precision's range no score changes a decision any more.
+            # Scores beyond half precision's range decide alike.
             return scores.clamp(-65504, 65504).half()
 
     def _starts(self, side: int) -> tuple[list[int], int]:

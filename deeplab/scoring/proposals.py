@@ -1,4 +1,4 @@
-"""DeconvNet's way through an image: proposals one by one, their scores pasted back (arXiv 1505.04366, section 4.3)."""
+"""DeconvNet's inference: score proposals one by one and paste their scores back (arXiv 1505.04366, section 4.3)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from deeplab.networks.deconvnet import SIDE
 from deeplab.networks.network import SegmentationNetwork
 
-MOST, SMALLEST = 50, 112  # proposals used, and the least side of one in pixels (`generate_EDeconvNet_CRF_results.m`)
+MOST, SMALLEST = 50, 112  # number of proposals, and their least side in pixels (`generate_EDeconvNet_CRF_results.m`)
 Paste = Literal["max", "mean"]
 Ensemble = Literal["mean", "product"]
 
 
 def chosen_boxes(boxes: np.ndarray, most: int = MOST, smallest: int = SMALLEST) -> np.ndarray:
-    """The first `most` boxes, best first as they come, whose both sides have `smallest` pixels or more.
+    """The first `most` boxes (they come best first) with both sides of at least `smallest` pixels.
 
     boxes: N x 4 integers (left, top, right, bottom), right and bottom excluded; they may reach beyond the image.
     ValueError for another shape or an empty box.
@@ -29,7 +29,8 @@ def chosen_boxes(boxes: np.ndarray, most: int = MOST, smallest: int = SMALLEST) 
     sides = boxes[:, 2:] - boxes[:, :2]
     if (sides <= 0).any():
         raise ValueError(f"box {boxes[(sides <= 0).any(1)][0].tolist()} is empty: left < right and top < bottom are accepted")
-    return boxes[sides.min(1) >= smallest][:most]
+    chosen: np.ndarray = boxes[sides.min(1) >= smallest][:most]
+    return chosen
 
 
 @torch.inference_mode()
@@ -43,9 +44,9 @@ def proposal_scores(
 ) -> np.ndarray:
     """H x W x 3 uint8 RGB and proposals -> class scores, C x H x W float32.
 
-    Every chosen box (`chosen_boxes`) is cut out, black beyond the image as in the released code, brought to 224 x 224,
-    scored, and its scores brought back to the box. "max": the largest score at each pixel and class, never below 0, which
-    is where the released code starts from. "mean": the average over the boxes that hold the pixel, 0 where none does.
+    Every chosen box (`chosen_boxes`) is cut out, black beyond the image as in the released code, resized to 224 x 224,
+    scored, and its scores resized back. "max": the largest score at each pixel and class, at least 0, with which the
+    released code starts. "mean": the average over the boxes that contain the pixel, 0 outside all boxes.
     """
     if paste not in ("max", "mean"):
         raise ValueError(f"paste {paste!r}: 'max' and 'mean' are accepted")
@@ -70,12 +71,13 @@ def proposal_scores(
 
 
 def ensemble(deconvnet: np.ndarray, fcn: np.ndarray, rule: Ensemble = "mean") -> np.ndarray:
-    """EDeconvNet: scores of DeconvNet and of FCN-8s, C x H x W each, joined.
+    """EDeconvNet: the scores of DeconvNet and of FCN-8s, C x H x W each, combined.
 
-    "mean" is the paper's (section 4.4); "product" the released demo's, DeconvNet's scores times FCN's positive ones.
+    "mean" is the paper's rule (section 4.4); "product" the released demo's: DeconvNet's scores times FCN's positive ones.
     """
     if deconvnet.shape != fcn.shape:
         raise ValueError(f"scores of {deconvnet.shape} and {fcn.shape}: one shape is accepted")
     if rule not in ("mean", "product"):
         raise ValueError(f"rule {rule!r}: 'mean' and 'product' are accepted")
-    return (deconvnet + fcn) / 2 if rule == "mean" else deconvnet * np.maximum(fcn, 0)
+    scores: np.ndarray = (deconvnet + fcn) / 2 if rule == "mean" else deconvnet * np.maximum(fcn, 0)
+    return scores

@@ -1,4 +1,4 @@
-"""What a model costs on a machine: seconds an image by stage, arithmetic against the device's own, and what an archive takes."""
+"""How fast a model is on a machine: seconds an image by stage, use of the device's arithmetic, and hours for an archive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians in seconds an image: decode, score, refine, encode, on one core each, but for `score` on the device.
+    """Median seconds an image: decode, refine and encode on one core, score on the device.
 
-    `flops`: multiplications and additions that one image's scores take; `peak`: those of a large matrix product in the
-    same arithmetic, per second, on one core or the GPU. `refine_device`: the CRF in torch operations on the GPU.
+    `flops`: multiplications and additions for one image's scores; `peak`: those per second of a large matrix product in
+    the same precision, on one core or the GPU. `refine_device`: the CRF in torch operations on the GPU.
     """
 
     device: str
@@ -46,13 +46,13 @@ class Speed:
 
     @property
     def utilisation(self) -> float:
-        """Share of the device's arithmetic that scoring reaches. It can pass 1: holes that reach into padding cost nothing."""
+        """The share of `peak` that scoring reaches. Above 1 is possible: taps of a dilation that fall on padding cost nothing."""
         return self.flops / self.seconds["score"] / self.peak
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a number of images takes on `cores` and `gpus`; `bound`: the stage that the others wait for."""
+    """Time and cost of a number of images on `cores` and `gpus`; `bound`: the stage that limits the rate."""
 
     images: int
     cores: int
@@ -65,10 +65,10 @@ class Estimate:
 
 
 def pictures(count: int, height: int, width: int) -> list[bytes]:
-    """JPEGs of `height` x `width` with smooth grounds, a few shapes and grain: what a CRF and a decoder find in photos."""
+    """JPEGs of `height` x `width` with smooth backgrounds, a few shapes and grain, as demanding as photos."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    found = []
+    encoded = []
     for _ in range(count):
         slope = random.uniform(-0.3, 0.3, (2, 3))
         picture = (
@@ -80,12 +80,12 @@ def pictures(count: int, height: int, width: int) -> list[bytes]:
         picture += random.normal(0, 6, picture.shape)
         buffer = io.BytesIO()
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        found.append(buffer.getvalue())
-    return found
+        encoded.append(buffer.getvalue())
+    return encoded
 
 
 def flops_of(network: SegmentationNetwork, height: int, width: int, scales: Sequence[float], flip: bool) -> float:
-    """Multiplications and additions (each counts) of one image's convolutions and products over all scales."""
+    """Multiplications plus additions of one image's convolutions and matrix products, over all scales."""
     twin = folded(network).to("meta")
     x = torch.empty(1, 3, network.lattice_size(height), network.lattice_size(width), device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -94,7 +94,7 @@ def flops_of(network: SegmentationNetwork, height: int, width: int, scales: Sequ
 
 
 def peak_of(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:
-    """Multiplications and additions per second of a large matrix product: the best of `rounds`, after one to warm up."""
+    """Multiplications plus additions per second of a large matrix product: the best of `rounds`, after a warm-up."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -115,10 +115,10 @@ def measure(
     rounds: int = 3,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Speed:
-    """Take `encoded` photos through every stage `rounds` times, after one to warm up. ImageError for what is no image.
+    """Take `encoded` photos through every stage `rounds` times, after a warm-up. ImageError for bytes that are no image.
 
-    On a CPU everything runs in one thread and its CPU time counts, so that other work on the machine disturbs little.
-    `watch` hears of rounds done and of all.
+    On a CPU everything runs in one thread whose CPU time is measured, so that other work on the machine matters little.
+    `watch` is called with the number of the round and of all rounds.
     """
     if not encoded:
         raise ValueError("no photos: at least one is needed")
@@ -126,35 +126,37 @@ def measure(
     cpu = torch.device("cpu")
     if predictor.device.type == "cpu":
         torch.set_num_threads(1)
-    geometry: dict[str, Any] = {"stride": network.stride, "align_corners": network.align_corners}
 
-    def through() -> tuple[list[np.ndarray], dict[str, float]]:
-        """All photos through every stage: their pixels, and the seconds of each stage."""
-        took = {}
-        took["decode"], images = _timed(lambda: [decode(data) for data in encoded], cpu)
-        took["score"], scores = _timed(lambda: predictor.scores(images), predictor.device)
+    def run_stages() -> tuple[list[np.ndarray], dict[str, float]]:
+        """Take all photos through every stage; returns their pixels and the seconds of each stage."""
+        seconds = {}
+        seconds["decode"], images = _timed(lambda: [decode(data) for data in encoded], cpu)
+        seconds["score"], scores = _timed(lambda: predictor.scores(images), predictor.device)
 
         def labels(engine: DenseCRF | None) -> list[np.ndarray]:
+            pairs = list(zip(images, scores, strict=True))
             if engine is None:
-                return [predictor.labels_of(found, *image.shape[:2]) for image, found in zip(images, scores, strict=True)]
-            return [engine.labels(image, scores=found, **geometry) for image, found in zip(images, scores, strict=True)]
+                return [predictor.labels_of(s, *image.shape[:2]) for image, s in pairs]
+            return [
+                engine.labels(image, scores=s, stride=network.stride, align_corners=network.align_corners) for image, s in pairs
+            ]
 
-        took["refine"], found = _timed(lambda: labels(crf), cpu)
+        seconds["refine"], label_maps = _timed(lambda: labels(crf), cpu)
         if crf_on_device is not None:
-            took["refine_device"], _ = _timed(lambda: labels(crf_on_device), predictor.device)
-        took["encode"], _ = _timed(lambda: [masks.encode_png(each, classes) for each in found], cpu)
-        return images, took
+            seconds["refine_device"], _ = _timed(lambda: labels(crf_on_device), predictor.device)
+        seconds["encode"], _ = _timed(lambda: [masks.encode_png(label_map, classes) for label_map in label_maps], cpu)
+        return images, seconds
 
-    images, _ = through()  # makes kernels and buffers
-    spent: dict[str, list[float]] = {}
+    images, _ = run_stages()  # compiles kernels and allocates buffers
+    by_stage: dict[str, list[float]] = {}
     for number in range(rounds):
         watch(number + 1, rounds + 1)
-        for stage, seconds in through()[1].items():
-            spent.setdefault(stage, []).append(seconds / len(encoded))
+        for stage, seconds in run_stages()[1].items():
+            by_stage.setdefault(stage, []).append(seconds / len(encoded))
     watch(rounds + 1, rounds + 1)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     flops = {size: flops_of(network, *size, scoring.scales, scoring.flip) for size in set(sizes)}
-    medians = {stage: statistics.median(values) for stage, values in spent.items()}
+    medians = {stage: statistics.median(values) for stage, values in by_stage.items()}
     on_device = medians.pop("refine_device", None)
     return Speed(
         device=torch.cuda.get_device_name(predictor.device) if predictor.device.type == "cuda" else "one core",
@@ -169,9 +171,9 @@ def measure(
 
 
 def estimate(speed: Speed, images: int, cores: int, gpus: int = 0, hourly_price: float | None = None) -> Estimate:
-    """What `images` like those measured take, without what it takes to read them and to start the workers.
+    """Time and cost of `images` like those measured, without the time to read them and to start workers.
 
-    Without GPUs a core takes an image all its way; with them the GPUs score while the cores do the rest.
+    Without GPUs each core takes an image through all stages; with GPUs these score while the cores do the rest.
     """
     seconds = speed.seconds
     if gpus:
@@ -186,13 +188,13 @@ def estimate(speed: Speed, images: int, cores: int, gpus: int = 0, hourly_price:
 
 
 def _timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
-    """Seconds of `work` and what it gives: of this thread on a CPU, on the wall until a GPU is done."""
+    """Seconds of `work` and its result: CPU time of this thread, or wall-clock time until a GPU is done."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.synchronize(device)
     clock = time.perf_counter if cuda else time.thread_time
     start = clock()
-    found = work()
+    result = work()
     if cuda:
         torch.cuda.synchronize(device)
-    return clock() - start, found
+    return clock() - start, result

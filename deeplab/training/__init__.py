@@ -1,4 +1,4 @@
-"""The training loop and what it is made of: presets, sampling, losses, optimizer, states.
+"""The training loop and its parts: presets, sampling, losses, optimizer, states.
 
 No Ray: pipelines/train puts it on a cluster.
 """

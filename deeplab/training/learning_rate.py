@@ -14,5 +14,5 @@ def staircase(step: int, every: int, gamma: float = 0.1) -> float:
 
 
 def warmup(step: int, steps: int) -> float:
-    """Rises linearly to 1 over the first `steps` steps; 1 from there, and always when `steps` is 0."""
+    """Rises linearly to 1 over the first `steps` steps, then stays 1; always 1 if `steps` is 0."""
     return min(1.0, (step + 1) / (steps + 1)) if steps else 1.0

@@ -1,4 +1,4 @@
-"""The training loop of one process or many: deterministic, resumable at any saved step, readable from top to bottom."""
+"""The training loop of one process or several: deterministic, and resumable at any saved step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from deeplab.data.datasets import Labelled
 from deeplab.data.object_crops import ObjectCrops
 from deeplab.devices import device_named
 from deeplab.errors import UserError
+from deeplab.evaluation.metrics import Summary
 from deeplab.evaluation.predictions import evaluate
 from deeplab.files import Files, as_files, mark_output
 from deeplab.models import checkpoint
@@ -40,33 +41,33 @@ from deeplab.training.sampling import Samples, Shares
 from deeplab.training.states import TrainingError
 
 SHOWN = 6  # validation images on the sheet of sample predictions
-LOADER_GRACE_SECONDS = 120  # from SIGTERM to the end of a loader process whose parent has not ended it
+LOADER_GRACE_SECONDS = 120  # from SIGTERM until a loader process ends by itself if its parent has not ended it
 METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
 class Stopped(UserError):
-    """Training was asked to stop: the state of `step` is saved, and `--resume` goes on from there."""
+    """Training was stopped on request: the state of `step` is saved, from which `--resume` continues."""
 
     def __init__(self, out: object, step: int) -> None:
-        super().__init__(f"stopped at step {step}; the state is saved in {out}, and the same command with --resume goes on")
+        super().__init__(f"stopped at step {step}; the state is saved in {out}: run the same command with --resume to continue")
         self.out, self.step = str(out), step
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Stopped], tuple[str, int]]:
         return Stopped, (self.out, self.step)
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a watcher is told after each step: `validation`, and the name of the file with `samples`, where there are any.
+    """The report after each step. After a validation also its summary, and the name of the file with sample predictions.
 
-    `at`: seconds of the wall clock when the step was computed; `waited`: how many of its seconds went by waiting for data.
+    `at`: when the step was done, in seconds since the epoch; `waited`: seconds of the step spent waiting for data.
     """
 
     step: int
     steps: int
     loss: float
     learning_rate: float
-    validation: dict[str, Any] | None = None
+    validation: Summary | None = None
     samples: str | None = None
     at: float = field(default=0.0, compare=False)
     waited: float = field(default=0.0, compare=False)
@@ -74,11 +75,11 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out, which does not decide what it computes (up to the rounding of sums).
+    """How a run is executed, which does not change what it computes (up to the rounding of sums).
 
-    `device`: auto, cpu or cuda. `loaders`: processes that read and augment ahead, 0 for none, per worker. `accumulate`:
-    forward and backward passes per worker that make one optimizer step. `compile`: torch.compile. The state is saved
-    at every validation and, where not 0, every `checkpoint_every` steps; the newest `keep` states stay.
+    `device`: auto, cpu or cuda. `loaders`: processes per worker that read and augment ahead, 0 for none. `accumulate`:
+    forward and backward passes per worker and optimizer step. `compile`: use torch.compile. The state is saved at every
+    validation and, if not 0, every `checkpoint_every` steps; the newest `keep` states are kept.
     """
 
     device: str = "auto"
@@ -90,7 +91,7 @@ class Execution:
 
 
 class Objective(nn.Module):
-    """Pixels and labels to the loss: what is differentiated, exchanged and compiled as one."""
+    """Pixels and labels to the loss: one module to differentiate, synchronise and compile."""
 
     def __init__(self, network: SegmentationNetwork, config: TrainingConfig) -> None:
         super().__init__()
@@ -121,18 +122,18 @@ def train(
     """Train `network` and write the model folder `out` with the weights that scored best on `validation`.
 
     States (weights, optimizer, average, best so far) go to `out`/training, one JSON line per validation to metrics.jsonl,
-    sample predictions to samples/. `resume` goes on from the newest state; without it a folder that holds one is
-    refused. `run`: the id of a run that was begun elsewhere (`states.begin`), whose newest state, if any, is taken up.
-    `card`: what the model card says besides architecture, classes, training and metrics. `stop` is asked at every
-    step and validation image, on every rank: where one says yes, the state is saved and Stopped raised. Every rank
-    calls with the same arguments; `report` is called on rank 0.
+    sample predictions to samples/. `resume` continues from the newest state; without it a folder that holds one is
+    refused. `run`: the id of a run that another process began (`states.begin`), continued from its newest state, if any.
+    `card`: entries of the model card besides architecture, classes, training and metrics. `stop` is called at every step
+    and validation image, on every rank: if one returns True, the state is saved and Stopped raised. Every rank calls
+    `train` with the same arguments; `report` is called on rank 0.
 
-    Returns the best validation summary. Raises TrainingError for a loss or weights that are no numbers (states and best
-    model stay), an unfit `out` or one that cannot be written.
+    Returns the best validation summary. Raises TrainingError if the loss or weights are not finite (states and the best
+    model are kept), and if `out` is unsuitable or cannot be written.
     """
     out = as_files(out)
-    where = device_named(execution.device)
-    ranks = ranks or Ranks(where)
+    device = device_named(execution.device)
+    ranks = ranks or Ranks(device)
     if ranks.size * execution.accumulate > config.batch_size:
         raise TrainingError(
             f"a batch of {config.batch_size} cannot be divided over {ranks.size} workers x {execution.accumulate} passes: "
@@ -148,13 +149,13 @@ def train(
         return record.best
 
     torch.manual_seed(config.seed)
-    network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = network.backbone.layers()[: config.frozen_layers] if config.frozen_layers else []  # type: ignore[operator]
     _prepare_batch_norm(network, config, ranks)
     for layer in frozen:
         layer.requires_grad_(False)
     optimizer = optimizer_of(network, config)
-    scaler = torch.amp.GradScaler(where.type, enabled=config.precision == "float16")
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
     start, validated, loss = 0, 0, math.nan
     best, history = dict[str, Any](mean_iou=-1.0), list[dict[str, Any]]()
@@ -163,7 +164,7 @@ def train(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        average = {key: value.to(where) for key, value in state["average"].items()} if config.ema else None
+        average = {key: value.to(device) for key, value in state["average"].items()} if config.ema else None
         start, validated, loss = state["step"], state["validated"], state["loss"]
         best, history = state["best"], state["history"]
 
@@ -175,12 +176,12 @@ def train(
         augment = ObjectCrops(config.crop, config.sampling, mean, config.mirror)
     samples = Samples(training, augment, config)
     shares = Shares(config.batch_size, start, config.steps, ranks.rank, ranks.size, execution.accumulate)
-    batches = _batches(samples, shares, execution.loaders, where)
+    batches = _batches(samples, shares, execution.loaders, device)
 
-    def diverged(what: str, step: int) -> TrainingError:
+    def diverged(reason: str, step: int) -> TrainingError:
         numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
         names = [training.stems[samples.image_of(number)] for number in numbers]
-        return TrainingError(f"{what} at step {step} on {', '.join(names)}; try a lower learning rate")
+        return TrainingError(f"{reason} at step {step} on {', '.join(names)}; try a lower learning rate")
 
     def save(done: int) -> None:
         if not checkpoint.storable(network):
@@ -190,26 +191,27 @@ def train(
         state |= {"step": done, "validated": validated, "loss": loss}
         ranks.on_first(lambda: states.save(out, record.id, state, execution.keep))
 
-    def validate(done: int) -> tuple[dict[str, Any], str]:
+    def validate(done: int) -> tuple[Summary, str]:
         nonlocal best, validated
         if not checkpoint.storable(network):
             raise diverged("weights are beyond half precision", done - 1)
         trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
         shown: list[tuple[str, np.ndarray, np.ndarray]] = []
 
-        def look(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
+        def collect(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
             if ranks.first and len(shown) < SHOWN:
                 shown.append((validation.stems[index], image, predicted))
 
-        def heed(done_images: int, images: int) -> None:
+        def check_stop(done_images: int, images: int) -> None:
             if ranks.any(stop()):
                 network.load_state_dict(trained)
                 save(done)
                 raise Stopped(out, done)
 
         network.load_state_dict(average or trained)
-        predictor = Predictor(network, Scoring(precision=config.precision), device=where.type)
-        summary = evaluate(predictor, validation, ranks=ranks, report=heed, look=look).total.summary(list(classes.names))
+        predictor = Predictor(network, Scoring(precision=config.precision), device=device.type)
+        evaluation = evaluate(predictor, validation, ranks=ranks, report=check_stop, look=collect)
+        summary = evaluation.total.summary(classes.names)
         better = summary["mean_iou"] > best["mean_iou"]
         if better:
             best = {**summary, "step": done, "split": validation.split}
@@ -234,7 +236,7 @@ def train(
     def due(done: int) -> bool:
         return validated < done and (done % config.validate_every == 0 or done == config.steps)
 
-    if due(start):  # the run ended between a step and its validation
+    if due(start):  # the earlier process ended between a step and its validation
         validate(start)
         save(start)
     for step in range(start, config.steps):
@@ -247,20 +249,20 @@ def train(
         began = time.perf_counter()
         passes = [next(batches) for _ in range(execution.accumulate)]
         waited = time.perf_counter() - began
-        mine = sum(labelled_pixels(labels, network.stride, config.loss) for _, labels in passes)
-        pixels, stopping = ranks.sum([mine, stop()])
+        own_pixels = sum(labelled_pixels(labels, network.stride, config.loss) for _, labels in passes)
+        pixels, stopping = ranks.sum([own_pixels, stop()])
         optimizer.zero_grad()
         loss = 0.0
         for part, (images, labels) in enumerate(passes):
-            keep = _dropout(config, shares.of_step(step)[part], network).to(where) if config.dropout else None
-            # Dropout inside a network, too, is a function of the step, so that a resumed run drops the same.
+            keep = _dropout(config, shares.of_step(step)[part], network).to(device) if config.dropout else None
+            # Dropout inside the network also depends on the step alone, so that a resumed run drops the same channels.
             torch.manual_seed(int(np.random.default_rng([config.seed, 3, step, ranks.rank, part]).integers(2**31)))
             last = part == len(passes) - 1
-            with nullcontext() if last else ranks.apart(objective):
-                with _autocast(where, config):
+            with nullcontext() if last else ranks.no_sync(objective):
+                with _autocast(device, config):
                     share = labelled_pixels(labels, network.stride, config.loss) / max(pixels, 1)
-                    value = compiled(images.to(where), labels.to(where), keep, share)
-                # The exchange averages over ranks, whose losses are parts of one sum.
+                    value = compiled(images.to(device), labels.to(device), keep, share)
+                # Gradients are averaged over the ranks, but the ranks' losses are parts of one sum.
                 scaler.scale(value * ranks.size).backward()
             loss += value.item()
         (loss,) = ranks.sum([loss])
@@ -286,10 +288,10 @@ def train(
     return best
 
 
-def _autocast(where: torch.device, config: TrainingConfig) -> Any:
+def _autocast(device: torch.device, config: TrainingConfig) -> AbstractContextManager[object]:
     if config.precision == "float32":
         return nullcontext()
-    return torch.autocast(where.type, torch.bfloat16 if config.precision == "bfloat16" else torch.float16)
+    return torch.autocast(device.type, torch.bfloat16 if config.precision == "bfloat16" else torch.float16)
 
 
 def _prepare_batch_norm(network: SegmentationNetwork, config: TrainingConfig, ranks: Ranks) -> None:
@@ -302,22 +304,22 @@ def _prepare_batch_norm(network: SegmentationNetwork, config: TrainingConfig, ra
 
 
 def _dropout(config: TrainingConfig, numbers: list[int], network: SegmentationNetwork) -> torch.Tensor:
-    """B x C factors 0 or 1 / (1 - p), drawn per sample number, so that a batch that is cut up drops the same channels."""
+    """B x C factors 0 or 1 / (1 - p), drawn per sample number, so that a divided batch drops the same channels."""
     channels = int(network.backbone.channels)  # type: ignore[arg-type]
-    kept = [np.random.default_rng([config.seed, 4, number]).random(channels) >= config.dropout for number in numbers]
-    return torch.from_numpy(np.stack(kept).astype(np.float32) / (1 - config.dropout))
+    masks = [np.random.default_rng([config.seed, 4, number]).random(channels) >= config.dropout for number in numbers]
+    return torch.from_numpy(np.stack(masks).astype(np.float32) / (1 - config.dropout))
 
 
-def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device) -> Iterator[Any]:
-    """Batches of the shares in order. What is wrong with a file arrives as one line, also from a loader process."""
-    # Object stores' clients do not survive a fork.
+def _batches(samples: Samples, shares: Shares, loaders: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of the shares in order. Errors in files are one line, even from a loader process."""
+    # Clients of object stores do not survive a fork.
     context = "forkserver" if loaders and samples.data.remote else None
     loader = DataLoader(
         samples,
         batch_sampler=shares,
         num_workers=loaders,
-        pin_memory=where.type == "cuda",
-        worker_init_fn=_leave_the_end_to_the_parent,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_stop_signals,
         multiprocessing_context=context,
     )
     try:
@@ -327,14 +329,15 @@ def _batches(samples: Samples, shares: Shares, loaders: int, where: torch.device
         raise type(error)(lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
 
 
-def _leave_the_end_to_the_parent(worker: int) -> None:
-    """In a loader process: Ctrl-C, a closed terminal, systemd, Slurm and others signal the parent and its children alike.
+def _ignore_stop_signals(worker: int) -> None:
+    """In a loader process: leave it to the parent to end this process.
 
-    The parent needs its batches until it has saved the state. Then it ends the loaders, which also end when it is gone.
+    Ctrl-C, a closed terminal, systemd and Slurm signal the parent and its children alike, but the parent needs batches until
+    it has saved its state. Then it ends the loaders, which also end if it dies.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # The parent's own last means is SIGTERM, too: it works, but late.
+    # SIGTERM is also the parent's last resort, so it takes effect, but late.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADER_GRACE_SECONDS))
 
 

@@ -1,4 +1,4 @@
-"""Losses. Label 255 is never learnt from."""
+"""Losses. Pixels with label 255 never count."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def segmentation_loss(
     """Mean cross-entropy over the labelled pixels of the whole batch (Caffe's VALID normalisation).
 
     scores: B x C x h x w logits. labels: B x H x W, 0..C-1 or 255 (ignored). With no labelled pixel the loss is 0.
-    `resolution`: "full" brings the scores to H x W (as DeepLab v3 does); "stride" takes every s-th label instead, as
-    DeepLab v1 and v2 do (Interp shrink 8 on 321 is exactly `label[::8, ::8]`). Without `normalize` it is the sum, as in
-    FCN's solvers.
+    `resolution`: "full" upsamples the scores to H x W, as DeepLab v3 does; "stride" takes every s-th label instead, as
+    DeepLab v1 and v2 do (Interp shrink 8 on 321 is exactly `label[::8, ::8]`). Without `normalize` the loss is the sum, as
+    in FCN's solvers.
     """
     labels = labels.long()
     if resolution == "full":
@@ -37,7 +37,7 @@ def segmentation_loss(
 
 
 def labelled_pixels(labels: torch.Tensor, stride: int, resolution: Resolution = "full") -> int:
-    """How many labels of B x H x W count in `segmentation_loss` of a network of this stride."""
+    """How many labels of B x H x W `segmentation_loss` counts for a network of this stride."""
     if resolution == "stride":
         height, width = labels.shape[1:]
         labels = _at_scores(labels, (-(-(height - 1) // stride) + 1, -(-(width - 1) // stride) + 1))
@@ -45,7 +45,7 @@ def labelled_pixels(labels: torch.Tensor, stride: int, resolution: Resolution = 
 
 
 def _at_scores(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The labels that lie on scores of size h x w; ValueError when they do not lie on a common grid."""
+    """The labels at the positions of h x w scores; ValueError if labels and scores have no common grid."""
     sides = tuple(labels.shape[1:])
     steps = [(side - 1) / max(1, score - 1) for side, score in zip(sides, size, strict=True)]
     labels = labels[:, :: max(1, int(steps[0])), :: max(1, int(steps[1]))]

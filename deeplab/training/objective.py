@@ -23,11 +23,11 @@ def training_loss(
     keep: torch.Tensor | None = None,
     share: float = 1.0,
 ) -> torch.Tensor:
-    """Normalised B x 3 x H x W and B x H x W labels (255 ignored) -> the loss, as `config` asks for it.
+    """Normalised B x 3 x H x W and B x H x W labels (255 ignored) -> the loss that `config` selects.
 
-    `keep`: B x D factors of the backbone's channels (dropout). `share`: where these crops are part of a larger batch,
-    what part of that batch's labelled pixels they hold; the parts' losses then add up to the batch's (with a loss per
-    scale: as far as each scale's labels are spread over the parts as the whole's are).
+    `keep`: B x D factors of the backbone's channels (dropout). `share`: the fraction of the labelled pixels of a larger
+    batch that these crops hold; the losses of its parts then add up to its loss. With a loss per scale that is exact only
+    if each scale's labels are distributed over the parts like all labels.
     """
     if isinstance(network, AttentionToScale):
         fused, scores = network.by_scale(x, keep)
@@ -45,8 +45,8 @@ def scaled_scores(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """MSC (arXiv 1606.00915, section 4.1.2): the per-position maximum on the grid of scale 1, and each scale's own scores.
 
-    An image of n pixels a side becomes one of (n - 1) s + 1 (Caffe's Interp): 321 gives 241 and 161, and scores of 31
-    and 21. The same weights see every scale.
+    A side of n pixels becomes (n - 1) s + 1 (Caffe's Interp): 321 becomes 241 and 161, with scores of 31 and 21. All
+    scales share the weights.
     """
     height, width = x.shape[-2:]
     scores = []
@@ -71,12 +71,12 @@ def sum_over_scales(
     rule: str,
     normalize: bool = True,
 ) -> torch.Tensor:
-    """The loss of the fused scores plus that of every scale, each against the labels that the named code used.
+    """The loss of the fused scores plus that of every scale, each against the labels that the code named by `rule` used.
 
-    "official" (and "single", for networks that have nothing else): every 8th label for the fusion and scale 1; a scale
-    whose step 8 / s is whole is compared with every (8 / s)-th label (0.5: 21 x 21 against `label[::16]`); any other is
-    first brought to the grid (0.75: zoom 4, shrink 3, from 31 to 41). "kazuto": every scale at its own size, the labels
-    brought there by Pillow's nearest, which reads 3, 11, ... where the official code reads 0, 8, ...
+    "official" (and "single", for networks with no other choice): every 8th label for the fusion and scale 1; a scale whose
+    step 8 / s is whole is compared with every (8 / s)-th label (0.5: 21 x 21 against `label[::16]`); any other is first
+    resampled to the grid (0.75: zoom 4, shrink 3, from 31 to 41). "kazuto": every scale at its own size, with labels
+    resized by Pillow's nearest, which reads 3, 11, ... where the official code reads 0, 8, ...
     """
     losses = [
         kazuto_loss(fused, labels, normalize) if rule == "kazuto" else segmentation_loss(fused, labels, True, "stride", normalize)
@@ -93,7 +93,7 @@ def sum_over_scales(
 
 
 def kazuto_loss(scores: torch.Tensor, labels: torch.Tensor, normalize: bool = True) -> torch.Tensor:
-    """The labels at the scores' size by Pillow's nearest (kazuto1011/deeplab-pytorch, `resize_labels`)."""
+    """The loss against labels resized to the scores by Pillow's nearest (kazuto1011/deeplab-pytorch, `resize_labels`)."""
     size = scores.shape[-1], scores.shape[-2]
     maps = [Image.fromarray(label).resize(size, Image.Resampling.NEAREST) for label in labels.to("cpu", torch.uint8).numpy()]
     small = torch.from_numpy(np.stack([np.asarray(picture) for picture in maps])).to(labels.device)

@@ -1,4 +1,4 @@
-"""Training presets: functions that return a complete configuration, with where its numbers come from."""
+"""Training presets: functions that return a complete configuration, with the source of its numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides what a training computes; it goes into the model card whole. ValueError for values out of range."""
+    """Everything that decides what a training computes; the model card holds all of it. ValueError for values out of range."""
 
     preset: str
     """Name of the preset."""
@@ -18,7 +18,7 @@ class TrainingConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """The architecture's options."""
     saved_options: dict[str, Any] = field(default_factory=dict)
-    """Replace `options` in the saved model, not in training or validation: weights trained at stride 16 also run at stride 8."""
+    """Options that the saved model has instead, unlike training and validation: weights trained at stride 16 also run at 8."""
     steps: int = 20_000
     """Optimizer steps."""
     batch_size: int = 10
@@ -26,12 +26,12 @@ class TrainingConfig:
     crop: int = 321
     """Side of a crop, in pixels."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The papers' SGD with momentum; or AdamW, whose steps do not depend on the scale of a weight: right for a backbone whose
-    batch norm is folded away, where SGD must creep."""
+    """The papers' SGD with momentum; or AdamW, whose steps do not depend on the scale of a weight. A backbone with frozen batch
+    norm needs that: with SGD it learns only slowly."""
     learning_rate: float = 2.5e-4
     """Of the backbone, at the first step after the warm-up."""
     head_multiplier: float = 10.0
-    """The head's learning rate is so many times the backbone's; biases have twice that of weights, as in the released prototxts."""
+    """The head's learning rate as a multiple of the backbone's; biases have twice that of weights, as in the released prototxts."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
@@ -54,20 +54,20 @@ class TrainingConfig:
     """Labels at full resolution, or every stride-th of them (deeplab.training.losses)."""
     objective: Literal["single", "official", "kazuto"] = "single"
     """One loss on the scores, or one on each of `loss_scales` and on their fusion (deeplab.training.objective). Attention to Scale
-    has the latter by its nature."""
+    always has the latter."""
     loss_scales: tuple[float, ...] = (1.0, 0.75, 0.5)
-    """Factors of the input that have a loss of their own, where `objective` is not single."""
+    """Factors of the input that have a loss of their own if `objective` is not single."""
     normalize: bool = True
     """The loss is the mean over labelled pixels; else their sum, as in FCN."""
     sampling: Literal["image", "objects", "proposals"] = "image"
-    """Crops of the image, or DeconvNet's of objects or proposals (deeplab.data.object_crops), which know no `scales` and
+    """Crops of the image, or DeconvNet's of objects or proposals (deeplab.data.object_crops), which ignore `scales` and
     `colour`."""
     ema: float = 0.0
-    """Decay of the running mean of the weights, which is what is validated and saved; 0 is off."""
+    """Decay of the running mean of the weights; that mean is validated and saved. 0 is off."""
     dropout: float = 0.0
-    """Share of the backbone's output channels that a training step leaves out."""
+    """Share of the backbone's output channels that a training step drops."""
     frozen_layers: int = 0
-    """How many of the backbone's first layers (`backbone.layers()`) stay as loaded. They have no gradients, which cost the most."""
+    """How many of the backbone's first layers (`backbone.layers()`) stay as loaded. This saves the most expensive gradients."""
     clip_norm: float = 0.0
     """A longer gradient is scaled down to this Euclidean length; 0 is off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -77,7 +77,7 @@ class TrainingConfig:
     validate_every: int = 500
     """Steps between validations."""
     seed: int = 0
-    """Of the head's first weights, the order of images and their augmentation."""
+    """Of the head's initial weights, the order of images and their augmentation."""
 
     def __post_init__(self) -> None:
         positive = {"steps": self.steps, "batch_size": self.batch_size, "crop": self.crop, "validate_every": self.validate_every}
@@ -96,7 +96,7 @@ class TrainingConfig:
         if self.learning_rate <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate {self.learning_rate}, ema {self.ema}: above 0, and 0 up to below 1, are accepted")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -126,14 +126,14 @@ def finetune() -> TrainingConfig:
         crop=321,
         optimizer="adamw",
         learning_rate=1.5e-4,
-        # The head sums 1280 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small there.
+        # The head sums 1280 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small.
         head_multiplier=0.25,
         weight_decay=0.02,
         warmup_steps=50,
         colour=0.3,
         dropout=0.2,
         ema=0.995,
-        frozen_layers=4,  # edges and colours are known from ImageNet; the first layers' gradients cost the most
+        frozen_layers=4,  # ImageNet taught them edges and colours, and their gradients cost the most
         precision="bfloat16",  # twice as fast as float32 where the processor multiplies in it
         validate_every=150,
     )
@@ -241,7 +241,7 @@ def resnet101_v2_msc() -> TrainingConfig:
 
 
 def resnet50_v2_msc() -> TrainingConfig:
-    """resnet101-v2-msc's schedule on ResNet-50; --init takes Caffe's ImageNet weights. No figure in the paper."""
+    """resnet101-v2-msc's schedule on ResNet-50; --init takes Caffe's ImageNet weights. The paper has no figure."""
     return TrainingConfig(
         preset="resnet50-v2-msc", architecture="resnet50-aspp", options={"eps": 1e-3}, loss="stride", objective="official"
     )
@@ -250,7 +250,7 @@ def resnet50_v2_msc() -> TrainingConfig:
 def resnet50_v3() -> TrainingConfig:
     """DeepLab v3's crops and schedule (arXiv 1706.05587, section 4: 513, poly from 0.007, batch 16, 30k, stride 16 then 8).
 
-    Batch norm stays as loaded, where the paper learns it first.
+    Batch norm stays as loaded, although the paper learns it first.
     """
     return TrainingConfig(
         preset="resnet50-v3", architecture="resnet50-aspp-v3", options={"output_stride": 16}, saved_options={"output_stride": 8},
@@ -260,7 +260,7 @@ def resnet50_v3() -> TrainingConfig:
 
 
 def _fcn(architecture: str, learning_rate: float, steps: int = 100_000) -> TrainingConfig:
-    """FCN's solvers: whole images one by one, a summed loss, momentum 0.99, a rate that never falls."""
+    """FCN's solvers: whole images one by one, a summed loss, momentum 0.99, a constant learning rate."""
     return TrainingConfig(
         preset=architecture, architecture=architecture, steps=steps, batch_size=1, crop=500, learning_rate=learning_rate,
         head_multiplier=1.0, momentum=0.99, schedule="step", step_every=steps, scales=(1.0,), mirror=False, normalize=False,

@@ -1,4 +1,4 @@
-"""Which crop is trained on when: a pure function of its number, so that every run and every division of it sees the same."""
+"""The order of training crops: each is a pure function of its number, however many processes share the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The endless training sequence: sample n is always the same crop.
 
     Epoch e visits the images in an order drawn from (seed, e), and the augmentation of sample n draws from (seed, n).
-    So a resumed run, or one with more loader processes or ranks, sees exactly what an undisturbed one does.
+    So a resumed run, or one with more loader processes or ranks, sees exactly the same crops as an undisturbed one.
     """
 
     def __init__(self, data: Labelled, augment: Augmentation | ObjectCrops, config: TrainingConfig) -> None:
@@ -46,8 +46,8 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 class Shares:
     """The sample numbers of one rank from step `start` on: `parts` passes per step, each a list of numbers.
 
-    The `batch` samples of a step are dealt in their order over the ranks, and a rank's over its passes. So which
-    samples make a step never depends on how many ranks or passes share the work.
+    The `batch` samples of a step are divided in order over the ranks, and a rank's samples over its passes. So the samples
+    of a step do not depend on how many ranks or passes share the work.
     """
 
     def __init__(self, batch: int, start: int, steps: int, rank: int = 0, size: int = 1, parts: int = 1) -> None:

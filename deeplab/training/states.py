@@ -1,4 +1,4 @@
-"""What a training run leaves behind so that it can go on: its record, and states kept by number and by best figure."""
+"""What a training run saves in order to be resumed: its record, and the states of its newest and best steps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FOLDER = "training"
 
 
 class TrainingError(UserError):
-    """Training cannot start or go on; the message says why and what can be done."""
+    """Training cannot start or continue; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """`training.json` of a model folder: which run writes there. `best` is set when the run is finished."""
+    """`training.json` of a model folder: the run that writes there. `best` is set when the run is finished."""
 
     id: str
     config: dict[str, Any]
@@ -36,13 +36,13 @@ class Record:
 
 
 def data_digest(*splits: Labelled) -> str:
-    """SHA-256 (hex) of what the splits list: classes, split names, stems in their order. Pixels are not read."""
-    listed = [[data.split, data.classes, data.stems] for data in splits]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    """SHA-256 (hex) of the splits' names, classes and stems in their order. Pixels are not read."""
+    lists = [[data.split, data.classes, data.stems] for data in splits]
+    return hashlib.sha256(json.dumps(lists).encode()).hexdigest()
 
 
 def read_record(out: Files) -> Record | None:
-    """The record of the run in a model folder, None where there is none. TrainingError for one that is damaged."""
+    """The record of the run in a model folder, None if there is none. Raises TrainingError if it is damaged."""
     try:
         return Record(**json.loads(out.read(checkpoint.TRAINING)))
     except FileNotFoundError:
@@ -54,46 +54,45 @@ def read_record(out: Files) -> Record | None:
 
 
 def require_finished(out: Files) -> None:
-    """TrainingError when the folder holds states of a run that has not ended: a new one would bury them."""
-    found = read_record(out)
-    if found and not found.best and out.names(FOLDER):
-        raise TrainingError(f"{out} holds an unfinished training: --resume continues it, another folder starts afresh")
+    """Raises TrainingError if the folder holds states of an unfinished run, which a new one would overwrite."""
+    record = read_record(out)
+    if record and not record.best and out.names(FOLDER):
+        raise TrainingError(f"{out} holds an unfinished training: --resume continues it; use another folder to start anew")
 
 
 def begin(
     out: Files, config: TrainingConfig, training: Labelled, validation: Labelled, resume: bool, skipped: list[str] | None = None
 ) -> Record:
-    """Take the folder for a new run, or take up the run in it. Everything that speaks against it is a TrainingError.
+    """Start a new run in the folder, or resume the run in it. Raises TrainingError if that is not possible.
 
-    A new run gets an id of its own, which its states carry: no run ever reads or continues another's. `resume` holds
-    configuration and data sets against those that the run began with.
+    A new run has an id of its own, which its states carry, so that no run reads or continues another's. With `resume`,
+    configuration and data sets must be those that the run began with.
     """
-    found = read_record(out)
+    record = read_record(out)
     digest = data_digest(training, validation)
     if not resume:
         require_finished(out)
-        taken = not checkpoint.replaceable(out.root) if isinstance(out, LocalFiles) else not found and _foreign(out)
-        if taken:
-            raise TrainingError(f"{out} exists and is no model folder; it is left alone, name another")
+        if isinstance(out, LocalFiles):
+            occupied = not checkpoint.replaceable(out.root)
+        else:
+            occupied = not record and _holds_other_files(out)
+        if occupied:
+            raise TrainingError(f"{out} exists and is not a model folder; choose another folder")
         record = Record(f"train-{uuid.uuid4().hex[:12]}", config.as_dict(), digest, skipped or [])
         write_record(out, record)
         return record
-    if found is None:
+    if record is None:
         raise TrainingError(f"{out} holds no training state to resume")
-    ours = json.loads(json.dumps(config.as_dict()))
-    differing = [
-        f"{key} {found.config.get(key)!r}, now {ours.get(key)!r}"
-        for key in {**found.config, **ours}
-        if found.config.get(key) != ours.get(key)
-    ]
+    before, now = record.config, json.loads(json.dumps(config.as_dict()))
+    differing = [f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in {**before, **now} if before.get(key) != now.get(key)]
     if differing:
         raise TrainingError(f"{out} was trained with another configuration: {'; '.join(differing)}; give the flags it began with")
-    if found.data != digest:
-        raise TrainingError(f"{out} was trained on other lists of images or classes; --resume goes on with the same data set only")
-    return found
+    if record.data != digest:
+        raise TrainingError(f"{out} was trained on other lists of images or classes; --resume needs the same data set")
+    return record
 
 
-def _foreign(out: Files) -> bool:
+def _holds_other_files(out: Files) -> bool:
     try:
         names = out.names()
     except OSError as error:
@@ -102,7 +101,7 @@ def _foreign(out: Files) -> bool:
 
 
 def write_record(out: Files, record: Record) -> None:
-    """TrainingError where the folder cannot be written."""
+    """Raises TrainingError if the folder cannot be written."""
     try:
         out.write(checkpoint.TRAINING, json.dumps(asdict(record), indent=2).encode())
     except OSError as error:
@@ -110,26 +109,26 @@ def write_record(out: Files, record: Record) -> None:
 
 
 def attach(out: Files, run: str) -> Record:
-    """The record of run `run`, which someone else began. TrainingError where the folder holds none or another's."""
-    found = read_record(out)
-    if found is None:
-        raise TrainingError(f"{out} is not the folder in which {run} began: with several machines name a shared disk or s3://")
-    if found.id != run:
-        raise TrainingError(f"{out} belongs to {found.id} by now, not to {run}: two trainings must not share a folder")
-    return found
+    """The record of run `run`, which another process began. Raises TrainingError if the folder has none or another run's."""
+    record = read_record(out)
+    if record is None:
+        raise TrainingError(f"{out} is not the folder in which {run} began: with several machines use a shared disk or s3://")
+    if record.id != run:
+        raise TrainingError(f"{out} now belongs to {record.id}, not to {run}: two trainings must not share a folder")
+    return record
 
 
 def finish(out: Files, record: Record, best: dict[str, Any]) -> None:
-    """Mark the run as finished, then remove its states: between the two it is finished already."""
+    """Mark the run as finished, and only then remove its states."""
     write_record(out, replace(record, best=best))
     for name in out.names(FOLDER):
         out.remove(f"{FOLDER}/{name}")
 
 
 def save(out: Files, run: str, state: dict[str, Any], keep: int) -> None:
-    """Write the state of `state["step"]` and remove all but the newest `keep` and that of the best step.
+    """Write the state of `state["step"]`, then remove all but the newest `keep` and that of the best step.
 
-    TrainingError when it cannot be written (a full disk, a store that refuses): earlier states are still there.
+    Raises TrainingError if it cannot be written (a full disk, a store that refuses); earlier states are kept.
     """
     attach(out, run)
     buffer = io.BytesIO()
@@ -146,22 +145,22 @@ def save(out: Files, run: str, state: dict[str, Any], keep: int) -> None:
 
 
 def newest(out: Files, run: str) -> dict[str, Any] | None:
-    """The newest state of this run that can be read, on the CPU; None when it has saved none yet.
+    """The newest readable state of this run, on the CPU; None if it has saved none yet.
 
-    A damaged file gives way to the one before it. TrainingError when none of several can be read.
+    A damaged file is skipped in favour of the one before it. Raises TrainingError if all are damaged.
     """
     names = [name for name in out.names(FOLDER) if name.endswith(".pt")]
     damage = ""
     for name in reversed(names):
         try:
-            state = torch.load(io.BytesIO(out.read(f"{FOLDER}/{name}")), map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle comes as almost any exception
+            state: dict[str, Any] = torch.load(io.BytesIO(out.read(f"{FOLDER}/{name}")), map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises almost anything
             damage = f"{name}: {type(error).__name__}"
             continue
         if state.get("id") == run:
             return state
     if damage:
-        raise TrainingError(f"{out}/{FOLDER}: no state can be read ({damage}); remove the folder to start afresh")
+        raise TrainingError(f"{out}/{FOLDER}: no state can be read ({damage}); remove the folder to start anew")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Foreign weights into our networks: explicit key maps, every key accounted for.
+"""Loads foreign weights into our networks through explicit key maps that account for every key.
 
 Our own model folders are in models/.
 """

@@ -1,4 +1,4 @@
-"""Layers of a .caffemodel -> tensors under our keys, and which of our networks they belong to."""
+"""Layers of a .caffemodel -> tensors under our keys, and the zoo's network that they belong to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from deeplab.weights import key_maps
 from deeplab.weights.caffemodel import Layer
 from deeplab.weights.strict_loading import Tensors, WeightsError
 
-COPIES = ("res05_", "res075_")  # MSC's branches at half and three quarters: the same weights again
-DECONVNET_EPS = 1e-5  # torch's default, which our DeconvNet has
+COPIES = ("res05_", "res075_")  # MSC's branches at scales 0.5 and 0.75: copies of the same weights
+DECONVNET_EPS = 1e-5  # of batch norm in our DeconvNet, torch's default
 
 
 @dataclass
 class CaffeNet:
-    """The zoo's name and options, tensors under our keys, and the layers that were left out by intent."""
+    """The zoo's name and options, tensors under our keys, and the layers that were deliberately left out."""
 
     architecture: str
     options: dict[str, Any]
@@ -28,31 +28,30 @@ class CaffeNet:
 
 
 def convert(layers: Sequence[Layer]) -> CaffeNet:
-    """The network that the layers' names and shapes tell. WeightsError where a layer with weights has no place."""
+    """Recognises the network by the layers' names and shapes. WeightsError if a layer with weights has no place in it."""
     skipped = [layer.name for layer in layers if layer.blobs and layer.name.startswith(COPIES)]
     skipped += [layer.name for layer in layers if layer.blobs and any(f"_{copy[:-1]}" in layer.name for copy in COPIES)]
-    held = [layer for layer in layers if layer.blobs and layer.name not in skipped]
-    names = {layer.name: layer for layer in held}
-    every = {layer.name for layer in layers}
-    if "fc6-deconv" in names:
-        return CaffeNet("deconvnet", {}, _deconvnet(held), skipped)
-    if "res2a_branch1" in names:
-        depth = 101 if "res4b22_branch2a" in names else 50
-        return CaffeNet(f"resnet{depth}-aspp", {"mean": "deeplab"}, _resnet(held, depth), skipped)
-    if "conv1_1" not in names:
-        raise WeightsError(f"no network of the family: layers {', '.join(list(names)[:6])}")
-    if "score_fr" in names or "score" in names or "upscore" in names:
-        return _fcn(held, skipped)
-    return _deeplab_vgg(held, names, "pool5a" in every, skipped)
+    weighted = [layer for layer in layers if layer.blobs and layer.name not in skipped]
+    by_name = {layer.name: layer for layer in weighted}
+    if "fc6-deconv" in by_name:
+        return CaffeNet("deconvnet", {}, _deconvnet(weighted), skipped)
+    if "res2a_branch1" in by_name:
+        depth = 101 if "res4b22_branch2a" in by_name else 50
+        return CaffeNet(f"resnet{depth}-aspp", {"mean": "deeplab"}, _resnet(weighted, depth), skipped)
+    if "conv1_1" not in by_name:
+        raise WeightsError(f"no network of the family: layers {', '.join(list(by_name)[:6])}")
+    if "score_fr" in by_name or "score" in by_name or "upscore" in by_name:
+        return _fcn(weighted, skipped)
+    return _deeplab_vgg(weighted, by_name, any(layer.name == "pool5a" for layer in layers), skipped)
 
 
 def _place(layers: Sequence[Layer], names: dict[str, str], tensors: Tensors) -> None:
-    """Convolutions: weight, and bias where there is one."""
+    """Store the weight, and the bias if there is one, of convolutions under our keys."""
     for layer in layers:
         if layer.name not in names:
             raise WeightsError(f"layer {layer.name} has weights and no place in this network")
         for part, blob in zip(("weight", "bias"), layer.blobs, strict=False):
-            # Files before 2015 give a bias four dimensions, (1, 1, 1, n).
+            # In files before 2015 a bias has four dimensions, (1, 1, 1, n).
             values = blob.reshape(-1) if part == "bias" else blob
             tensors[f"{names[layer.name]}.{part}"] = torch.from_numpy(np.array(values))
         if len(layer.blobs) > 2:
@@ -70,7 +69,7 @@ def _resnet(layers: Sequence[Layer], depth: int) -> Tensors:
                 raise WeightsError(f"layer {layer.name}: a BatchNorm of this network with mean, variance and factor is expected")
             factor = float(layer.blobs[2].reshape(-1)[0])
             if factor == 0:
-                raise WeightsError(f"layer {layer.name}: moving-average factor 0, so nothing was ever averaged")
+                raise WeightsError(f"layer {layer.name}: moving-average factor 0, so its statistics hold nothing")
             for part, blob in zip(("running_mean", "running_var"), layer.blobs[:2], strict=True):
                 tensors[f"{names[layer.name]}.{part}"] = torch.from_numpy(blob.reshape(-1) / np.float32(factor))
         elif layer.name.startswith("scale"):
@@ -100,7 +99,7 @@ def _deeplab_vgg(layers: Sequence[Layer], names: dict[str, Layer], average: bool
     places |= {"fc6": "backbone.fc.fc6", "fc7": "backbone.fc.fc7", scores[0]: "head.score"}
     _place(layers, places, tensors)
     side = names["fc6"].blobs[0].shape[-1]
-    # Hole 4 and 8 of the 4x4 variant have the same shapes; the file's own dilation tells, where it is there.
+    # The 4x4 variants with hole 4 and 8 have the same shapes and differ only in the file's dilation, if it has one.
     four = "vgg16-4x4-hole8" if names["fc6"].dilation == 8 else "vgg16-4x4"
     architecture = {7: "vgg16-7x7", 4: four}.get(side, "vgg16-largefov" if average else "vgg16-v2-largefov")
     return CaffeNet(architecture, {} if side == 3 else {"average": average}, tensors, skipped)
@@ -119,7 +118,7 @@ def _fcn(layers: Sequence[Layer], skipped: list[str]) -> CaffeNet:
 
 
 def _deconvnet(layers: Sequence[Layer]) -> Tensors:
-    """The inference file: its BN layers hold a scale and a shift into which mean and variance went already."""
+    """The inference file, whose BN layers hold a scale and a shift that include mean and variance."""
     places = key_maps.caffe_deconvnet()
     tensors: Tensors = {}
     for layer in layers:

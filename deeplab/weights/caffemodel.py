@@ -1,7 +1,7 @@
-"""A small reader of .caffemodel files: protobuf's wire format, as much of it as layers and their blobs need.
+"""A small reader of .caffemodel files: as much of protobuf's wire format as layers and their blobs need.
 
-Nothing is taken from a length or a shape on trust: every slice is checked against the file, blobs are views of it until
-they are used, and messages nest four deep at most, so a hostile file costs no more memory than its own size.
+No length or shape is trusted: every slice is checked against the file, blobs are views of the file until they are used,
+and messages nest at most four deep, so a hostile file costs no more memory than its own size.
 Field numbers are those of caffe.proto: NetParameter.layer = 100 and .layers = 2 (V1, before 2015).
 """
 
@@ -48,7 +48,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """(field number, wire type, value) of one message; WeightsError where it is cut short or no protobuf."""
+    """(field number, wire type, value) of one message; WeightsError if it is truncated or not protobuf."""
     at, count = 0, 0
     while at < len(data):
         count += 1
@@ -135,7 +135,7 @@ def _layer(data: memoryview, numbers: dict[str, int]) -> Layer:
 
 
 def parse(data: memoryview) -> list[Layer]:
-    """All layers of a NetParameter, in order. Raises WeightsError for what is no such thing."""
+    """All layers of a NetParameter, in order. Raises WeightsError if the data is not one."""
     layers = []
     for number, _, value in fields(data):
         if number in (NEW["layer"], V1["layer"]) and not isinstance(value, int):
@@ -148,7 +148,7 @@ def parse(data: memoryview) -> list[Layer]:
 
 
 def read_caffemodel(path: str | Path) -> list[Layer]:
-    """The layers of a .caffemodel, their blobs views of the mapped file. Raises WeightsError, with the file's name."""
+    """The layers of a .caffemodel; their blobs are views of the mapped file. Raises WeightsError, which names the file."""
     try:
         with Path(path).open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

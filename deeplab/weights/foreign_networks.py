@@ -1,4 +1,4 @@
-"""Whole foreign networks into ours, in the geometry of their own family."""
+"""Imports whole foreign networks, in the geometry of their family."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORES = ("head.branches.0.weight", "head.scores.0.weight", "head.score.weight",
 
 @dataclass
 class Imported:
-    """A filled network (evaluation mode), how the zoo builds it, and the foreign keys that were left out by intent."""
+    """A filled network (evaluation mode), how the zoo builds it, and the foreign keys that were deliberately left out."""
 
     network: SegmentationNetwork
     architecture: str
@@ -33,27 +33,27 @@ def import_state_dict(tensors: Tensors, family: str = "kazuto") -> SegmentationN
 
     "kazuto": kazuto1011/deeplab-pytorch with MSC (`base.*`; ResNet-101, ceil pooling, align_corners False as since its
     PR 53). "isht7": isht7/pytorch-deeplab-resnet (`Scale.*`; align_corners True). "torchvision": deeplabv3_resnet50/101,
-    deeplabv3_mobilenet_v3_large, fcn_resnet50/101 (floor pooling, align_corners False). The number of classes is that of
-    the scores. Raises WeightsError unless every key of ours is filled and every key of theirs has its place.
+    deeplabv3_mobilenet_v3_large, fcn_resnet50/101 (floor pooling, align_corners False). The scores give the number of
+    classes. Raises WeightsError unless every key of ours is filled and every key of theirs has a place.
     """
     return import_weights(tensors, family).network
 
 
 def import_weights(tensors: Tensors, family: str) -> Imported:
-    """As `import_state_dict`, with the architecture's name and what was left out.
+    """Like `import_state_dict`; also returns the architecture's name and the keys that were left out.
 
-    Prefixes that DataParallel, torch.compile and Lightning put before every key are taken off; what lies beside the
-    network then is left out.
+    Prefixes that DataParallel, torch.compile and Lightning put before every key are removed; tensors outside the network
+    are left out.
     """
     if family not in FAMILIES:
         near = get_close_matches(family, FAMILIES, n=1, cutoff=0.0)[0]
         raise WeightsError(f"unknown family {family!r}; nearest: {near}; known: {', '.join(FAMILIES)}")
     if family == "caffe":
         raise WeightsError("family caffe is a .caffemodel, not a state dict: give the file to import_file")
-    tensors, beside = unprefixed(tensors)
-    found = _torchvision(tensors) if family == "torchvision" else _resnet_aspp(tensors, family)
-    found.left_out += beside
-    return found
+    tensors, outside = unprefixed(tensors)
+    imported = _torchvision(tensors) if family == "torchvision" else _resnet_aspp(tensors, family)
+    imported.left_out += outside
+    return imported
 
 
 def import_file(path: str | Path, family: str) -> Imported:
@@ -66,7 +66,7 @@ def import_file(path: str | Path, family: str) -> Imported:
 
 
 def _classes(tensors: Tensors, key: str, family: str) -> int:
-    """Scores' channels in `key`; WeightsError names the first keys where the dict is another family's."""
+    """The number of classes, from the scores at `key`; WeightsError, with the first keys, if it is not of this family."""
     if key not in tensors or tensors[key].ndim != 4:
         raise WeightsError(f"not of family {family}: no {key} among {len(tensors)} keys ({', '.join(list(tensors)[:4])}, ...)")
     return int(tensors[key].shape[0])

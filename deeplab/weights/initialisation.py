@@ -1,4 +1,4 @@
-"""What a training starts from: ImageNet weights, or the backbone of a model."""
+"""Initial weights of a training: from ImageNet, or from a model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from deeplab.weights import key_maps
 from deeplab.weights.pth_files import read_pth, unprefixed
 from deeplab.weights.strict_loading import Tensors, WeightsError, load_backbone, read_safetensors
 
-SUBSET_SEED = 20160602  # which 1024 of VGG's 4096 filters LargeFOV keeps: random in the paper, the same for everyone here
+SUBSET_SEED = 20160602  # selects the 1024 of VGG's 4096 filters that LargeFOV keeps, which are random in the paper
 
 
 def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
-    """Start `network` from ImageNet weights (.safetensors or .pth, torchvision's keys) or from a model; says what was filled.
+    """Fill `network` from ImageNet weights (.safetensors or .pth, torchvision's keys) or a model; returns what was filled.
 
-    VGG-16: without fc6 and fc7 in the file, theirs stay new; with them (`classifier.0`, `.3`) they become convolutions,
-    taken apart for the 4x4 and LargeFOV variants. From a model (folder or bundled name) the head comes along when it
-    has the same shape; from an FCN of a coarser stage all that both have. Raises WeightsError or ModelError when the
-    backbone does not fit.
+    VGG-16: fc6 and fc7 (`classifier.0`, `.3`) become convolutions, subsampled for the 4x4 and LargeFOV variants; if the
+    file lacks them, they stay new. From a model (folder or bundled name) the head is copied if it has the same shape; from
+    an FCN of a coarser stage, all layers that both have. Raises WeightsError or ModelError if the backbone does not fit.
     """
     name = str(reference)
     if name.endswith((".safetensors", ".pth", ".pt")):
@@ -43,7 +42,7 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
     source = checkpoint.load(reference)
     if isinstance(network, FCN) and isinstance(source.network, FCN) and source.network.classes == network.classes:
         network.load_stage(source.network)
-        return f"all layers of {source.label}; what it lacks is new"
+        return f"all layers of {source.label}; the others are new"
     load_backbone(network.backbone, source.network.backbone.state_dict(), {}, ())
     head, ours = source.network.head.state_dict(), network.head.state_dict()
     if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in ours.items()}:
@@ -53,9 +52,9 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
 
 
 def load_vgg(backbone: VGG16 | DeconvNetBackbone, tensors: Tensors) -> str:
-    """torchvision's VGG-16 into any backbone made of it; says what was filled.
+    """Fill a backbone made of VGG-16 from torchvision's; returns what was filled.
 
-    Raises WeightsError unless all 13 convolutions are there, and for keys that VGG-16 does not have.
+    Raises WeightsError if one of the 13 convolutions is missing, and for keys that VGG-16 does not have.
     """
     known = {f"features.{i}.{part}" for i in key_maps.VGG_INDICES for part in ("weight", "bias")}
     known |= {f"classifier.{i}.{part}" for i in (0, 3, 6) for part in ("weight", "bias")}
@@ -71,7 +70,7 @@ def load_vgg(backbone: VGG16 | DeconvNetBackbone, tensors: Tensors) -> str:
         for ours, index in zip(names, key_maps.VGG_INDICES, strict=True)
         for part in ("weight", "bias")
     }
-    said = "the 13 convolutions"
+    summary = "the 13 convolutions"
     if "classifier.0.weight" in tensors and (deconv or any(isinstance(m, FullyConnected) for m in backbone.modules())):
         prefixes = sorted({key.rsplit("fc6", 1)[0] for key in own if "fc6" in key})
         for prefix in prefixes:
@@ -79,12 +78,12 @@ def load_vgg(backbone: VGG16 | DeconvNetBackbone, tensors: Tensors) -> str:
             side, width = own[f"{prefix}fc6{suffix}.weight"].shape[-1], own[f"{prefix}fc6{suffix}.weight"].shape[0]
             for layer, part, value in fully_connected(tensors, side, width):
                 filled[f"{prefix}{layer}{suffix}.{part}"] = value
-        said = "the 13 convolutions, fc6 and fc7"
+        summary = "the 13 convolutions, fc6 and fc7"
     wrong = [f"{k} is {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in filled.items() if v.shape != own[k].shape]
     if wrong:
         raise WeightsError(f"{len(wrong)} weights do not fit VGG-16: {'; '.join(wrong[:6])}")
     backbone.load_state_dict({**own, **filled})
-    return said
+    return summary
 
 
 def _stage_positions() -> list[tuple[int, int]]:
@@ -94,22 +93,22 @@ def _stage_positions() -> list[tuple[int, int]]:
 def fully_connected(tensors: Tensors, side: int, width: int) -> list[tuple[str, str, torch.Tensor]]:
     """VGG's fc6 (4096 x 25088) and fc7 as convolutions of `side` x `side` and 1 x 1 with `width` filters.
 
-    A smaller kernel keeps evenly spread places of the 7 x 7 (0, 2, 4, 6 or 0, 3, 6), and fewer filters a random subset,
-    as LargeFOV's 1024 (arXiv 1412.7062, section 5.1). WeightsError where the two matrices have other shapes.
+    A smaller kernel keeps evenly spaced positions of the 7 x 7 (0, 2, 4, 6 or 0, 3, 6); fewer filters are a random subset,
+    as LargeFOV's 1024 (arXiv 1412.7062, section 5.1). WeightsError if the two matrices have other shapes.
     """
     fc6, fc7 = tensors["classifier.0.weight"], tensors.get("classifier.3.weight", torch.empty(0))
     if fc6.shape != (4096, 512 * 49) or fc7.shape != (4096, 4096):
         raise WeightsError(f"classifier.0 and .3 are {tuple(fc6.shape)}, {tuple(fc7.shape)}; VGG-16 has 4096 x 25088, 4096 x 4096")
     if 6 % (side - 1) or width > 4096:
         raise WeightsError(f"fc6 of {side} x {side}, {width} filters: sides 7, 4 and 3, and at most 4096 filters are accepted")
-    places = torch.arange(0, 7, 6 // (side - 1))
-    chosen = torch.arange(4096)
+    positions = torch.arange(0, 7, 6 // (side - 1))
+    filters = torch.arange(4096)
     if width < 4096:
-        chosen = torch.randperm(4096, generator=torch.Generator().manual_seed(SUBSET_SEED))[:width].sort().values
-    kernel = fc6.view(4096, 512, 7, 7)[chosen][:, :, places][:, :, :, places]
+        filters = torch.randperm(4096, generator=torch.Generator().manual_seed(SUBSET_SEED))[:width].sort().values
+    kernel = fc6.view(4096, 512, 7, 7)[filters][:, :, positions][:, :, :, positions]
     return [
         ("fc6", "weight", kernel),
-        ("fc6", "bias", tensors["classifier.0.bias"][chosen]),
-        ("fc7", "weight", fc7[chosen][:, chosen][:, :, None, None]),
-        ("fc7", "bias", tensors["classifier.3.bias"][chosen]),
+        ("fc6", "bias", tensors["classifier.0.bias"][filters]),
+        ("fc7", "weight", fc7[filters][:, filters][:, :, None, None]),
+        ("fc7", "bias", tensors["classifier.3.bias"][filters]),
     ]

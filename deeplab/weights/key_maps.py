@@ -1,4 +1,4 @@
-"""Key maps, family by family: their name -> ours."""
+"""Key maps of each family: their name -> ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from deeplab.networks.resnet import BLOCKS
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-# Our name of a block's convolution and norm, and Caffe's branch and kazuto's name of it.
+# Of a ResNet block's layer: our names of its convolution and norm, Caffe's name of the branch, kazuto's name.
 BRANCHES = (
     ("conv1", "bn1", "2a", "reduce"),
     ("conv2", "bn2", "2b", "conv3x3"),
@@ -22,7 +22,7 @@ def unit(their_conv: str, their_norm: str, our_conv: str, our_norm: str) -> dict
 
 
 def mobilenet_v2_keys() -> dict[str, str]:
-    """torchvision's MobileNetV2 key -> ours. Only the last two layers of a block sit elsewhere (`project`)."""
+    """torchvision's MobileNetV2 key -> ours. Only the last two layers of a block differ (`project`)."""
     keys = unit("features.0.0", "features.0.1", "features.0.0", "features.0.1")
     for block in range(1, 18):
         base = f"features.{block}"

@@ -1,4 +1,4 @@
-"""The one strict way in which foreign tensors get into a network: every key filled or refused, every shape the same."""
+"""Strict loading of foreign tensors into a network: every key is filled or refused, and every shape must match."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Tensors = dict[str, torch.Tensor]
 
 
 class WeightsError(UserError):
-    """Weights do not fit; the message lists what is missing, unknown or of another shape."""
+    """Weights do not fit; the message lists missing and unknown keys and wrong shapes."""
 
 
 def read_safetensors(path: str | Path) -> Tensors:
-    """A safetensors file as float32 tensors; WeightsError where it is missing or damaged (pickles are never loaded)."""
+    """A safetensors file as float32 tensors; WeightsError if it is missing or damaged (pickles are never loaded)."""
     try:
         return {key: value.float() for key, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
@@ -28,9 +28,9 @@ def read_safetensors(path: str | Path) -> Tensors:
 
 
 def load_backbone(backbone: nn.Module, tensors: Tensors, keys: Mapping[str, str], dropped: tuple[str, ...]) -> None:
-    """Fill a module through a key map. Keys that start with one of `dropped` (a classifier) are left out by intent.
+    """Fill a module through a key map. Keys that start with one of `dropped` (a classifier's) are left out.
 
-    Raises WeightsError unless every parameter and statistic of the module is filled and every other key was used.
+    Raises WeightsError unless every parameter and statistic of the module is filled and every other key is used.
     """
     mapped = {keys.get(key, key): value for key, value in tensors.items() if not key.startswith(dropped)}
     expected = backbone.state_dict()

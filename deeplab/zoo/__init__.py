@@ -22,7 +22,7 @@ ARCHITECTURES = {
 
 
 def build(name: str, classes: int, *, seed: int | None = None, **options: Any) -> SegmentationNetwork:
-    """A freshly initialised network by its zoo name; the same one for the same `seed`.
+    """A freshly initialised network by its zoo name; equal seeds give equal weights. `options`: of the architecture.
 
     ValueError for an unknown name, with the nearest one.
     """

@@ -10,12 +10,12 @@ from deeplab.networks.network import SegmentationNetwork
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it is, where it comes from, and how it is built for a number of classes.
+    """A named architecture, its source, and a function that builds it for a number of classes.
 
-    `val`, `val_crf`: the paper's mIoU in percent on PASCAL VOC 2012 val, before and after its CRF; `test`: the best on
-    test with this network. `note` says what else those figures needed. None where the paper has none.
+    `val`, `val_crf`: the paper's mIoU in percent on PASCAL VOC 2012 val, before and after its CRF; `test`: its best on
+    test with this network; None if the paper has none. `note`: what else those figures needed.
     `field_of_view`: (kernel - 1) * rate * stride + 32 pixels of the widest branch, which gives the papers' figures
-    (LargeFOV 224); 0 where the head sees the whole image.
+    (LargeFOV 224); 0 if the head sees the whole image.
     """
 
     name: str
@@ -30,5 +30,5 @@ class Architecture:
 
 
 def field_of_view(kernel: int, rate: int, stride: int = 8) -> int:
-    """What the first fully-connected layer sees, in pixels, the way the v1 paper counts (its Table 2)."""
+    """The field of view of the first fully-connected layer in pixels, counted as in the v1 paper (Table 2)."""
     return (kernel - 1) * rate * stride + 32

@@ -1,4 +1,4 @@
-"""The same heads on MobileNetV2 and V3, for CPUs."""
+"""DeepLab v2's and v3's heads on MobileNetV2 and V3, for CPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deeplab.zoo.resnet import RATES
 
 def _aspp(classes: int, output_stride: int = 8, padding: str = "same") -> SegmentationNetwork:
     backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
-    # Rates are given at stride 8 and follow the stride, so that the field of view in pixels stays (as in DeepLab v3).
+    # RATES are for stride 8; scaling them keeps the field of view in pixels (as in DeepLab v3).
     rates = [rate * 8 // output_stride for rate in RATES]
     return SegmentationNetwork(backbone, ASPP(MobileNetV2.channels, classes, rates), classes, TENSORFLOW)
 
@@ -27,7 +27,7 @@ def _v2_with_v3_head(
 
 
 def _v3(classes: int, output_stride: int = 16, align_corners: bool = False) -> SegmentationNetwork:
-    # torchvision keeps rates 12, 24, 36 at this net's stride 16, too.
+    # torchvision uses rates 12, 24, 36 at this net's stride 16, too.
     return SegmentationNetwork(
         MobileNetV3(output_stride), DeepLabV3Head(MobileNetV3.channels, classes), classes, TORCHVISION, align_corners
     )

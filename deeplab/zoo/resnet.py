@@ -11,8 +11,8 @@ from deeplab.networks.resnet import ResNet
 from deeplab.networks.torchvision_heads import ConvolutionalFCNHead, DeepLabV3Head
 from deeplab.zoo.architecture import Architecture, field_of_view
 
-RATES = (6, 12, 18, 24)  # ASPP-L, arXiv 1606.00915, section 4.1.2: the best of the paper's, on VGG and on ResNet
-MEANS = {"imagenet": CAFFE, "deeplab": DEEPLAB}  # what is subtracted: MSRA's, or as DeepLab's prototxts round it
+RATES = (6, 12, 18, 24)  # ASPP-L, the paper's best on VGG and on ResNet: arXiv 1606.00915, section 4.1.2
+MEANS = {"imagenet": CAFFE, "deeplab": DEEPLAB}  # the mean to subtract: MSRA's, or as DeepLab's prototxts round it
 Head = Literal["aspp", "largefov", "plain"]
 
 
@@ -30,7 +30,7 @@ def _v2(depth: int, kind: Head) -> Callable[..., SegmentationNetwork]:
         if mean not in MEANS:
             raise ValueError(f"mean {mean!r}: {', '.join(map(repr, MEANS))} are accepted")
         backbone = ResNet(depth, output_stride, stride_in, ceil_pool, dilate_first, eps)  # type: ignore[arg-type]
-        # Rates are given at stride 8 and follow the stride, so that the field of view in pixels stays.
+        # Rates are for stride 8; scaling them keeps the field of view in pixels.
         if kind == "aspp":
             head: ASPP | LargeFOV | Plain = ASPP(ResNet.channels, classes, [rate * 8 // output_stride for rate in RATES])
         elif kind == "largefov":
@@ -53,11 +53,12 @@ def _torchvision(depth: int, pyramid: bool) -> Callable[..., SegmentationNetwork
         align_corners: bool = False,
     ) -> SegmentationNetwork:
         backbone = ResNet(depth, output_stride, stride_in, ceil_pool, dilate_first, eps)  # type: ignore[arg-type]
-        head = DeepLabV3Head(ResNet.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)]) if pyramid else None
-        network = SegmentationNetwork(
-            backbone, head or ConvolutionalFCNHead(ResNet.channels, classes), classes, TORCHVISION, align_corners
-        )
-        return network
+        if pyramid:
+            rates = [rate * 8 // output_stride for rate in (12, 24, 36)]
+            head: DeepLabV3Head | ConvolutionalFCNHead = DeepLabV3Head(ResNet.channels, classes, rates)
+        else:
+            head = ConvolutionalFCNHead(ResNet.channels, classes)
+        return SegmentationNetwork(backbone, head, classes, TORCHVISION, align_corners)
 
     return build_torchvision
 

@@ -1,9 +1,8 @@
-"""What a network weighs: parameters and floating-point operations, without memory for either."""
+"""The size of a network: parameters and floating-point operations, counted without allocating memory."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +12,7 @@ from deeplab.zoo import ARCHITECTURES, build
 
 @dataclass(frozen=True)
 class Size:
-    """One architecture for 21 classes. `parameters`: those that are learnt; `gflop`: 1e9 operations, a multiply-add is two."""
+    """One architecture for 21 classes. `parameters`: learnt ones; `gflop`: 1e9 operations, of which a multiply-add is two."""
 
     name: str
     stride: int
@@ -26,12 +25,12 @@ class Size:
     note: str
     source: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def measure(name: str, classes: int = 21, side: int = 513) -> Size:
-    """Build `name` on torch's meta device and count one image of side x side."""
+    """Build `name` on torch's meta device and count the operations for one image of side x side."""
     with torch.device("meta"), torch.no_grad():
         network = build(name, classes).eval()
         counter = FlopCounterMode(display=False)
@@ -53,5 +52,5 @@ def measure(name: str, classes: int = 21, side: int = 513) -> Size:
 
 
 def measure_all() -> list[Size]:
-    """All of the zoo."""
+    """The sizes of all architectures."""
     return [measure(name) for name in ARCHITECTURES]

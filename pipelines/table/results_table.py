@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -144,7 +144,7 @@ class ResultsTable:
             raise ResultsError(f"{self.uri}: no rows of model {reference}; there are: {', '.join(labels) or 'none'}")
         return matching[-1]
 
-    def register(self, model: str, card: dict[str, Any]) -> None:
+    def register(self, model: str, card: Mapping[str, Any]) -> None:
         """Store a model's card once, so that no mask is without its meaning. ResultsError when the log takes no entry."""
         properties = {MODEL_KEY + model: json.dumps(card)}
         self._alter(

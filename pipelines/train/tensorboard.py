@@ -39,8 +39,9 @@ class Curves:
         self.writer.add_scalar("train/seconds_waiting_for_data", progress.waited, progress.step)
         if progress.validation is None:
             return
-        for name in ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):
-            self.writer.add_scalar(f"validation/{name}", progress.validation[name], progress.step)
+        for name, figure in progress.validation.items():
+            if isinstance(figure, float):
+                self.writer.add_scalar(f"validation/{name}", figure, progress.step)
         for name, value in progress.validation["iou"].items():
             if value is not None:
                 self.writer.add_scalar(f"iou/{name}", value, progress.step)

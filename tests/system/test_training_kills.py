@@ -119,7 +119,7 @@ def test_sigterm_saves_the_step_and_exits(start: Start, tmp_path: Path, dataset:
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
-    assert "--resume goes on" in " ".join(err.split())
+    assert "--resume to continue" in " ".join(err.split())
     assert "Traceback" not in err
     assert len(states(out)) == 1
 

@@ -8,7 +8,7 @@ namespace {
 
 // The lattice over positions depends on the image's size only, so images of one size share it.
 struct PositionLattice {
-    PositionRows rows;   // preferred, by one thread and where it suits; else its points are 0
+    PositionRows rows;  // used with one thread, if the grid suits it; otherwise it has 0 points
     Lattice<2> lattice;
     Buffer<float> ones;  // the filter's response to ones
     int height = 0, width = 0;
@@ -35,8 +35,8 @@ class ImageEngine : public Engine {
 public:
     ~ImageEngine() override { delete workers_; }
 
-    Status refine(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
-                  uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) override {
+    Status refine(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings, uint8_t* labels8,
+                  uint16_t* labels16, float* marginals, Stats& stats) override {
         try {
             FlushDenormals flush;
             return refine_checked(image, height, width, scores, settings, labels8, labels16, marginals, stats);
@@ -65,7 +65,7 @@ public:
     }
 
 private:
-    // Pixels from which memory goes before time: narrow blocks of channels, and nothing kept that the next step lacks.
+    // From this many pixels on, memory matters more than time: channel blocks are narrow and buffers are freed early.
     static constexpr size_t large = 1 << 20;
 
     Status refine_checked(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
@@ -74,8 +74,8 @@ private:
         double start = now_ms();
         PixelOrder order{height, width};
         bool big = order.count() >= large;
-        Status status = unary_.load(scores, order, settings.fast, settings.prune,
-                                     big && settings.block_lanes > 8 ? 8 : settings.block_lanes);
+        Status status =
+            unary_.load(scores, order, settings.fast, settings.prune, big && settings.block_lanes > 8 ? 8 : settings.block_lanes);
         if (status != Status::ok) return status;
         stats.classes_kept = unary_.kept;
         double now = now_ms();
@@ -168,13 +168,13 @@ private:
         y = __builtin_convertvector(row, float8);
     }
 
-    Status position_lattice(const PixelOrder& order, const Kernel& kernel, bool threads, PositionLattice*& found) {
+    Status position_lattice(const PixelOrder& order, const Kernel& kernel, bool threads, PositionLattice*& lattice) {
         PositionLattice* oldest = &positions_[0];
         for (PositionLattice& p : positions_) {
             if (p.height == order.height && p.width == order.width && p.deviation[0] == kernel.deviation[0] &&
                 p.deviation[1] == kernel.deviation[1] && p.threads == threads) {
                 p.used = ++clock_;
-                found = &p;
+                lattice = &p;
                 return Status::ok;
             }
             if (p.used < oldest->used) oldest = &p;
@@ -195,8 +195,9 @@ private:
         p.threads = threads;
         if (!threads && p.rows.build(count, size_t(PixelOrder::tile) * order.width, low, high, features)) {
             float *out = p.ones.reserve(count), gain = Lattice<2>::gain();
-            sweep_numbers(p.rows, space_.values2.reserve(p.rows.room(1)), [](size_t) { return 1.0f; },
-                          [&](size_t at, float sum) { out[at] = sum * gain; });
+            sweep_numbers(
+                p.rows, space_.values2.reserve(p.rows.room(1)), [](size_t) { return 1.0f; },
+                [&](size_t at, float sum) { out[at] = sum * gain; });
         } else {
             p.rows.release();
             Status status = p.lattice.build(count, low, high, features, scratch_);
@@ -208,7 +209,7 @@ private:
         p.deviation[0] = kernel.deviation[0];
         p.deviation[1] = kernel.deviation[1];
         p.used = ++clock_;
-        found = &p;
+        lattice = &p;
         return Status::ok;
     }
 
@@ -218,22 +219,25 @@ private:
         double low[5] = {0, 0, 0, 0, 0}, high[5];
         for (int i = 0; i < 5; ++i) scale[i] = 1 / kernel.deviation[i];
         for (int i = 0; i < 5; ++i) high[i] = (i == 0 ? order.width : i == 1 ? order.height : 256) * double(scale[i]);
-        return bilateral_.build(count, low, high, [&](size_t first, float8* f) {
-            positions(first, count, f[0], f[1]);
-            f[0] = f[0] * scale[0];
-            f[1] = f[1] * scale[1];
-            int8 red{}, green{}, blue{};
-            for (int i = 0; i < 8; ++i) {
-                size_t p = first + i < count ? first + i : count - 1;
-                const uint8_t* at = image + (size_t(coordinates_.y[p]) * order.width + coordinates_.x[p]) * 3;
-                red[i] = at[0];
-                green[i] = at[1];
-                blue[i] = at[2];
-            }
-            f[2] = __builtin_convertvector(red, float8) * scale[2];
-            f[3] = __builtin_convertvector(green, float8) * scale[3];
-            f[4] = __builtin_convertvector(blue, float8) * scale[4];
-        }, scratch_);
+        return bilateral_.build(
+            count, low, high,
+            [&](size_t first, float8* f) {
+                positions(first, count, f[0], f[1]);
+                f[0] = f[0] * scale[0];
+                f[1] = f[1] * scale[1];
+                int8 red{}, green{}, blue{};
+                for (int i = 0; i < 8; ++i) {
+                    size_t p = first + i < count ? first + i : count - 1;
+                    const uint8_t* at = image + (size_t(coordinates_.y[p]) * order.width + coordinates_.x[p]) * 3;
+                    red[i] = at[0];
+                    green[i] = at[1];
+                    blue[i] = at[2];
+                }
+                f[2] = __builtin_convertvector(red, float8) * scale[2];
+                f[3] = __builtin_convertvector(green, float8) * scale[3];
+                f[4] = __builtin_convertvector(blue, float8) * scale[4];
+            },
+            scratch_);
     }
 
     void set_factors(const Settings& settings, size_t count, const float* ones5, const float* ones2) {
@@ -246,16 +250,17 @@ private:
             factors[p] = f;
         }
     }
-    // What all classes' messages to a pixel sum to: their marginals sum to one, and the filter is linear.
+    // The sum of all classes' messages to each pixel: marginals sum to one, and the filter is linear.
     const float* sum_messages(const Field& field) {
-        float* total = ones_.reserve(field.pixels);  // the ones are in the factors by now
+        float* total = ones_.reserve(field.pixels);  // the factors already include the ones
         std::memset(total, 0, field.pixels * sizeof(float));
         const Factors* f = factors_.data();
         auto in = [&](size_t p) { return f[p].splat2; };
         auto out = [&](size_t p, float sum) { total[p] += f[p].slice2 * sum; };
         if (field.lattice5)
-            filter_numbers<5>(*field.lattice5, space_.values5.reserve(field.lattice5->vertices), [&](size_t p) { return f[p].splat5; },
-                              [&](size_t p, float sum) { total[p] += f[p].slice5 * sum; });
+            filter_numbers<5>(
+                *field.lattice5, space_.values5.reserve(field.lattice5->vertices), [&](size_t p) { return f[p].splat5; },
+                [&](size_t p, float sum) { total[p] += f[p].slice5 * sum; });
         if (field.rows2) sweep_numbers(*field.rows2, space_.values2.reserve(field.rows2->room(1)), in, out);
         else if (field.lattice2) filter_numbers<2>(*field.lattice2, space_.values2.reserve(field.lattice2->vertices), in, out);
         return total;
@@ -272,7 +277,7 @@ private:
         }
     }
     void start_workers(int threads) {
-        if (threads > most_threads) threads = most_threads;
+        if (threads > max_threads) threads = max_threads;
         if (workers_ && workers_->threads() == threads) return;
         delete workers_;
         workers_ = threads > 1 ? make_workers(threads) : nullptr;

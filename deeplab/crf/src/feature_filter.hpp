@@ -20,12 +20,15 @@ public:
                 high[i] = f > high[i] ? f : high[i];
             }
         }
-        return lattice.build(count, low, high, [&](size_t first, float8* f) {
-            for (int i = 0; i < 8; ++i) {
-                size_t p = first + i < count ? first + i : count - 1;
-                for (int k = 0; k < D; ++k) f[k][i] = features[p * D + k];
-            }
-        }, scratch);
+        return lattice.build(
+            count, low, high,
+            [&](size_t first, float8* f) {
+                for (int i = 0; i < 8; ++i) {
+                    size_t p = first + i < count ? first + i : count - 1;
+                    for (int k = 0; k < D; ++k) f[k][i] = features[p * D + k];
+                }
+            },
+            scratch);
     }
     void apply(const float* values, int channels, float* out, Buffer<float>& room, Buffer<float>& rows) const {
         constexpr int L = 8, K = D + 1;

@@ -56,7 +56,7 @@ template <int L> void blur(float* a, const Chains& chains, int part, int parts) 
     blur_runs<L, 3>(a, chains.runs[1].data(), from, to);
     share(chains.used[2], 4, part, parts, from, to);
     blur_runs<L, 4>(a, chains.runs[2].data(), from, to);
-    // Long runs are dealt out in turn: their starts are known only by walking.
+    // Threads take long runs in turn, because only a walk over all of them finds where each starts.
     const uint32_t* ids = chains.runs[3].data();
     int turn = 0;
     for (size_t k = 0; k < chains.used[3];) {
@@ -80,7 +80,7 @@ template <int L> void blur(float* a, const Chains& chains, int part, int parts) 
     }
 }
 
-// One number in(p) per point, filtered and given to out(p, number), without the gain; a: room for vertices floats.
+// Filters one number in(p) per point, without the gain, and passes it to out(p, number). a: `vertices` floats.
 template <int D, class In, class Out> void filter_numbers(const Lattice<D>& lattice, float* a, const In& in, const Out& out) {
     constexpr int K = D + 1;
     std::memset(a, 0, lattice.vertices * sizeof(float));

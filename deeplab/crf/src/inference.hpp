@@ -6,7 +6,7 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// Runs f(part, parts) on all workers (here, when there are none).
+// Runs f(part, parts) on all workers, or in this thread if there are none.
 template <class F> void together(Workers* workers, const F& f) {
     if (!workers) {
         f(0, 1);
@@ -25,13 +25,19 @@ template <class F> void together(Workers* workers, const F& f) {
         &call);
 }
 
-constexpr int most_threads = 64;
+constexpr int max_threads = 64;
 
 template <int L> class Inference {
 public:
     Inference(const Field& field, Unary& unary, Workspace& space, Workers* workers, Stats& stats)
-        : field_(field), unary_(unary), space_(space), workers_(workers), stats_(stats), logits_(unary.logits.data()),
-          plane_(field.pixels * L), logits_plane_(field.pixels * L) {}
+        : field_(field),
+          unary_(unary),
+          space_(space),
+          workers_(workers),
+          stats_(stats),
+          logits_(unary.logits.data()),
+          plane_(field.pixels * L),
+          logits_plane_(field.pixels * L) {}
 
     // Exact: leaves the marginals in space.rows. Fast: leaves final logits in unary.logits.
     void run(const Settings& settings) {
@@ -53,10 +59,9 @@ public:
             } else {
                 for (int b = 0; b < unary_.blocks; ++b) {
                     filter(rows + b * plane_, list, active, false);
-                    // The block's rows are dead after their splat; its messages take their place.
-                    each_part(list, active, rows + b * plane_, [&](size_t from, size_t to, int) {
-                        slice_messages<L>(field_, list, from, to, rows + b * plane_);
-                    });
+                    // The block's rows are not needed after their splat; its messages overwrite them.
+                    each_part(list, active, rows + b * plane_,
+                              [&](size_t from, size_t to, int) { slice_messages<L>(field_, list, from, to, rows + b * plane_); });
                 }
                 lap(start, stats_.filter_ms);
                 if (fast) combine_changes(list, active, settings.freeze);
@@ -64,8 +69,8 @@ public:
             }
             if (fast) field_.total = nullptr;
             if (fast && !active) break;
-            // Narrowing costs about as much as three iterations of the filter, and cuts little off the lattice before
-            // seven pixels of eight are frozen.
+            // Narrowing costs as much as about three iterations of the filter, and hardly shrinks the lattice until seven of
+            // eight pixels are frozen.
             bool pays = settings.iterations - iteration > 3 && 8 * active < field_.pixels;
             if (fast && pays) narrow(active);
             lap(start, stats_.update_ms);
@@ -82,7 +87,7 @@ private:
     }
     float rest(size_t p) const { return field_.rest ? field_.rest[p] : 0.0f; }
 
-    // Goes on with the active pixels alone. Their changes lie packed in the rows already.
+    // Continues with the active pixels only. Their changes are already packed in the rows.
     void narrow(size_t active) {
         write_back();
         Part& part = space_.parts[part_ == &space_.parts[0]];
@@ -121,8 +126,8 @@ private:
         part_ = &part;
         listed_ = false;
     }
-    // Calls update(from, to, thread) for ranges that together are the pixels 0 .. count of the list. Where positions
-    // are filtered in a sweep this is it: update then finds the filtered values of `rows`, and may overwrite its own.
+    // Calls update(from, to, thread) for ranges that together cover the list's pixels 0 .. count. If positions are filtered
+    // in a sweep, it happens here: update then reads the filtered values of `rows`, and may overwrite its own rows.
     template <class Update> void each_part(const uint32_t* list, size_t count, const float* rows, const Update& update) {
         if (!field_.rows2) {
             together(workers_, [&](int part, int parts) {
@@ -171,8 +176,7 @@ private:
                     first_marginals<L>(field_, Row<L>::load(logits + p * L), p).store(rows + p * L);
                     continue;
                 }
-                for (int b = 0; b < unary_.blocks; ++b)
-                    Row<L>::load(logits + b * plane_ + p * L).store(rows + b * plane_ + p * L);
+                for (int b = 0; b < unary_.blocks; ++b) Row<L>::load(logits + b * plane_ + p * L).store(rows + b * plane_ + p * L);
                 softmax_planes<L>(rows + p * L, plane_, unary_.blocks, rest(p));
             }
         });
@@ -183,8 +187,10 @@ private:
             else splat_all<L, false>(field_, rows, nullptr);
         } else {
             together(workers_, [&](int part, int parts) {
-                if (field_.lattice5) splat_share<L, 5>(*field_.lattice5, field_.values5, field_.factors, list, count, rows, part, parts, true);
-                if (field_.lattice2) splat_share<L, 2>(*field_.lattice2, field_.values2, field_.factors, list, count, rows, part, parts, true);
+                if (field_.lattice5)
+                    splat_share<L, 5>(*field_.lattice5, field_.values5, field_.factors, list, count, rows, part, parts, true);
+                if (field_.lattice2)
+                    splat_share<L, 2>(*field_.lattice2, field_.values2, field_.factors, list, count, rows, part, parts, true);
             });
         }
         for (int j = 0; field_.lattice5 && j < 6; ++j)
@@ -213,7 +219,7 @@ private:
         });
     }
     void update_changes(const uint32_t* list, size_t& active, float freeze) {
-        Survivors left[most_threads];
+        Survivors left[max_threads];
         for (Survivors& s : left) s = {active, 0};
         each_part(list, active, space_.rows.data(), [&](size_t from, size_t to, int thread) {
             if (from < left[thread].from) left[thread].from = from;
@@ -222,12 +228,12 @@ private:
         active = pack(left);
     }
     void combine_changes(const uint32_t* list, size_t& active, float freeze) {
-        Survivors left[most_threads];
+        Survivors left[max_threads];
         int blocks = unary_.blocks;
         float *rows = space_.rows.data(), *logits = logits_;
         Buffer<float> scratch;
         size_t need = size_t(blocks) * L;
-        scratch.reserve(need * 2 * most_threads);
+        scratch.reserve(need * 2 * max_threads);
         together(workers_, [&](int part, int parts) {
             size_t from, to;
             share(active, 64, part, parts, from, to);
@@ -258,7 +264,7 @@ private:
         });
         active = pack(left);
     }
-    // Joins the threads' lists and rows into one; their length.
+    // Joins the threads' lists and rows; returns the total length.
     size_t pack(const Survivors* left) {
         int parts = workers_ ? workers_->threads() : 1;
         size_t active = 0;
@@ -283,8 +289,8 @@ private:
     Workspace& space_;
     Workers* workers_;
     Stats& stats_;
-    Part* part_ = nullptr;    // null: the whole image
-    bool listed_ = false;     // only the listed pixels are active, and the rows hold theirs
+    Part* part_ = nullptr;  // null: the whole image
+    bool listed_ = false;   // only the listed pixels are active, and the rows hold theirs
     float* logits_;
     size_t plane_, logits_plane_;  // between blocks of rows and of logits
 };

@@ -1,4 +1,4 @@
-// What the binding and the builds of the engine share: plain data and two abstract classes, no inline code.
+// Shared by the binding and all builds of the engine: plain data and two abstract classes, no inline code.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +20,9 @@ struct Settings {
     Kernel bilateral;  // positions and colours
     Normalization normalization;
     bool fast;        // prune classes and freeze pixels
-    float prune;      // a class is kept if its probability passes this somewhere
-    float freeze;     // a pixel is frozen once no marginal moves by more than this
-    int block_lanes;  // most channels that are filtered together, a multiple of 4 up to 24
+    float prune;      // a class is kept if its probability exceeds this anywhere
+    float freeze;     // a pixel is frozen once none of its marginals changes by more than this
+    int block_lanes;  // most channels filtered together, a multiple of 4 up to 24
     int threads;
 };
 
@@ -52,7 +52,7 @@ public:
     // width) is not null.
     virtual Status refine(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
                           uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) = 0;
-    virtual size_t bytes() const = 0;  // held for reuse
+    virtual size_t bytes() const = 0;  // kept for reuse
     virtual void release() = 0;
 };
 
@@ -71,18 +71,18 @@ constexpr int largest_dimension = 6;
 namespace baseline {
 Engine* make_engine();
 Filter* make_filter();
-}
+}  // namespace baseline
 namespace avx2 {
 Engine* make_engine();
 Filter* make_filter();
-}
+}  // namespace avx2
 namespace avx512 {
 Engine* make_engine();
 Filter* make_filter();
-}
+}  // namespace avx512
 
-// A group of threads that run one function together; the caller is thread 0. Lives in a file of its own, so that no
-// standard library template is compiled with instructions that the machine may lack.
+// A group of threads that run one function together; the caller is thread 0. Implemented in a separate file, so that no
+// template of the standard library is compiled with instructions that the machine may lack.
 class Workers {
 public:
     virtual ~Workers() {}

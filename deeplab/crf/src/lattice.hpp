@@ -27,7 +27,7 @@ struct Chains {
         std::memcpy(to, ids, length * sizeof(uint32_t));
         used[kind] += need;
     }
-    // The blur reads a few ids past the end to prefetch; they must be valid ones.
+    // The blur prefetches by a few ids past the end, which must be valid.
     void finish() {
         for (int kind = 0; kind < 4; ++kind)
             if (used[kind]) std::memset(runs[kind].data() + used[kind], 0, 32 * sizeof(uint32_t));
@@ -35,40 +35,40 @@ struct Chains {
     size_t bytes() const { return runs[0].bytes() + runs[1].bytes() + runs[2].bytes() + runs[3].bytes(); }
 };
 
-// What the lattice's construction needs for a while; shared between lattices.
+// Temporary buffers for building lattices, shared between them.
 struct Scratch {
     VertexTable table;
     Neighbours neighbours;
-    Buffer<uint32_t> next[Neighbours::together], chain;
-    Buffer<uint8_t> has_previous[Neighbours::together];
+    Buffer<uint32_t> next[Neighbours::directions_at_once], chain;
+    Buffer<uint8_t> has_previous[Neighbours::directions_at_once];
     size_t bytes() const {
         size_t n = table.bytes() + neighbours.bytes() + chain.bytes();
-        for (int k = 0; k < Neighbours::together; ++k) n += next[k].bytes() + has_previous[k].bytes();
+        for (int k = 0; k < Neighbours::directions_at_once; ++k) n += next[k].bytes() + has_previous[k].bytes();
         return n;
     }
     void release() {
         table.release();
         neighbours.release();
         chain.release();
-        for (int k = 0; k < Neighbours::together; ++k) {
+        for (int k = 0; k < Neighbours::directions_at_once; ++k) {
             next[k].release();
             has_previous[k].release();
         }
     }
 };
 
-constexpr size_t fresh_step = 64;  // points between two marks of how many vertices have been met
+constexpr size_t fresh_step = 64;  // points between two entries of vertices_before
 
 template <int D> class Lattice {
 public:
     size_t vertices = 0, points = 0;
-    Buffer<uint32_t> id;    // points x (D + 1)
-    Buffer<float> weight;   // points x (D + 1)
-    Buffer<uint32_t> met;   // vertices met before point 64 k: ids are in the order of first touch
+    Buffer<uint32_t> id;               // points x (D + 1)
+    Buffer<float> weight;              // points x (D + 1)
+    Buffer<uint32_t> vertices_before;  // [k]: vertices touched before point 64 k; ids are in the order of first touch
     Chains chains[D + 1];
 
     // features(first, float8[D]): features of the points first .. first+7, in units of the deviations; lanes past
-    // the end may hold anything finite. Throws OutOfMemory; returns false where ids or keys do not suffice.
+    // the end may hold anything finite. Throws OutOfMemory; returns too_large or key_range if ids or keys do not suffice.
     template <class Features>
     Status build(size_t count, const double* lowest, const double* highest, const Features& features, Scratch& scratch) {
         if (count >= (size_t(1) << 31) / (D + 1)) return Status::too_large;
@@ -81,7 +81,7 @@ public:
         points = count;
         id.reserve((count + 8) * (D + 1));
         weight.reserve((count + 8) * (D + 1));
-        met.reserve(count / fresh_step + 2);
+        vertices_before.reserve(count / fresh_step + 2);
         VertexTable& table = scratch.table;
         table.clear(count / 2 + 64, layout.bits);
         constexpr int batch = 8 * (D + 1);
@@ -103,10 +103,10 @@ public:
                     table.prefetch(mixed[turn][k]);
                 }
             }
-            // The batch before this one: its slots have arrived in the cache by now.
+            // Insert the previous batch, whose slots are in the cache by now.
             if (pending) {
                 size_t from = first - 8;
-                if (from % fresh_step == 0) met[from / fresh_step] = uint32_t(table.size());
+                if (from % fresh_step == 0) vertices_before[from / fresh_step] = uint32_t(table.size());
                 table.make_room(batch);
                 for (int k = 0; k < pending * (D + 1); ++k)
                     id[from * (D + 1) + k] = table.insert(keys[turn ^ 1][k], mixed[turn ^ 1][k]);
@@ -114,55 +114,55 @@ public:
             pending = present;
         }
         vertices = table.size();
-        met[(count + fresh_step - 1) / fresh_step] = uint32_t(vertices);
+        vertices_before[(count + fresh_step - 1) / fresh_step] = uint32_t(vertices);
         link(layout, scratch);
         return Status::ok;
     }
 
-    // Factor of the D + 1 blurs' gain: what one splat, blur and slice must be multiplied with (Adams et al. 2010).
+    // The factor on a splat, blur and slice that compensates for the gain of the D + 1 blurs (Adams et al. 2010).
     static float gain() { return 1.0f / (1.0f + std::pow(2.0f, -float(D))); }
 
     void release() {
         id.release();
         weight.release();
-        met.release();
+        vertices_before.release();
         for (Chains& c : chains) {
             for (Buffer<uint32_t>& b : c.runs) b.release();
             c.clear();
         }
     }
     size_t bytes() const {
-        size_t n = id.bytes() + weight.bytes() + met.bytes();
+        size_t n = id.bytes() + weight.bytes() + vertices_before.bytes();
         for (const Chains& c : chains) n += c.bytes();
         return n;
     }
 
 private:
     void link(const KeyLayout<D>& layout, Scratch& scratch) {
-        constexpr int together = Neighbours::together;
+        constexpr int directions_at_once = Neighbours::directions_at_once;
         scratch.neighbours.sort(scratch.table.keys(), vertices, layout.bits);
-        uint32_t* next[together];
-        uint8_t* has_previous[together];
-        for (int k = 0; k < together; ++k) {
+        uint32_t* next[directions_at_once];
+        uint8_t* has_previous[directions_at_once];
+        for (int k = 0; k < directions_at_once; ++k) {
             next[k] = scratch.next[k].reserve(vertices);
             has_previous[k] = scratch.has_previous[k].reserve(vertices + 1);
         }
-        for (int first = 0; first <= D; first += together) {
-            uint64_t steps[together];
-            for (int k = 0; k < together; ++k) steps[k] = layout.step(first + k <= D ? first + k : D);
+        for (int first = 0; first <= D; first += directions_at_once) {
+            uint64_t steps[directions_at_once];
+            for (int k = 0; k < directions_at_once; ++k) steps[k] = layout.step(first + k <= D ? first + k : D);
             scratch.neighbours.find(steps, next, has_previous);
-            for (int k = 0; k < together && first + k <= D; ++k) {
+            for (int k = 0; k < directions_at_once && first + k <= D; ++k) {
                 collect(next[k], has_previous[k], scratch, chains[first + k]);
                 chains[first + k].finish();
             }
         }
     }
 
-    // Links to runs. Runs are sorted out by length one step at a time, so that look-ups of different runs overlap and
-    // no branch depends on a run's length.
+    // Links to runs. All runs are followed one step at a time and then sorted by length, so that look-ups of different runs
+    // overlap and no branch depends on a run's length.
     void collect(const uint32_t* next, const uint8_t* has_previous, Scratch& scratch, Chains& out) {
         constexpr uint32_t none = Neighbours::none;
-        uint32_t* four = scratch.chain.reserve(3 * vertices + 24);  // runs that go on, by their first four vertices
+        uint32_t* four = scratch.chain.reserve(3 * vertices + 24);  // first four vertices of the runs that are longer
         uint32_t *start = four + vertices + 8, *three = start + vertices + 8;
         size_t starts = 0;
         for (size_t v = 0; v < vertices; ++v) {
@@ -204,7 +204,7 @@ private:
                 out.append(four + k, 4);
                 continue;
             }
-            size_t length = 0;  // the starts are dead by now
+            size_t length = 0;  // overwrites the starts, which are no longer needed
             for (uint32_t n = four[k]; n != none; n = next[n]) start[length++] = n;
             out.append(start, length);
         }

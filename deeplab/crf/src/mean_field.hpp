@@ -7,22 +7,22 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// Per pixel: factors before the splat and after the slice of each kernel. They hold the normalisation, the kernel's
-// weight and the lattice's gain, so that no separate pass is needed.
+// Per pixel: factors before the splat and after the slice of each kernel. They combine the normalisation, the kernel's
+// weight and the lattice's gain, so that these need no pass of their own.
 struct Factors {
     float splat5, slice5, splat2, slice2;
 };
 
 struct Field {
     const Lattice<5>* lattice5;  // null: the kernel is absent
-    const Lattice<2>* lattice2;    // null: absent, or
-    const PositionRows* rows2;     // filtered in a sweep instead
-    const uint32_t* id2;           // of either: points x 3; null: no such kernel
+    const Lattice<2>* lattice2;  // null: the kernel is absent or uses rows2
+    const PositionRows* rows2;   // null: the kernel is absent or uses lattice2
+    const uint32_t* id2;         // of lattice2 or rows2: points x 3; null: the kernel is absent
     const float* weight2;
     const Factors* factors;
-    const float* rest;  // null: no class was dropped
+    const float* rest;   // null: no class was dropped
     float* last;         // logits of the implied class; null: there is none
-    const float* total;  // the sum of a pixel's messages over all classes; null where the rows are changes: then 0
+    const float* total;  // the sum of a pixel's messages over all classes; null if rows hold changes, whose messages sum to 0
     float *values5, *values2;
     size_t pixels;
 };
@@ -66,7 +66,7 @@ template <int L, int K> CRF_INLINE Row<L> gather(const float* a, const uint32_t*
     for (int r = 1; r < K; ++r) sum.add(w[r], Row<L>::load(a + size_t(id[r]) * L));
     return sum;
 }
-// Asks for the rows of a pixel a few places on: vertices of the appearance kernel lie scattered.
+// Prefetches the rows of a pixel a few places ahead: vertices of the appearance kernel are scattered in memory.
 template <int L> CRF_INLINE void prefetch_rows(const Field& field, size_t p) {
     if (!field.lattice5) return;
     const uint32_t* id = field.lattice5->id.data() + p * 6;
@@ -75,7 +75,8 @@ template <int L> CRF_INLINE void prefetch_rows(const Field& field, size_t p) {
 template <int L> CRF_INLINE Row<L> message(const Field& field, size_t p) {
     Row<L> sum = Row<L>::all(0);
     const Factors& f = field.factors[p];
-    if (field.lattice5) sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
+    if (field.lattice5)
+        sum.add(f.slice5, gather<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6));
     if (field.id2) sum.add(f.slice2, gather<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3));
     return sum;
 }
@@ -86,15 +87,15 @@ template <int L> CRF_INLINE Row<L> first_marginals(const Field& field, const Row
 }
 
 // Splat of every pixel by one thread; each vertex's row is zeroed just before its first use, while it is in the cache.
-// rows: of pixels; FromLogits: the softmax is taken on the way, and left in `marginals` unless that is null.
+// rows: of pixels. FromLogits: applies the softmax first and stores it in `marginals` unless that is null.
 template <int L, bool FromLogits> void splat_all(const Field& field, const float* rows, float* marginals) {
     for (size_t first = 0, mark = 0; first < field.pixels; first += fresh_step, ++mark) {
         if (field.lattice5) {
-            size_t from = field.lattice5->met[mark], to = field.lattice5->met[mark + 1];
+            size_t from = field.lattice5->vertices_before[mark], to = field.lattice5->vertices_before[mark + 1];
             std::memset(field.values5 + from * L, 0, (to - from) * L * sizeof(float));
         }
         if (field.lattice2) {
-            size_t from = field.lattice2->met[mark], to = field.lattice2->met[mark + 1];
+            size_t from = field.lattice2->vertices_before[mark], to = field.lattice2->vertices_before[mark + 1];
             std::memset(field.values2 + from * L, 0, (to - from) * L * sizeof(float));
         }
         size_t end = first + fresh_step < field.pixels ? first + fresh_step : field.pixels;
@@ -106,7 +107,9 @@ template <int L, bool FromLogits> void splat_all(const Field& field, const float
                 if (marginals) q.store(marginals + p * L);
             }
             const Factors& f = field.factors[p];
-            if (field.lattice5) scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6, q * f.splat5);
+            if (field.lattice5)
+                scatter<L, 6>(field.values5, field.lattice5->id.data() + p * 6, field.lattice5->weight.data() + p * 6,
+                              q * f.splat5);
             if (field.lattice2) scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, q * f.splat2);
         }
     }
@@ -146,30 +149,31 @@ template <int L> void update_exact(const Field& field, const float* logits, floa
         if (p + 4 < to) prefetch_rows<L>(field, p + 4);
         Row<L> sent = message<L>(field, p), x = Row<L>::load(logits + p * L) + sent;
         float own;
-        (field.last ? softmax<L>(x, 0, field.last[p] + (field.total[p] - sent.sum()), own) : softmax<L>(x, 0)).store(marginals + p * L);
+        (field.last ? softmax<L>(x, 0, field.last[p] + (field.total[p] - sent.sum()), own) : softmax<L>(x, 0))
+            .store(marginals + p * L);
     }
 }
 
-// The pixels [from, to) of the list into the ring of the sweep over positions.
+// Splats the pixels [from, to) of the list into the ring of the sweep over positions.
 template <int L> void splat_positions(const Field& field, const uint32_t* list, size_t from, size_t to, const float* rows) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
-        scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3, Row<L>::load(rows + k * L) * field.factors[p].splat2);
+        scatter<L, 3>(field.values2, field.id2 + p * 3, field.weight2 + p * 3,
+                      Row<L>::load(rows + k * L) * field.factors[p].splat2);
     }
 }
 
-// The pixels of one thread's share of a fast update that go on changing: `active` of them, listed from `from` on.
+// The pixels of one thread's share of a fast update that still change: `active` of them, listed from `from` on.
 struct Survivors {
     size_t from, active;
 };
 
-// Fast mode: the filter is linear, so only changes of marginals travel. Adds the message of the last changes to the
-// logits of the pixels [from, to) of the list (all pixels where it is null). A pixel none of whose marginals moves by
-// more than `freeze` is left alone from then on, and its last change with it; the others' changes are packed behind
-// those of `out`.
+// Fast mode: the filter is linear, so only changes of marginals are filtered. Adds the message of the last changes to the
+// logits of the pixels [from, to) of the list (of all pixels if it is null). A pixel none of whose marginals changes by
+// more than `freeze` is frozen, and its last change is dropped; changes of the others are packed behind those of `out`.
 template <int L>
-void update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze,
-                 uint32_t* active, float* changes, Survivors& out) {
+void update_fast(const Field& field, float* logits, const uint32_t* list, size_t from, size_t to, float freeze, uint32_t* active,
+                 float* changes, Survivors& out) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
         float rest = field.rest ? field.rest[p] : 0.0f;
@@ -197,7 +201,7 @@ template <int L> void slice_messages(const Field& field, const uint32_t* list, s
     for (size_t k = from; k < to; ++k) message<L>(field, list ? list[k] : k).store(out + k * L);
 }
 
-// Softmax over several planes of L lanes in place; gives the factor's sum back through the rows.
+// Softmax in place over several planes of L lanes; `rest` is added to the sum.
 template <int L>
 CRF_INLINE void softmax_planes(float* rows, size_t plane, int blocks, float rest) {
     float peak = 0;

@@ -18,7 +18,7 @@ public:
     Buffer& operator=(const Buffer&) = delete;
     ~Buffer() { release(); }
 
-    // Room for `count` elements; what was in them is lost when the buffer grows.
+    // Room for `count` elements; contents are lost if the buffer grows.
     T* reserve(size_t count) {
         if (count > capacity_) {
             release();
@@ -26,7 +26,7 @@ public:
         }
         return data_;
     }
-    // Room for `count` elements, the first `used` kept.
+    // Room for `count` elements; the first `used` are kept.
     T* grow(size_t count, size_t used) {
         if (count > capacity_) {
             T* old = data_;
@@ -57,7 +57,7 @@ public:
 
 private:
     void allocate_exactly(size_t count) {
-        // Slack of one row of 32 floats: kernels may load whole vectors past the end.
+        // 32 floats of slack: kernels may load whole vectors past the end.
         data_ = static_cast<T*>(allocate(count * sizeof(T) + 128));
         capacity_ = data_ ? count : 0;
         if (!data_) throw OutOfMemory();

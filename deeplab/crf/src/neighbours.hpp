@@ -1,5 +1,5 @@
-// Which vertices are neighbours on the lattice. Adding a step keeps the order of keys, so a walk over the sorted keys
-// finds the neighbours along one direction of all vertices: no look-up leaves the cache, and no branch depends on data.
+// Finds neighbours on the lattice. Adding a step keeps the order of keys, so one walk over the sorted keys finds all
+// neighbours along one direction: no look-up leaves the cache, and no branch depends on data.
 #pragma once
 
 #include <utility>
@@ -13,12 +13,12 @@ namespace CRF_BUILD {
 class Neighbours {
 public:
     static constexpr uint32_t none = 0xffffffffu;
-    static constexpr int together = 2;  // directions found at once
+    static constexpr int directions_at_once = 2;  // directions searched at once
 
     // keys[id] of `count` vertices, all different and below 2^key_bits.
     void sort(const uint64_t* keys, size_t count, int key_bits) {
         count_ = count;
-        // Digits of at most 11 bits: 2048 places to write to are what the caches hold.
+        // A radix sort by digits of at most 11 bits: caches can hold 2048 places to write to.
         const int passes = (key_bits + 10) / 11, digit = (key_bits + passes - 1) / passes;
         const size_t values = size_t(1) << digit;
         uint32_t* starts = starts_.reserve(passes * values);
@@ -30,9 +30,9 @@ public:
         for (int pass = 0; pass < passes; ++pass) {
             uint32_t* start = starts + pass * values;
             for (size_t value = 0, sum = 0; value < values; ++value) {
-                size_t here = start[value];
+                size_t entries = start[value];
                 start[value] = uint32_t(sum);
-                sum += here;
+                sum += entries;
             }
             for (size_t v = 0; v < count; ++v) {
                 uint64_t k = pass ? key[v] : keys[v];
@@ -47,20 +47,20 @@ public:
         sorted_id_ = id;
     }
 
-    // For two directions: next[k][id], the vertex one step on or `none`, and has_previous[k][id], whether id is one.
+    // For two directions k: next[k][id] is the vertex one step after id, or `none`; has_previous[k][id]: whether one is before.
     void find(const uint64_t* steps, uint32_t* const* next, uint8_t* const* has_previous) {
         const uint64_t* keys = sorted_key_;
-        Pair *met0 = pairs_[0].reserve(count_ + 1), *met1 = pairs_[1].reserve(count_ + 1);
+        Pair *ends0 = pairs_[0].reserve(count_ + 1), *ends1 = pairs_[1].reserve(count_ + 1);
         // Two chains of dependent loads, one per direction, in flight at once.
-        Walk a{keys, steps[0], met0}, b{keys, steps[1], met1};
-        while (a.goes_on(count_) & b.goes_on(count_)) {
+        Walk a{keys, steps[0], ends0}, b{keys, steps[1], ends1};
+        while (a.in_range(count_) & b.in_range(count_)) {
             a.advance();
             b.advance();
         }
-        while (a.goes_on(count_)) a.advance();
-        while (b.goes_on(count_)) b.advance();
-        const Pair* ends[together] = {a.met, b.met};
-        for (int k = 0; k < together; ++k) {
+        while (a.in_range(count_)) a.advance();
+        while (b.in_range(count_)) b.advance();
+        const Pair* ends[directions_at_once] = {a.end, b.end};
+        for (int k = 0; k < directions_at_once; ++k) {
             std::memset(next[k], 0xff, count_ * sizeof(uint32_t));
             std::memset(has_previous[k], 0, count_);
             for (const Pair* pair = pairs_[k].data(); pair < ends[k]; ++pair) {
@@ -87,22 +87,22 @@ public:
 
 private:
     struct Pair {
-        uint32_t from, to;  // places in the sorted keys
+        uint32_t from, to;  // indices of the sorted keys
     };
     struct Walk {
         const uint64_t* keys;
         uint64_t step;
-        Pair* met;
-        uint32_t from = 0, to = 0;  // a vertex, and the least that may be its neighbour
+        Pair* end;
+        uint32_t from = 0, to = 0;  // a vertex, and the first that may be its neighbour
 
-        Walk(const uint64_t* k, uint64_t s, Pair* m) : keys(k), step(s), met(m) {}
-        CRF_INLINE bool goes_on(size_t count) const { return (from < count) & (to < count); }
+        Walk(const uint64_t* k, uint64_t s, Pair* m) : keys(k), step(s), end(m) {}
+        CRF_INLINE bool in_range(size_t count) const { return (from < count) & (to < count); }
         CRF_INLINE void advance() {
-            uint64_t wanted = keys[from] + step, found = keys[to];
-            *met = {from, to};
-            met += found == wanted;
-            from += found >= wanted;
-            to += found <= wanted;
+            uint64_t wanted = keys[from] + step, candidate = keys[to];
+            *end = {from, to};
+            end += candidate == wanted;
+            from += candidate >= wanted;
+            to += candidate <= wanted;
         }
     };
 
@@ -111,7 +111,7 @@ private:
     const uint32_t* sorted_id_ = nullptr;
     Buffer<uint64_t> key_[2];
     Buffer<uint32_t> id_[2], starts_;
-    Buffer<Pair> pairs_[together];
+    Buffer<Pair> pairs_[directions_at_once];
 };
 
 }  // namespace CRF_BUILD

@@ -6,7 +6,7 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// rows: what the largest channel is read from, `blocks` planes of pixels x lanes.
+// The channel with the largest value. rows: `blocks` planes of pixels x lanes.
 template <class Label>
 void write_labels(const Unary& unary, const PixelOrder& order, const float* rows, bool logits, Label* out) {
     size_t plane = order.count() * unary.lanes;

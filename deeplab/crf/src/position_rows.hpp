@@ -1,6 +1,6 @@
-// The lattice over positions, filtered in one sweep down the image. In two dimensions the vertices lie on a regular
-// grid whose rows run along x, so splat, blur and slice can follow each other a few rows apart, and only those rows
-// need to be held: they stay in the cache, where whole arrays would go through memory seven times.
+// The lattice over positions, filtered in one sweep down the image. In two dimensions the vertices form a regular grid
+// whose rows run along x, so splat, blur and slice can follow each other a few rows apart. Only those rows are kept, and
+// they stay in the cache, whereas whole arrays would go through memory seven times.
 #pragma once
 
 #include "filtering.hpp"
@@ -14,8 +14,8 @@ public:
     Buffer<uint32_t> id;   // points x 3: places in the ring of rows
     Buffer<float> weight;  // points x 3
 
-    // Points come in bands of `band` (the last may be shorter), each below the one before it. False where the grid
-    // does not suit: deviations so small that vertices lie scattered on it. features, lowest, highest: as Lattice's.
+    // Points come in bands of `band` (the last may be shorter), each below the one before it. False if the grid is unsuitable:
+    // with very small deviations vertices are scattered over it. features, lowest, highest: as in Lattice::build.
     template <class Features>
     bool build(size_t count, size_t band, const double* lowest, const double* highest, const Features& features) {
         points = 0;
@@ -26,7 +26,7 @@ public:
         // A vertex lies within 6 of its point in every coordinate.
         double tall = high[2] - low[2] + 16, wide = scale[0] * (highest[0] - lowest[0]) / 3 + 12;
         if (!(tall * wide < 4.0 * count + 65536)) return false;
-        const int bottom = int(std::floor(high[2])) + 7;  // coordinate 2 of row 0: it falls as y grows
+        const int bottom = int(std::floor(high[2])) + 7;                 // coordinate 2 of row 0: it falls as y grows
         const int left = int(std::floor(scale[0] * lowest[0] / 3)) - 4;  // column 0
         rows_ = int(tall) + 1;
         columns_ = int(wide) + 1;
@@ -66,8 +66,8 @@ public:
         return true;
     }
 
-    // Floats that a sweep over rows of `lanes` needs.
-    size_t room(int lanes) const { return (size_t(ring_) + held0 + held1 + 1) * columns_ * lanes; }
+    // Floats of memory for a sweep over rows of `lanes`.
+    size_t room(int lanes) const { return (size_t(ring_) + window0 + window1 + 1) * columns_ * lanes; }
 
     // For every band: splat(from, to) must add the points [from, to) to `ring` at their ids; slice(from, to) may read
     // the filtered values at the ids of its points. Splats run ahead of slices, both in order.
@@ -87,7 +87,7 @@ public:
         }
     }
 
-    // Vertices by their place in the whole grid: of corner r of a point, one step along a direction (back: against it).
+    // A vertex's place in the whole grid: `place` of corner r of a point, `step` one step along a direction (back: against it).
     static constexpr uint32_t nowhere = 0xffffffffu;
     size_t places() const { return size_t(rows_) * columns_; }
     uint32_t place(size_t point, int r) const {
@@ -116,30 +116,30 @@ public:
     }
 
 private:
-    static constexpr int reach = 4;               // rows over which the three blurs carry a value: 1, 1 and 2
-    static constexpr int held0 = 3, held1 = 5;  // rows that the next blur reads
+    static constexpr int reach = 4;                 // rows that the three blurs reach together: 1, 1 and 2
+    static constexpr int window0 = 3, window1 = 5;  // rows kept for the next blur
 
     size_t end(int b) const { return band_ * (b + 1) < points ? band_ * (b + 1) : points; }
 
-    // The vertices of every row must be neighbours, so that a pair of bounds says which exist.
+    // The vertices of a row must be contiguous, so that two bounds describe them.
     bool measure_rows(const Buffer<uint8_t>& touched) {
         int *from = from_.reserve(rows_), *to = to_.reserve(rows_);
         vertices = 0;
         for (int r = 0; r < rows_; ++r) {
             const uint8_t* row = touched.data() + size_t(r) * columns_;
-            int here = 0;
+            int existing = 0;
             from[r] = to[r] = 0;
             for (int i = 0; i < columns_; ++i) {
                 if (!row[i]) continue;
-                if (!here++) from[r] = i;
+                if (!existing++) from[r] = i;
                 to[r] = i + 1;
             }
-            if (here != to[r] - from[r]) return false;
-            vertices += here;
+            if (existing != to[r] - from[r]) return false;
+            vertices += existing;
         }
         return true;
     }
-    // Makes the bands' bounds monotone and finds how many rows are alive at once.
+    // Makes the bands' bounds monotone and determines how many rows are needed at once.
     void size_ring() {
         for (int b = 1; b < bands_; ++b)
             if (last_[b] < last_[b - 1]) last_[b] = last_[b - 1];
@@ -159,29 +159,35 @@ private:
         const PositionRows& rows;
         float *ring, *blurred0, *blurred1, *nothing;
         size_t stride;
-        int row = 0;  // the next one to be complete
+        int row = 0;  // the next row to complete
         int cleared = 0;
 
         Sweep(const PositionRows& r, float* memory) : rows(r), ring(memory), stride(size_t(r.columns_) * L) {
             blurred0 = ring + r.ring_ * stride;
-            blurred1 = blurred0 + held0 * stride;
-            nothing = blurred1 + held1 * stride;
+            blurred1 = blurred0 + window0 * stride;
+            nothing = blurred1 + window1 * stride;
             std::memset(nothing, 0, stride * sizeof(float));
         }
-        float* at(float* a, int held, int r) const { return r < 0 || r >= rows.rows_ ? nothing : a + size_t(r % held) * stride; }
+        float* at(float* a, int window, int r) const {
+            return r < 0 || r >= rows.rows_ ? nothing : a + size_t(r % window) * stride;
+        }
 
         void clear_to(int r) {
             for (; cleared <= r; ++cleared) std::memset(ring + size_t(cleared % rows.ring_) * stride, 0, stride * sizeof(float));
         }
-        // Row `row` is complete: blurs those that waited for it.
+        // Row `row` is complete: blurs the rows that waited for it.
         void advance() {
             int r = row++, a = r - 1, b = r - 2, c = r - 4;
             int p = (rows.odd_ ^ a) & 1, q = (rows.odd_ ^ b) & 1;
-            blur_row(a, at(blurred0, held0, a), at(ring, rows.ring_, a), at(ring, rows.ring_, a - 1), p - 1, at(ring, rows.ring_, a + 1), p, true);
-            blur_row(b, at(blurred1, held1, b), at(blurred0, held0, b), at(blurred0, held0, b - 1), q, at(blurred0, held0, b + 1), q - 1, true);
-            blur_row(c, at(ring, rows.ring_, c), at(blurred1, held1, c), at(blurred1, held1, c - 2), 0, at(blurred1, held1, c + 2), 0, false);
+            blur_row(a, at(blurred0, window0, a), at(ring, rows.ring_, a), at(ring, rows.ring_, a - 1), p - 1,
+                     at(ring, rows.ring_, a + 1), p, true);
+            blur_row(b, at(blurred1, window1, b), at(blurred0, window0, b), at(blurred0, window0, b - 1), q,
+                     at(blurred0, window0, b + 1), q - 1, true);
+            blur_row(c, at(ring, rows.ring_, c), at(blurred1, window1, c), at(blurred1, window1, c - 2), 0,
+                     at(blurred1, window1, c + 2), 0, false);
         }
-        void blur_row(int r, float* out, const float* here, const float* above, int shift_above, const float* below, int shift_below, bool pad) const {
+        void blur_row(int r, float* out, const float* here, const float* above, int shift_above, const float* below,
+                      int shift_below, bool pad) const {
             if (r < 0 || r >= rows.rows_) return;
             size_t from = rows.from_[r], to = rows.to_[r];
             if (pad) {
@@ -204,7 +210,7 @@ private:
     Buffer<int> from_, to_;     // the columns that exist in a row
 };
 
-// As filter_numbers; ring: room(1) floats.
+// Like filter_numbers. ring: room(1) floats.
 template <class In, class Out> void sweep_numbers(const PositionRows& rows, float* ring, const In& in, const Out& out) {
     const uint32_t* id = rows.id.data();
     const float* w = rows.weight.data();

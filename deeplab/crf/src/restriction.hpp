@@ -1,5 +1,5 @@
-// The part of a lattice that some of its points use. Once most pixels are frozen, the changes of the others travel on
-// this part alone: fewer rows to blur, and all of them close together.
+// The part of a lattice that some of its points use. Once most pixels are frozen, the changes of the others are filtered on
+// this part only, which has fewer rows to blur, close together in memory.
 #pragma once
 
 #include "position_rows.hpp"
@@ -19,9 +19,9 @@ template <class Visit> void each_run(const Chains& chains, const Visit& visit) {
     }
 }
 
-// to: the lattice of the points listed (places in `from`, ascending), with one ring of neighbours of their vertices.
-// Links beyond the ring are cut: nearly all that leaves the part and comes back in one filter passes through the ring
-// (labels as without the cut to 0.001 %; without the ring up to 0.06 % of them differ).
+// to: the lattice of the listed points (ascending indices in `from`), with one ring of neighbours of their vertices. Links
+// beyond the ring are cut, because nearly everything that leaves the part and returns in one filter passes through the ring:
+// 0.001 % of labels differ from those without the cut, and up to 0.06 % without the ring.
 template <int D>
 void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t count, Lattice<D>& to, Buffer<uint32_t>& renamed) {
     constexpr int K = D + 1;
@@ -70,11 +70,12 @@ void restrict_lattice(const Lattice<D>& from, const uint32_t* listed, size_t cou
     }
 }
 
-// The same of the lattice over positions.
-inline void restrict_rows(const PositionRows& from, const uint32_t* listed, size_t count, Lattice<2>& to, Buffer<uint32_t>& renamed) {
+// The same for the lattice over positions.
+inline void restrict_rows(const PositionRows& from, const uint32_t* listed, size_t count, Lattice<2>& to,
+                          Buffer<uint32_t>& renamed) {
     constexpr uint32_t none = PositionRows::nowhere;
     uint32_t* name = renamed.reserve(2 * from.places());
-    uint32_t *at = name + from.places(), vertices = 0;  // at: the places named
+    uint32_t *at = name + from.places(), vertices = 0;  // at: place of each new vertex
     std::memset(name, 0xff, from.places() * sizeof(uint32_t));
     auto called = [&](uint32_t place) {
         if (name[place] == none) {

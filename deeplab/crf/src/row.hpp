@@ -91,7 +91,8 @@ private:
         float8 eight{};
         float4 four{};
 #if defined(__AVX512F__)
-        if constexpr (full > 0) eight = join((float8)_mm512_castps512_ps256((__m512)z[0]), (float8)_mm512_extractf32x8_ps((__m512)z[0], 1));
+        if constexpr (full > 0)
+            eight = join((float8)_mm512_castps512_ps256((__m512)z[0]), (float8)_mm512_extractf32x8_ps((__m512)z[0], 1));
 #endif
         for (int i = 0; i < wide; ++i) eight = i || full ? join(eight, a[i]) : a[i];
         if constexpr (full + wide > 0) four = join(low(eight), high(eight));
@@ -99,9 +100,9 @@ private:
         return four;
     }
     template <class Test> CRF_INLINE bool any(const Test& test) const {
-        bool found = false;
+        bool result = false;
 #if defined(__AVX512F__)
-        if constexpr (full > 0) found = _mm512_movepi32_mask((__m512i)test(z[0])) != 0;
+        if constexpr (full > 0) result = _mm512_movepi32_mask((__m512i)test(z[0])) != 0;
 #endif
         int8 m{};
         int4 t{};
@@ -109,12 +110,12 @@ private:
         if constexpr (tail) t = (int4)test(b);
 #if defined(__AVX2__)
         int w = wide ? _mm256_movemask_ps((__m256)m) : 0;
-        return found | ((w | (tail ? _mm_movemask_ps((__m128)t) : 0)) != 0);
+        return result | ((w | (tail ? _mm_movemask_ps((__m128)t) : 0)) != 0);
 #else
         int32_t bits = 0;
         for (int i = 0; i < 8; ++i) bits |= m[i];
         for (int i = 0; i < 4; ++i) bits |= t[i];
-        return found | (bits != 0);
+        return result | (bits != 0);
 #endif
     }
 };

@@ -9,15 +9,15 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// Vertices are named by their first D coordinates, packed into 64 bits. Packing is additive: a step on the lattice is
-// one addition to the key. Each coordinate gets the bits that its range needs.
+// A vertex's key is its first D coordinates, packed into 64 bits. Packing is additive: a step on the lattice is one addition
+// to the key. Each coordinate gets the bits that its range needs.
 template <int D> struct KeyLayout {
     uint64_t unit[D + 1];  // 1 of coordinate i; the last coordinate is implied and has none
     uint64_t ones;         // 1 of every coordinate
     uint64_t bias;         // makes every coordinate positive
     int bits;              // of a key
 
-    // lowest, highest: of each elevated coordinate. False where 64 bits do not suffice.
+    // lowest, highest: of each elevated coordinate. False if 64 bits do not suffice.
     bool fit(const double* lowest, const double* highest) {
         int shift = 0;
         ones = bias = 0;
@@ -68,7 +68,7 @@ template <int D> struct Simplices {
     alignas(32) int32_t rank[D + 1][8];    // of each coordinate's distance from it
     alignas(32) float weight[D + 1][8];    // barycentric, of the vertices 0..D
 
-    // feature: scaled by the deviations already, eight points in the lanes.
+    // feature: of eight points, one in each lane, divided by the deviations.
     CRF_INLINE void locate(const float8* feature, const float* scale) {
         float8 e[D + 1];
         float8 suffix{};
@@ -101,7 +101,8 @@ template <int D> struct Simplices {
         for (int i = 0; i <= D; ++i) {
             // Bring the point's nearest corner onto the plane where the coordinates sum to zero.
             order[i] = order[i] + sum;
-            int8 under = order[i] < 0, over = order[i] > D;
+            int8 under = order[i] < 0;
+            int8 over = order[i] > D;
             order[i] = order[i] + (under & (D + 1)) - (over & (D + 1));
             int8 move = (under & (D + 1)) - (over & (D + 1));
             root[i] = root[i] + move;
@@ -113,15 +114,15 @@ template <int D> struct Simplices {
         for (int r = 0; r <= D; ++r) {
             sorted[r] = float8{};
             for (int i = 0; i <= D; ++i) {
-                int8 here = order[i] == D - r;
-                sorted[r] = sorted[r] + (float8)((int8)offset[i] & here);
+                int8 match = order[i] == D - r;
+                sorted[r] = sorted[r] + (float8)((int8)offset[i] & match);
             }
         }
         *(float8*)weight[0] = 1.0f + sorted[0] - sorted[D];
         for (int r = 1; r <= D; ++r) *(float8*)weight[r] = sorted[r] - sorted[r - 1];
     }
 
-    // Keys of the D + 1 vertices of the point in one lane.
+    // The keys of the D + 1 vertices around the point in one lane.
     CRF_INLINE void keys(int lane, const KeyLayout<D>& layout, uint64_t* key) const {
         uint64_t by_rank[D + 1];
         uint64_t k = layout.bias;

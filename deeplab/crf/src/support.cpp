@@ -1,4 +1,4 @@
-// Memory, time and threads: everything that uses the standard library's templates, in plain instructions.
+// Memory, time and threads: all code with templates of the standard library, compiled with baseline instructions.
 #include <condition_variable>
 #include <cstdlib>
 #include <ctime>
@@ -93,7 +93,7 @@ Workers* make_workers(int threads) {
     try {
         return new ThreadGroup(threads);
     } catch (const std::system_error&) {
-        return nullptr;  // no more threads to be had: the caller works alone
+        return nullptr;  // no threads available: the caller works alone
     }
 }
 

@@ -1,4 +1,4 @@
-// Scores to logits in pixel order: which classes are kept, upsampling, and the mass of the dropped ones.
+// Scores to logits in pixel order: selects the classes to keep, upsamples, and sums the mass of dropped classes.
 #pragma once
 
 #include "score_grid.hpp"
@@ -13,7 +13,7 @@ public:
     Buffer<int> kept_class;  // class of every channel
     Buffer<float> logits, rest;
     bool has_rest = false;
-    // The last kept class has no channel where that saves lanes: its marginal is what the others leave.
+    // The last kept class has no channel if that saves lanes: its marginal is one minus the others.
     bool implied = false;
     Buffer<float> last;  // its logits
 
@@ -57,7 +57,8 @@ public:
     }
     size_t logits_plane() const { return plane_; }
     size_t bytes() const {
-        return logits.bytes() + rest.bytes() + last.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() + peak_.bytes();
+        return logits.bytes() + rest.bytes() + last.bytes() + grid_.bytes() + reduced_.bytes() + row_.bytes() + total_.bytes() +
+               peak_.bytes();
     }
     void release() {
         Buffer<float>* all[] = {&logits, &rest, &last, &grid_, &reduced_, &row_, &total_, &peak_, &grid_rest_, &rest_row_};
@@ -65,11 +66,11 @@ public:
     }
 
 private:
-    // Lanes for `count` channels. Twelve would lie across two cache lines every other time, sixteen fill one.
+    // Lanes for `count` channels. Twelve would straddle two cache lines every other time; sixteen fill one.
     static int whole_lanes(int count) { return (count + 3) / 4 == 3 ? 16 : (count + 3) / 4 * 4; }
     int row_lanes() const { return lanes * blocks + (implied ? 4 : 0); }
 
-    // Checks one point; to prune, updates the classes' greatest probabilities and gives the peak score and the sum.
+    // Checks one point. To prune, also updates the classes' largest probabilities and returns the peak score and the sum.
     CRF_INLINE Status survey_point(const float* row, bool prune, float& peak, float& sum) {
         float* best = best_.data();
         int4 fine = int4{} - 1;
@@ -143,7 +144,8 @@ private:
                 }
                 const float* point = corner[0];
                 if ((i | j) & 1) {
-                    for (int c = 0; c < stride_; ++c) middle[c] = 0.25f * (corner[0][c] + corner[1][c] + corner[2][c] + corner[3][c]);
+                    for (int c = 0; c < stride_; ++c)
+                        middle[c] = 0.25f * (corner[0][c] + corner[1][c] + corner[2][c] + corner[3][c]);
                     point = middle;
                 }
                 float peak = 0, sum = 0;
@@ -164,14 +166,14 @@ private:
             if (!dropped[c]) chosen[kept++] = c;
         }
         has_rest = kept < classes;
-        float dropped_mass = 0;  // an upper bound; what is dropped must not count as the implied class's
+        float dropped_mass = 0;  // an upper bound; dropped mass must not be attributed to the implied class
         for (int c = 0; c < classes; ++c)
             if (dropped[c]) dropped_mass += best_[c];
         implied = kept > 1 && kept - 1 <= block_lanes && whole_lanes(kept - 1) < whole_lanes(kept) && dropped_mass < 1e-3f;
         blocks = (channels() + block_lanes - 1) / block_lanes;
         lanes = whole_lanes((channels() + blocks - 1) / blocks);
     }
-    // The grid of the kept classes, and the dropped ones joined into one: log-sum-exp of scores, sum of probabilities.
+    // The grid of the kept classes, and of all dropped ones as one: log-sum-exp of scores, or sum of probabilities.
     void reduce_grid() {
         size_t points = size_t(scores_.rows) * scores_.columns;
         int wide = row_lanes();
@@ -262,7 +264,7 @@ private:
             rest[place] = joined;
             return;
         }
-        // The joined score may be the largest; then the logits move below it.
+        // The joined score may be the largest; then all logits are lowered by the difference.
         float over = joined - peak_now_;
         if (over > 0) {
             for (int block = 0; block < blocks; ++block)
@@ -273,18 +275,18 @@ private:
     }
     CRF_INLINE void finish_full_size(size_t place, size_t plane, float sum, float peak) {
         float over = scores_.probabilities ? 0.0f : peak - peak_now_;
-        float held = 0;
+        float kept_mass = 0;
         for (int block = 0; block < blocks; ++block)
             for (int l = 0; l < lanes; l += 4) {
                 loose4* at = (loose4*)(logits.data() + block * plane + place * lanes + l);
                 *at = *at - over;
-                held += total(exponential<float4>(*at));
+                kept_mass += total(exponential<float4>(*at));
             }
         if (implied) {
             last[place] -= over;
-            held += exponential(float4{} + last[place])[0];
+            kept_mass += exponential(float4{} + last[place])[0];
         }
-        rest[place] = sum > held ? sum - held : 0.0f;
+        rest[place] = sum > kept_mass ? sum - kept_mass : 0.0f;
     }
 
     int stride_ = 0;

@@ -1,5 +1,4 @@
-// Short vectors through the compiler's vector extension: AVX-512 or AVX2 where this file is built with it, SSE2 or NEON
-// elsewhere.
+// Short vectors through the compiler's vector extension: AVX-512 or AVX2 if this build has them, else SSE2 or NEON.
 #pragma once
 
 #include <cstdint>
@@ -24,15 +23,19 @@ typedef float loose8 __attribute__((vector_size(32), aligned(4)));
 typedef float loose16 __attribute__((vector_size(64), aligned(4)));
 
 template <class V> struct IntegerOf;
-template <> struct IntegerOf<float4> { typedef int4 type; };
-template <> struct IntegerOf<float8> { typedef int8 type; };
-template <> struct IntegerOf<float16> { typedef int16 type; };
+template <> struct IntegerOf<float4> {
+    typedef int4 type;
+};
+template <> struct IntegerOf<float8> {
+    typedef int8 type;
+};
+template <> struct IntegerOf<float16> {
+    typedef int16 type;
+};
 
 template <class V> CRF_INLINE V splat_value(float x) { return V{} + x; }
 
-template <class V, class I> CRF_INLINE V select(I mask, V yes, V no) {
-    return (typename IntegerOf<V>::type)mask ? yes : no;
-}
+template <class V, class I> CRF_INLINE V select(I mask, V yes, V no) { return (typename IntegerOf<V>::type)mask ? yes : no; }
 
 template <class V> CRF_INLINE V floor_value(V x) {
     typedef typename IntegerOf<V>::type I;
@@ -103,12 +106,13 @@ CRF_INLINE float largest(float4 x) {
     return a > b ? a : b;
 }
 
-// Treats denormals as zero while it lives: values that fade out would otherwise cost a hundred cycles each.
+// Flushes denormals to zero during its lifetime; each would otherwise cost a hundred cycles.
 class FlushDenormals {
 public:
 #if defined(__SSE2__)
     FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
     ~FlushDenormals() { _mm_setcsr(saved_); }
+
 private:
     unsigned saved_;
 #elif defined(__aarch64__)
@@ -117,6 +121,7 @@ private:
         __asm__ __volatile__("msr fpcr, %0" : : "r"(saved_ | (uint64_t(1) << 24)));
     }
     ~FlushDenormals() { __asm__ __volatile__("msr fpcr, %0" : : "r"(saved_)); }
+
 private:
     uint64_t saved_;
 #else

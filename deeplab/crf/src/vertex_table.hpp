@@ -1,5 +1,5 @@
-// Vertex keys to ids, numbered in the order of first touch: an open-addressing hash table of 64-bit slots. A slot holds
-// the whole key beside the id where both fit, so that a look-up touches one place; else a part of the key's hash.
+// Vertex keys to ids, numbered in the order of first touch: an open-addressing hash table of 64-bit slots. A slot holds the
+// id and the whole key if both fit, so that a look-up touches one place; otherwise the id and a part of the key's hash.
 #pragma once
 
 #include "memory.hpp"
@@ -16,7 +16,7 @@ public:
         int bits = 12;
         while ((size_t(1) << bits) < 2 * expected) ++bits;
         id_bits_ = 64 - key_bits;
-        whole_ = id_bits_ >= bits;  // room for the ids of half the slots, after which `enlarge` looks again
+        whole_ = id_bits_ >= bits;  // ids for half the slots fit; `enlarge` checks again
         if (!whole_ || id_bits_ > 31) id_bits_ = 31;
         resize(bits);
         keys_.reserve(expected + 1024);

@@ -7,15 +7,16 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// Fast mode's problem once most pixels are frozen: the pixels that still change, and their part of the lattices.
+// Fast mode once most pixels are frozen: the pixels that still change, and their part of the lattices.
 struct Part {
     Lattice<5> lattice5;
     Lattice<2> lattice2;
     Buffer<Factors> factors;
     Buffer<float> rest, last, logits;
-    Buffer<uint32_t> origin;  // place of every pixel in the whole image
+    Buffer<uint32_t> origin;  // index of every pixel in the whole image
     size_t bytes() const {
-        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + last.bytes() + logits.bytes() + origin.bytes();
+        return lattice5.bytes() + lattice2.bytes() + factors.bytes() + rest.bytes() + last.bytes() + logits.bytes() +
+               origin.bytes();
     }
     void release() {
         lattice5.release();
@@ -28,7 +29,7 @@ struct Part {
     }
 };
 
-// The buffers of one refinement that the caller keeps for the next.
+// The buffers of one refinement, kept for the next.
 struct Workspace {
     Buffer<float> values5, values2, rows;
     Buffer<uint32_t> active, renamed;

@@ -201,10 +201,10 @@ def test_saving_replaces_a_model_and_leaves_other_folders_alone(network, model, 
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "mine.txt").write_text("keep")
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(ModelError, match="not a model folder"):
         checkpoint.save(photos, network, CARD)
     assert [path.name for path in photos.iterdir()] == ["mine.txt"]
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(ModelError, match="not a model folder"):
         checkpoint.save(photos / "mine.txt", network, CARD)
     assert (photos / "mine.txt").read_text() == "keep"
 
@@ -247,7 +247,7 @@ def test_weights_of_another_model_are_refused_and_half_a_model_is_replaced(saved
     torch.manual_seed(1)
     checkpoint.save(tmp_path / "other", build("mobilenet-v2-aspp", 2, output_stride=16), CARD)
     shutil.copy(tmp_path / "other" / checkpoint.WEIGHTS, model)
-    with pytest.raises(ModelError, match=r"model\.json is not of these weights: a save of the model is under way or was cut off"):
+    with pytest.raises(ModelError, match=r"model\.json does not belong to these weights: the model is being saved, or a save was interrupted"):
         checkpoint.load(model)
     (model / checkpoint.CARD).unlink()
     checkpoint.save(model, network, CARD)

@@ -62,7 +62,7 @@ def test_a_state_of_another_run_is_never_taken_up(out, splits):
     first = states.begin(out, CONFIG, *splits, resume=False).id
     save(out, first, 5)
     assert states.newest(out, "train-other") is None
-    with pytest.raises(TrainingError, match=f"belongs to {first} by now, not to train-other"):
+    with pytest.raises(TrainingError, match=f"now belongs to {first}, not to train-other"):
         save(out, "train-other", 6)
     assert steps(out) == [5]
     with pytest.raises(TrainingError, match="holds an unfinished training: --resume"):

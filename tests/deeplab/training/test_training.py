@@ -163,7 +163,7 @@ def test_an_unfinished_run_is_not_started_over_or_resumed_by_accident(run, tmp_p
 def test_a_folder_of_other_things_is_refused_before_the_first_step(run, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.txt").write_text("keep")
-    with pytest.raises(TrainingError, match="no model folder"):
+    with pytest.raises(TrainingError, match="not a model folder"):
         run("photos", stop_after=1)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine.txt"]
 
