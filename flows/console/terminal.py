@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: a progress bar with a rate and an ETA, or plain lines where there is none."""
+"""Output: a progress bar with a rate and an ETA (plain lines without a terminal), and results as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def print_json(value: Any) -> None:
 
 
 class RateColumn(ProgressColumn):
-    """Units per second, of the last half minute."""
+    """Units per second, over the last half minute."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class RateColumn(ProgressColumn):
 
 
 class Bar:
-    """One progress display; `note` is free text (errors, loss). Without a terminal it prints a line now and then."""
+    """One progress display; `note` is free text (errors, loss). Without a terminal it prints a line every LINE_SECONDS."""
 
     def __init__(self, progress: Progress, unit: str) -> None:
         self.progress, self.unit = progress, unit
@@ -75,7 +75,7 @@ class Bar:
 def bar(unit: str) -> Iterator[Bar]:
     """A progress bar on stderr for the duration of the body.
 
-    Ray prints what happens to its processes on stdout, whose lines belong to the result; they go to stderr, too.
+    Ray prints news of its processes on stdout, which is for the result; here they go to stderr.
     """
     columns = (
         SpinnerColumn(),

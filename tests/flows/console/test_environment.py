@@ -242,8 +242,8 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_its_text_lies_in_a_private
     done = broken("status", "somewhere", XDG_STATE_HOME=str(tmp_path / "state"))
     assert (done.returncode, done.stdout) == (1, "")
     of_thread, last = done.stderr.splitlines()
-    assert of_thread.startswith("error: KeyError: 'in a thread'; the whole text: ")
-    line, path = last.split("; the whole text: ")
+    assert of_thread.startswith("error: KeyError: 'in a thread'; full text: ")
+    line, path = last.split("; full text: ")
     assert line == "error: ValueError: at http://***@host/ with *** and more"
     text = Path(path).read_text()
     assert "Traceback" in text and "in broken" in text and "in a destructor" in text
