@@ -21,8 +21,8 @@ DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
 def segment(options: SegmentOptions, as_json: Json = False) -> None:
     """Segment every image of ARCHIVE that has no row in RESULTS yet.
 
-    RESULTS gets exactly one row per image, version and model. Run it again after a crash or Ctrl-C, or with new images:
-    only what is missing is done. Images that cannot be read become rows with the reason.
+    Exactly one row per image, version and model. Run it again after a crash or Ctrl-C, or with new images: only what is
+    missing is done. Images that cannot be read become rows with the reason.
 
     [dim]deeplab segment photos/ results/
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
