@@ -1,4 +1,4 @@
-"""Random, often wrong input to the CRF engine for a while: every call must return a result of the right shape or raise ValueError.
+"""Random, often wrong input to the CRF engine: every call must return a result of the right shape or raise ValueError.
 
     python benchmarks/crf_fuzz.py --minutes 60 [--seed 0]
 
@@ -26,7 +26,7 @@ def odd_float(rng: np.random.Generator) -> Any:
 
 
 def random_call(rng: np.random.Generator) -> str:
-    """One call; the outcome in a word."""
+    """One call; returns its outcome in a word."""
     height, width, classes = int(rng.integers(0, 60)), int(rng.integers(0, 60)), int(rng.integers(0, 40))
     if rng.random() < 0.05:
         classes = int(rng.integers(250, 400))
@@ -68,14 +68,14 @@ def random_call(rng: np.random.Generator) -> str:
             build=str(rng.choice(["auto", *engine_module().builds])),  # type: ignore[arg-type]
             block_lanes=int(4 * rng.integers(1, 7)),
         )
-        given = {"probabilities": scores} if probabilities else {"scores": scores}
+        unary = {"probabilities": scores} if probabilities else {"scores": scores}
         options: dict[str, Any] = {"stride": stride, "align_corners": bool(rng.integers(2))}
         if rng.random() < 0.5:
-            labels = crf.labels(image, **given, **options)
+            labels = crf.labels(image, **unary, **options)
             assert labels.shape == image.shape[:2]
             assert labels.max() < classes
         else:
-            marginals = crf.marginals(image, **given, **options)
+            marginals = crf.marginals(image, **unary, **options)
             assert marginals.shape == (classes, *image.shape[:2])
             assert np.isfinite(marginals).all()
             assert np.abs(marginals.sum(0) - 1).max() < 1e-3

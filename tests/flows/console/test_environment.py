@@ -97,7 +97,7 @@ def test_a_home_that_cannot_be_written_gives_way_to_a_private_folder_and_is_name
 
 def test_a_folder_that_others_may_enter_is_not_taken_for_ours(temporary: Path) -> None:
     environment.own_folder().chmod(0o777)
-    with pytest.raises(OSError, match="this user's alone"):
+    with pytest.raises(OSError, match="only this user may enter"):
         environment.own_folder()
 
 
@@ -110,7 +110,7 @@ def test_without_a_home_and_among_folders_of_our_names_workers_run_the_code_of_t
     machine = {"HOME": NO_HOME, "HTTP_PROXY": "http://127.0.0.1:9"}
     done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--no-crf", cwd=tmp_path / "here", **machine)
     assert done.returncode == 0, done.stderr
-    assert f"the home folder {NO_HOME} cannot be written to" in done.stderr
+    assert f"the home folder {NO_HOME} cannot be written" in done.stderr
     assert "2 done, 0 of them errors" in done.stdout
 
 
