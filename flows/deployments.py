@@ -1,8 +1,7 @@
 """Deployments of all flows, and what `deeplab setup-prefect` creates on a Prefect server."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -37,7 +36,7 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy="ENQUEUE")
 def deployments(
     segmentation: SegmentOptions | None = None,
     name: str | None = None,
-    schedule: dict[str, Any] | None = None,
+    schedule: Mapping[str, str | timedelta] | None = None,
     active: bool = False,
 ) -> list[RunnerDeployment]:
     """A deployment of every flow, named "served"; with `segmentation` also one of that archive into that table.
@@ -128,7 +127,7 @@ def setup(results: list[str]) -> Iterator[str]:
             yield "automation for dead runs: there"
 
 
-def _plain(automation: AutomationCore) -> tuple[Any, ...]:
+def _plain(automation: AutomationCore) -> tuple[object, ...]:
     """What an automation does, without the ids that the server assigns."""
     trigger = automation.trigger.model_dump(exclude={"id"})
     return automation.enabled, trigger, [action.model_dump() for action in automation.actions]

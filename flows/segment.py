@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.runtime import task_run
 from prefect.states import Completed
@@ -26,7 +26,7 @@ from pipelines.segment.run import Outcome, Run, SegmentProgress, Summary, TooMan
 from pipelines.storage import filesystems
 
 
-def transient(task: Any, run: Any, state: State[Any]) -> bool:
+def transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a retry may help: storage or the cluster failed, not the user's input."""
     try:
         state.result()

@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.states import Completed
 
@@ -23,7 +23,7 @@ from pipelines.storage.model_registry import Registry
 from pipelines.train import flow_steps
 
 
-def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
+def lost_job(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether the training was a job that something else ended: its states are kept, so a retry continues it."""
     try:
         state.result()

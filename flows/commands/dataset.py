@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,9 @@ from rich.table import Table
 from flows.commands.parameters import Json
 from flows.console.terminal import bar, print_json, stdout
 from pipelines.options.parts import DataSetOptions
+
+if TYPE_CHECKING:
+    from deeplab.data.inspection import Inspection
 
 Place = Annotated[
     str, typer.Argument(metavar="DATASET", help="Folder, s3:// prefix or pack of labelled images.", show_default=False)
@@ -67,7 +70,7 @@ def _without_ignored(labels: Any) -> Any:
     return shown
 
 
-def _summary(result: Any) -> dict[str, Any]:
+def _summary(result: Inspection) -> dict[str, Any]:
     return {
         "split": result.split,
         "pairs": result.pairs,
@@ -80,7 +83,7 @@ def _summary(result: Any) -> dict[str, Any]:
     }
 
 
-def _print(result: Any) -> None:
+def _print(result: Inspection) -> None:
     summary = _summary(result)
     heights, widths = zip(*(result.sizes or {(0, 0): 0}), strict=True)
     stdout.print(

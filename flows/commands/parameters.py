@@ -111,7 +111,7 @@ def _bounds(schema: Schema) -> str:
     return f" ({' and '.join(parts)})" if parts else ""
 
 
-def _typed(value: Any) -> str | None:
+def _typed(value: object) -> str | None:
     """A value as a person types it; None for an empty one."""
     if isinstance(value, tuple):
         return ",".join(f"{number:g}" for number in value) or None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,6 +17,13 @@ from flows.console.signals import INTERRUPTED
 from flows.console.terminal import print_json, stderr, stdout
 from pipelines.options import EvaluateOptions, RegisteredTraining, SegmentOptions
 
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect import Flow
+    from prefect.client.schemas.objects import FlowRun, State
+    from pydantic import BaseModel
+
 app = typer.Typer(
     no_args_is_help=True,
     help="""Run a flow here and now and print its final state.
@@ -27,7 +33,7 @@ app = typer.Typer(
 )
 
 
-def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+def here(flow: Flow[..., Any], *options: BaseModel | None) -> tuple[State[Any], int]:
     """Run a flow in this process; returns (final state, exit code). Ctrl-C and a cancellation end it as Cancelled."""
     from prefect import tags
     from prefect.settings import PREFECT_API_URL
@@ -36,16 +42,15 @@ def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
         require_server()
     from flows.serving.cancellation import mark_cancelled, was_stopped
 
-    run_id = None
+    run_id: UUID | None = None
 
-    def remember(flow: Any, run: Any, state: Any) -> None:
+    def remember(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
         nonlocal run_id
         run_id = run.id
 
-    flow = flow.with_options(on_running=[remember])  # type: ignore[attr-defined]
     try:
         with tags("deeplab"):
-            state = flow(*arguments, return_state=True)
+            state = flow.with_options(on_running=[remember])(*options, return_state=True)
     except BaseException as error:
         if not was_stopped(error):
             raise
@@ -53,7 +58,7 @@ def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
     return state, exit_code(state)
 
 
-def exit_code(state: Any) -> int:
+def exit_code(state: State[Any]) -> int:
     """0 for a completed run, 3 if too many images became error rows, 1 for any other state."""
     from pipelines.segment.run import TooManyErrors
 
@@ -63,7 +68,7 @@ def exit_code(state: Any) -> int:
     return TOO_MANY_ERRORS if isinstance(error, TooManyErrors) else FAILED
 
 
-def print_state(state: Any, code: int) -> None:
+def print_state(state: State[Any], code: int) -> None:
     """Print the final state as one line: on stdout if the run completed, else on stderr."""
     if code == DONE:
         stdout.print(f"[green]{state.name}[/]: {escape(state.message or '')}")
@@ -83,7 +88,7 @@ def run_segment(options: SegmentOptions, as_json: Json = False) -> None:
     finish(state, code, as_json)
 
 
-def finish(state: Any, code: int, as_json: bool) -> None:
+def finish(state: State[Any], code: int, as_json: bool) -> None:
     """Print the result as JSON or the final state as a line, and end the command with `code`."""
     if code == DONE and as_json:
         print_json({"state": state.name, **state.result()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,9 @@ from rich.table import Table
 from flows.commands.parameters import Json, with_options
 from flows.console.terminal import bar, print_json, stderr, stdout
 from pipelines.options import SegmentOptions
+
+if TYPE_CHECKING:
+    from pipelines.segment.run import Summary
 
 DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
 
@@ -59,7 +62,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     raise typer.Exit(code)
 
 
-def print_summary(summary: Any) -> None:
+def print_summary(summary: Summary) -> None:
     """Print the summary of a run for people."""
     from pipelines.storage.filesystems import delta_location
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
@@ -76,7 +76,8 @@ def serve(
     run(*deployments(segmentation, name, schedule, active), limit=limit, pause_on_shutdown=False)
 
 
-def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezone: str) -> dict[str, Any] | None:
+def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezone: str) -> dict[str, str | timedelta] | None:
+    """The one schedule of the options, as keywords of Prefect's Schedule; None without one. BadParameter for a bad one."""
     kinds = {"cron": cron, "interval": timedelta(seconds=interval) if interval else None, "rrule": rrule}
     schedule = {kind: value for kind, value in kinds.items() if value is not None}
     if not schedule:

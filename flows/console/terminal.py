@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -29,7 +28,7 @@ stdout = Console(highlight=False)
 LINE_SECONDS = 5.0
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """The result of a command as JSON on stdout."""
     print(json_text(value, indent=2))
 

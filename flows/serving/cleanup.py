@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def leave_nothing_behind(flow: Flow[..., Any], flow_run: FlowRun, state: State[A
                 ray_jobs.Jobs(str(options.address)).stop(ray_jobs.job_name(kind, options))
 
 
-def _works(parameters: dict[str, Any]) -> Iterator[tuple[str, SegmentOptions | RegisteredTraining]]:
+def _works(parameters: Mapping[str, object]) -> Iterator[tuple[str, SegmentOptions | RegisteredTraining]]:
     """(kind, options) of every job that a run with these parameters may have submitted."""
     for parameter in parameters.values():
         for kind, options in (("segment", SegmentOptions), ("train", RegisteredTraining)):
