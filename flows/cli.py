@@ -89,7 +89,9 @@ def main() -> None:
         app(_debug_first(sys.argv[1:]))
     except SystemExit as ending:
         if ending.code == signals.INTERRUPTED:
-            stderr.print("[yellow]stopped[/]: committed rows are kept; run the same command to continue", soft_wrap=True)
+            stderr.print(
+                "[yellow]stopped[/]: finished work is kept; run the same command to continue (train: with --resume)", soft_wrap=True
+            )
         raise
     except Exception as error:
         error_messages.report(error)
