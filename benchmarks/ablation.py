@@ -17,7 +17,7 @@ import resource
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -66,7 +66,12 @@ def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None
 
 
 def vgg(
-    name: str, architecture: str, paper: float, crf: float | None = None, schedule: str = "poly", steps: int = VGG_STEPS
+    name: str,
+    architecture: str,
+    paper: float,
+    crf: float | None = None,
+    schedule: Literal["poly", "step"] = "poly",
+    steps: int = VGG_STEPS,
 ) -> Row:
     config = replace(
         BASE, architecture=architecture, options={}, steps=steps, batch_size=6, schedule=schedule, step_every=steps // 3,

@@ -124,7 +124,8 @@ def energies(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Unary energies at full size, C x N float32: -log softmax of the interpolated scores."""
     from deeplab.scoring.multiscale import upsample
 
-    full = upsample(scores, *image.shape[:2], STRIDE).astype(np.float32)
+    height, width = image.shape[:2]
+    full = upsample(scores, height, width, STRIDE).astype(np.float32)
     full -= full.max(0)
     return np.ascontiguousarray((np.log(np.exp(full).sum(0)) - full).reshape(len(full), -1))
 

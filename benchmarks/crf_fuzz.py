@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from deeplab.crf import DenseCRF
 from deeplab.crf.native import engine_module
 
+MODES: tuple[Literal["fast"], Literal["exact"]] = ("fast", "exact")
 DTYPES = [np.float16, np.float32, np.float64, np.int32, np.uint8, np.complex64, bool]
 
 
@@ -38,7 +39,8 @@ def random_call(rng: np.random.Generator) -> str:
     stride = None if rng.random() < 0.5 else [1, 2, 4, 8, 8.5, 0, -3][rng.integers(7)]
     shape = (height, width)
     if stride is not None and stride > 0:
-        shape = tuple(max(0, int(-(-(n - 1) // stride)) + 1 + int(rng.integers(-1, 2))) for n in shape)
+        rows, columns = (max(0, int(-(-(n - 1) // stride)) + 1 + int(rng.integers(-1, 2))) for n in shape)
+        shape = (rows, columns)
     elif rng.random() < 0.05:
         shape = (height + 1, width)
     scores: Any = rng.normal(0, np.exp(rng.normal(1, 2)), (classes, *shape))
@@ -54,7 +56,7 @@ def random_call(rng: np.random.Generator) -> str:
         scores = np.asfortranarray(scores)
     try:
         crf = DenseCRF(
-            ["fast", "exact"][rng.integers(2)],
+            MODES[rng.integers(2)],
             iterations=int(rng.integers(-1, 6)),
             pos_w=odd_float(rng),
             pos_xy_std=odd_float(rng),

@@ -41,7 +41,8 @@ def main() -> None:
     for index in range(0, len(folder), arguments.every):
         image, truth = folder[index]
         scores = predictor.scores([image])[0]
-        results: dict[str, np.ndarray] = {"no CRF": winning_classes(scores, *truth.shape, stride, True)}
+        height, width = truth.shape
+        results: dict[str, np.ndarray] = {"no CRF": winning_classes(scores, height, width, stride)}
         for name, crf in engines.items():
             results[name] = crf.labels(image, scores, stride=stride)
         for name, labels in results.items():

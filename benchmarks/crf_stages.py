@@ -11,13 +11,15 @@ import argparse
 import shutil
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 STAGES = ("read", "decode", "score", "refine", "encode")
 
 
-def seconds(archive: Path, results: Path, model: str, crf: dict[str, str]) -> dict[str, float]:
+def seconds(archive: Path, results: Path, model: str, crf: dict[str, Any]) -> Mapping[str, float]:
     """Seconds per stage of one run."""
     from pipelines.options import SegmentOptions
     from pipelines.segment.run import segment
@@ -36,12 +38,12 @@ def main() -> None:
     arguments = parser.parse_args()
     from pipelines.cluster import connection
 
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "pydensecrf": {"crf_backend": "pydensecrf"},
         "exact": {"crf_mode": "exact"},
         "fast": {"crf_mode": "fast"},
     }
-    seconds_of: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+    seconds_of: dict[str, list[Mapping[str, float]]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder, connection.session(cpus=2):
         archive = Path(folder) / "photos"
         archive.mkdir()

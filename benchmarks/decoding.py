@@ -36,7 +36,8 @@ def torchvision() -> Decoder:
 
     def decoder(data: bytes) -> np.ndarray:
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_image(raw, ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).contiguous().numpy()
+        pixels = decode_image(raw, ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).contiguous()
+        return np.asarray(pixels.numpy())
 
     return decoder
 
@@ -68,7 +69,7 @@ def vips() -> Decoder:
 
     def decoder(data: bytes) -> np.ndarray:
         image = pyvips.Image.new_from_buffer(data, "", access="sequential").autorot().colourspace("srgb")
-        return image.flatten(background=255).numpy() if image.hasalpha() else image.numpy()
+        return np.asarray((image.flatten(background=255) if image.hasalpha() else image).numpy())
 
     return decoder
 

@@ -33,7 +33,11 @@ def make(path: Path, side: int, kind: str, compress: str) -> None:
     from rasterio.transform import from_origin
 
     photos = [np.asarray(Image.open(photo).convert("RGB").resize((CELL, CELL))) for photo in sorted(EXAMPLES.glob("*.jpg"))]
-    options = {"compress": compress, "photometric": "YCBCR" if compress == "jpeg" else "RGB", "BIGTIFF": "IF_SAFER"}
+    options: dict[str, str | int] = {
+        "compress": compress,
+        "photometric": "YCBCR" if compress == "jpeg" else "RGB",
+        "BIGTIFF": "IF_SAFER",
+    }
     if kind != "strips":
         options |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
     place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_650_000, 0.5, 0.5)}

@@ -97,7 +97,7 @@ def segment(archive: Path, model: Path, folder: Path, count: int, every: float) 
 
 def cpu_of(measured: dict[str, Any], name: str) -> float:
     """CPU milliseconds per image of a step."""
-    return 1000 * measured["steps"][name]["cpu"] / measured["images"]
+    return float(1000 * measured["steps"][name]["cpu"] / measured["images"])
 
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")

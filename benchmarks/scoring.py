@@ -43,7 +43,8 @@ class Apart(nn.Module):
         self.conv, self.norm = conv, norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x))
+        normalised: torch.Tensor = self.norm(self.conv(x))
+        return normalised
 
 
 def as_a_port(network: SegmentationNetwork) -> SegmentationNetwork:

@@ -145,9 +145,9 @@ def through(count: int, workers: int, folder: Path) -> Count:
     pq.write_table(pa.table({"uri": uris, "version": ["0" * 32] * count, "bytes": [1] * count}, schema=plan.SCHEMA), path)
     todo = plan.Plan(path, "m", 0, images=count, done=0, archive=count)
     parallelism = Parallelism(block_images=1, block_bytes=1, slots=workers, cores=workers, cpus=1.0, memory=0.0)
-    sink: Any = Count()
+    sink = Count()
     with ExitStack() as after:
-        stream.run(todo, ray.put(None), None, parallelism, sink, lambda: True, after)  # type: ignore[arg-type]
+        stream.run(todo, ray.put(None), None, parallelism, sink, lambda: True, after)  # type: ignore[arg-type]  # Count replaces the sink
     assert sink.blocks == count
     return sink
 

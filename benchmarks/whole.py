@@ -33,7 +33,6 @@ def main() -> None:
     port, predictor = as_a_port(network), Predictor(network, Scoring(scales=scales), device="cpu")
     theirs = DenseCRF.named(arguments.crf_params, backend="pydensecrf")
     ours = DenseCRF.named(arguments.crf_params, mode="fast")
-    geometry = {"stride": network.stride, "align_corners": network.align_corners}
     pairs, stages = [], []
     for _ in range(arguments.rounds + 1):
         start = time.process_time()
@@ -42,7 +41,7 @@ def main() -> None:
             image = decode(path.read_bytes())
             scores = loop(port, image, scales)
             begun = time.process_time()
-            labels = theirs.labels(image, scores=scores, **geometry)
+            labels = theirs.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
             crf += time.process_time() - begun
             masks.encode_png(labels, classes)
         middle = time.process_time()
@@ -50,7 +49,8 @@ def main() -> None:
         all_scores = predictor.scores(images)
         scored = time.process_time()
         for image, scores in zip(images, all_scores, strict=True):
-            masks.encode_png(ours.labels(image, scores=scores, **geometry), classes)
+            labels = ours.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
+            masks.encode_png(labels, classes)
         end = time.process_time()
         pairs.append((middle - start, end - middle))
         stages.append((middle - start - crf, crf, scored - middle, end - scored))
