@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from flows.console.terminal import print_json, stdout
+from flows.console.terminal import plain_table, print_json, stdout
 
 
 def import_weights(
@@ -71,10 +70,7 @@ def print_family(as_json: bool) -> None:
     if as_json:
         print_json([row.as_dict() for row in rows])
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("name")
-    for heading in ("stride", "parameters", "GFLOP", "view", "val", "+ CRF", "test"):
-        table.add_column(heading, justify="right")
+    table = plain_table("name", "stride", "parameters", "GFLOP", "view", "val", "+ CRF", "test")
     for row in rows:
         figures = ["-" if value is None else f"{value:.2f}" for value in (row.val, row.val_crf)]
         test = "-" if row.test is None else f"{row.test:.1f}"

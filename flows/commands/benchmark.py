@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json, with_options
-from flows.console.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options import BenchmarkOptions
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ def benchmark(options: BenchmarkOptions, as_json: Json = False) -> None:
 def _print(result: Benchmark) -> None:
     speed, estimate = result.speed, result.estimate
     stdout.print(f"{escape(result.model)}: {speed.images} photos of {speed.pixels / 1e6:.2f} million pixels, {speed.precision}")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("stage", "where", "ms an image", "images/s"):
-        table.add_column(column, justify="right" if column.endswith(("image", "/s")) else "left")
+    table = plain_table("stage", "where", "ms an image", "images/s", left=("where",))
     stages = [(stage, speed.device if stage == "score" else "one core", value) for stage, value in speed.seconds.items()]
     if speed.refine_device is not None:
         stages.append(("refine, exact", speed.device, speed.refine_device))

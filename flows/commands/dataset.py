@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json
-from flows.console.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options.parts import DataSetOptions
 
 if TYPE_CHECKING:
@@ -90,9 +89,7 @@ def _print(result: Inspection) -> None:
         f"[bold]{escape(result.split)}[/]: {result.pairs} pairs, {len(result.broken)} broken; {len(result.sizes)} sizes, "
         f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide; {summary['ignored_share']:.1%} ignored"
     )
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("class", "share", "images"):
-        table.add_column(title, justify="left" if title == "class" else "right")
+    table = plain_table("class", "share", "images")
     for name, share in summary["class_shares"].items():
         table.add_row(escape(name), f"{share:.2%}", str(summary["class_images"][name]))
     stdout.print(table)

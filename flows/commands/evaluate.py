@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json, with_options
-from flows.console.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options import EvaluateOptions, TuneOptions
 
 # Default widths of the trimap curve; the papers draw 1 to 40 pixels.
@@ -69,10 +68,7 @@ def draw(summary: dict[str, Any], folder: Path) -> None:
 
 def _print(summary: dict[str, Any]) -> None:
     before = summary.get("before_crf")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("class")
-    for title in ("IoU", "before the CRF") if before else ("IoU",):
-        table.add_column(title, justify="right")
+    table = plain_table("class", "IoU", *(["before the CRF"] if before else []))
     for key, value in summary["iou"].items():
         table.add_row(escape(key), *map(_figure, (value, before["iou"][key]) if before else (value,)))
     source = f"the masks of {summary['results']}" if "results" in summary else f"scales {','.join(map(str, summary['scales']))}"

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json
-from flows.console.terminal import bar, print_json, stderr, stdout
+from flows.console.terminal import bar, plain_table, print_json, stderr, stdout
 from pipelines.exports import sample_sheet
 from pipelines.exports.formats import FORMATS
 
@@ -48,9 +47,7 @@ def status(
         print_json(contents)
         return
     stdout.print(f"{escape(contents['results'])}  version {contents['version']}")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "ok", "errors", "mean confidence", "last row (UTC)"):
-        table.add_column(column, justify="left" if column in ("model", "last row (UTC)") else "right")
+    table = plain_table("model", "ok", "errors", "mean confidence", "last row (UTC)", left=("last row (UTC)",))
     for entry in contents["models"]:
         confidence = "-" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3f}"
         table.add_row(

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from deeplab.json_text import json_text
@@ -26,6 +27,14 @@ from deeplab.json_text import json_text
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 LINE_SECONDS = 5.0
+
+
+def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+    """A table without borders. Columns of numbers are right-aligned: all but the first and those in `left`."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or column in left else "right")
+    return table
 
 
 def print_json(value: object) -> None:
