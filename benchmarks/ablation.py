@@ -1,12 +1,12 @@
-"""The papers' ablations at a hundredth of their iterations, as far as a CPU gets: docs/results.md is made by this.
+"""The papers' ablations at a hundredth of their iterations, on a CPU: the figures of docs/results.md.
 
     python benchmarks/ablation.py --dataset ../shared/data/pets --init ../shared/weights/resnet50_imagenet_caffe.safetensors
     python benchmarks/ablation.py --network vgg16 --init ../shared/weights/vgg16_imagenet_convs.safetensors --out build/vgg.jsonl
 
 Rows of arXiv 1606.00915's Table 2 (learning policy, batch, iterations) and Table 4 (MSC, scale augmentation, LargeFOV or
 ASPP) on ResNet-50, or of Table 3 (LargeFOV, ASPP-S, ASPP-L) on VGG-16, each a training from ImageNet weights
-and an evaluation of its last weights, before and after the CRF. A row is appended to --out as it is done, and rows that are
-there already are not done again.
+and an evaluation of its last weights, before and after the CRF. Each finished row is appended to --out; rows that are there
+already are not repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import resource
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -66,7 +66,12 @@ def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None
 
 
 def vgg(
-    name: str, architecture: str, paper: float, crf: float | None = None, schedule: str = "poly", steps: int = VGG_STEPS
+    name: str,
+    architecture: str,
+    paper: float,
+    crf: float | None = None,
+    schedule: Literal["poly", "step"] = "poly",
+    steps: int = VGG_STEPS,
 ) -> Row:
     config = replace(
         BASE, architecture=architecture, options={}, steps=steps, batch_size=6, schedule=schedule, step_every=steps // 3,
@@ -75,7 +80,7 @@ def vgg(
     return Row(3, name, config, (paper, crf))
 
 
-# Table 3, and the learning policies of Table 2 with VGG-16 as there; --init takes vgg16_imagenet_convs.safetensors.
+# Table 3, and the learning policies of Table 2 with VGG-16 as in the paper; --init is vgg16_imagenet_convs.safetensors.
 VGG_ROWS = (
     vgg("LargeFOV, step", "vgg16-v2-largefov", 62.25, schedule="step"),
     vgg("LargeFOV, poly", "vgg16-v2-largefov", 65.76, 69.84),
@@ -124,11 +129,11 @@ def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
     trained = cpu_seconds() - began
     test = sample(test, every)
     predictor = Predictor(network, Scoring(scales=row.scales, precision="bfloat16"), device="cpu")
-    found = evaluate(predictor, test, crf=DenseCRF.named("deeplab-v2"))
-    assert found.before is not None
+    evaluation = evaluate(predictor, test, crf=DenseCRF.named("deeplab-v2"))
+    assert evaluation.before is not None
     return {
         "table": row.table, "name": row.name, "images": len(test), "loss": sum(losses[-20:]) / len(losses[-20:]),
-        "before": found.before.total.mean_iou(), "after": found.total.mean_iou(), "train_cpu_seconds": round(trained),
+        "before": evaluation.before.total.mean_iou(), "after": evaluation.total.mean_iou(), "train_cpu_seconds": round(trained),
         "cpu_seconds": round(cpu_seconds() - began),
     }  # fmt: skip
 
@@ -142,10 +147,10 @@ def markdown(rows: tuple[Row, ...], done: dict[tuple[int, str], dict[str, Any]])
             "|---|---|---|---|---|---|---|---|",
         ]
         for row in rows:
-            if row.table == table and (found := done.get((table, row.name))):
+            if row.table == table and (figures := done.get((table, row.name))):
                 paper = " | ".join("" if value is None else f"{value:.2f}" for value in row.paper)
-                ours = f"{100 * found['before']:.2f} | {100 * found['after']:.2f}"
-                cost = f"{row.config.steps} | {found['train_cpu_seconds']} | {found['loss']:.3f}"
+                ours = f"{100 * figures['before']:.2f} | {100 * figures['after']:.2f}"
+                cost = f"{row.config.steps} | {figures['train_cpu_seconds']} | {figures['loss']:.3f}"
                 lines.append(f"| {row.name} | {cost} | {ours} | {paper} |")
     return "\n".join(lines)
 
@@ -154,15 +159,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=Path("../shared/data/pets"))
     parser.add_argument("--init", type=Path, default=Path("../shared/weights/resnet50_imagenet_caffe.safetensors"))
-    parser.add_argument("--network", choices=("resnet50", "vgg16"), default="resnet50", help="whose rows")
+    parser.add_argument("--network", choices=("resnet50", "vgg16"), default="resnet50", help="network whose rows are trained")
     parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
-    parser.add_argument("--every", type=int, default=3, help="evaluate every so many-th test image")
+    parser.add_argument("--every", type=int, default=3, help="evaluate every n-th test image")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    done = {(found["table"], found["name"]): found for found in map(json.loads, lines)}
+    done = {(figures["table"], figures["name"]): figures for figures in map(json.loads, lines)}
     rows = VGG_ROWS if arguments.network == "vgg16" else ROWS
     for row in rows:
         if (row.table, row.name) not in done:
@@ -171,12 +176,12 @@ def main() -> None:
                 for r in rows
                 if (r.table, r.name) in done and (r.config, r.scales) == (row.config, row.scales)
             ]
-            found = alike[0] if alike else measure(row, arguments.dataset, arguments.init, arguments.every)
-            found = {**found, "table": row.table, "name": row.name}  # some rows stand in both tables
-            done[row.table, row.name] = found
+            figures = alike[0] if alike else measure(row, arguments.dataset, arguments.init, arguments.every)
+            figures = {**figures, "table": row.table, "name": row.name}  # some rows are in both tables
+            done[row.table, row.name] = figures
             with arguments.out.open("a") as stream:
-                stream.write(json.dumps(found) + "\n")
-            print(json.dumps(found), flush=True)
+                stream.write(json.dumps(figures) + "\n")
+            print(json.dumps(figures), flush=True)
     print(markdown(rows, done))
 
 

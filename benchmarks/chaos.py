@@ -1,12 +1,12 @@
-"""Random faults for a set time while one archive is segmented again and again; then the table must be clean.
+"""Random faults for a set time while one archive is segmented again and again; then the table must be correct.
 
     python benchmarks/chaos.py [--minutes 5] [--images 400] [--store s3|disk] [--seed 1]
 
 A Ray cluster of three nodes (the head without CPUs), an S3 server behind a proxy, the real command with --address. Every few
-seconds one of these happens: a worker, a node or the driver is killed with -9; the S3 server is killed and comes back; a tenth
-of its answers is 503, or is lost, or all come late; photos are added, changed or taken away. A driver that ended, for whatever
+seconds one of these happens: a worker, a node or the driver is killed with -9; the S3 server is killed and restarted; a tenth
+of its answers is 503 or lost, or all are late; photos are added, changed or deleted. A driver that ended, for whatever
 reason, is started again. At the end all faults stop, one last run finishes the work, and `deeplab verify` compares table and
-archive: exit code 0 only when it finds nothing. Rows per (image, version) are counted apart from it, from the Parquet files.
+archive: exit code 0 only if it finds nothing. Rows per (image, version) are counted independently, from the Parquet files.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Chaos:
         self.write("broken.jpg", photo(0)[:300])
         from ray.cluster_utils import Cluster
 
-        # Nodes inherit the environment, so what runs on them meets the store through the proxy.
+        # Nodes inherit the environment, so their processes reach the store through the proxy.
         if self.proxy is not None:
             os.environ["AWS_ENDPOINT_URL"] = self.proxy.url
         self.cluster = Cluster(
@@ -85,7 +85,7 @@ class Chaos:
         return [sys.executable, "-m", "flows.cli", *arguments]
 
     def start(self) -> None:
-        """A driver, if none is at work."""
+        """Start a driver if none is running."""
         if self.driver is not None:
             code = self.driver.poll()
             if code is None:
@@ -139,14 +139,14 @@ class Chaos:
                 self.write(self.random.choice(self.names), photo(self.random.randrange(10**6)))
 
     def happen(self) -> None:
-        what = [self.kill_worker, self.kill_worker, self.kill_driver, self.kill_node, self.change_archive]
-        what += [self.kill_store, self.trouble_store] if self.server is not None else []
-        fault = self.random.choice(what)
+        faults = [self.kill_worker, self.kill_worker, self.kill_driver, self.kill_node, self.change_archive]
+        faults += [self.kill_store, self.trouble_store] if self.server is not None else []
+        fault = self.random.choice(faults)
         self.happened[fault.__name__.replace("_", " ")] += 1
         fault()
 
     def finish(self) -> int:
-        """No more faults: one run to the end, verify, and the count of rows by another route. Returns an exit code."""
+        """Without faults: one run to the end, verify, and an independent count of rows. Returns an exit code."""
         while self.driver is not None and self.driver.poll() is None:
             time.sleep(0.5)
         self.start()
@@ -189,7 +189,7 @@ def main() -> int:
                 chaos.start()
                 time.sleep(chaos.random.expovariate(1 / arguments.every))
                 chaos.happen()
-            print("faults: " + ", ".join(f"{count} x {what}" for what, count in sorted(chaos.happened.items())))
+            print("faults: " + ", ".join(f"{count} x {fault}" for fault, count in sorted(chaos.happened.items())))
             print("drivers ended with: " + ", ".join(f"{code} ({count} x)" for code, count in sorted(chaos.exits.items())))
             return int(chaos.finish())
         finally:

@@ -1,4 +1,4 @@
-"""Commits a minute, and what a long log does to them (`python benchmarks/scale.py commits`)."""
+"""Commits per minute, and the effect of a long log (`python benchmarks/scale.py commits`)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipelines.table.schema import FILE_SCHEMA
 from tests import s3_server
 
 MODEL = "m@000000000000"
-FILES = 5  # 20,000 images, between two commits, make so many
+FILES = 5  # of a commit of 20,000 images
 
 
 def part(table_uri: str, number: int) -> PartFile:
-    """One small part file, really written."""
+    """Write one small part file."""
     row = {"version": "1", "status": "ok", "height": 2, "width": 3, "mask": b"png", "class_pixels": [("background", 6)]}
     row |= {"confidence": 0.5, "run": "run-0", "segmented_at": datetime.now(UTC)}
     rows = [{**row, "uri": f"s3://archive/photos/{number:06d}/image-{index:09d}.jpg"} for index in range(10)]
@@ -55,7 +55,7 @@ def grow(root: Path, count: int) -> None:
 
 
 def copy(root: Path, prefix: str) -> None:
-    """A table on disk, object by object to S3; its log is the same there."""
+    """Copy a table from disk to S3, object by object, with the same log."""
     paths = [path for path in root.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda path: s3.put(f"{prefix}/{path.relative_to(root)}", path.read_bytes()), paths))

@@ -2,8 +2,8 @@
 
     python benchmarks/crf.py --photos FOLDER [--model MODEL] [--reference FOLDER] [--cases real,hard,...] [--rounds 3]
 
-Times are CPU time of the calling thread, from what each side is given to a label map: pydensecrf gets unary energies at
-full size, made beforehand; ours gets the float16 scores at stride 8 and interpolates them within its time.
+Times are CPU time of the calling thread, from each side's input to a label map: pydensecrf gets unary energies at full size,
+computed beforehand; ours gets the float16 scores at stride 8 and interpolates them within its time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Source = Callable[[np.ndarray, int], np.ndarray]
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, sigma: float) -> np.ndarray:
-    """White noise under a Gaussian of `sigma` grid steps, of unit deviation."""
+    """White noise smoothed by a Gaussian of `sigma` grid steps, of unit deviation."""
     y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     low_pass = np.exp(-((y**2 + x**2) * (2 * np.pi * sigma) ** 2) / 2)
     noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) * low_pass, s=(height, width))
@@ -62,19 +62,19 @@ def synthetic(classes: int, contested: int) -> Source:
 
 
 def from_model(reference: str) -> Source:
-    """A model of this project; its classes stand at ids 0, 8, 12, ... among 21, the others far below."""
+    """A model of this project; its classes have ids 0, 8, 12, ... among 21; the others score far below."""
     from deeplab.models.checkpoint import load
     from deeplab.scoring.predictor import Predictor
 
     predictor = Predictor(load(reference).network, device="cpu")
 
     def scores(image: np.ndarray, index: int) -> np.ndarray:
-        found = predictor.scores([image])[0].astype(np.float32)
+        scores = predictor.scores([image])[0].astype(np.float32)
         if predictor.network.stride != STRIDE:
-            found = resampled(found, image.shape, predictor.network.stride / STRIDE)
-        placed = np.repeat(found.min(0, keepdims=True) - 8, max(21, len(found)), 0)
-        ids = [0, 8, 12, *(c for c in range(len(placed)) if c not in (0, 8, 12))][: len(found)]
-        placed[ids] = found
+            scores = resampled(scores, image.shape, predictor.network.stride / STRIDE)
+        placed = np.repeat(scores.min(0, keepdims=True) - 8, max(21, len(scores)), 0)
+        ids = [0, 8, 12, *(c for c in range(len(placed)) if c not in (0, 8, 12))][: len(scores)]
+        placed[ids] = scores
         return placed.astype(np.float16)
 
     return scores
@@ -89,7 +89,7 @@ def resampled(grid: np.ndarray, shape: tuple[int, ...], per_step: float) -> np.n
 
 
 def from_tflite(folder: Path) -> Source:
-    """An 8-bit DeepLab v3 of PASCAL VOC (21 classes): the scores behind its last interpolation, 33 x 33."""
+    """An 8-bit DeepLab v3 of PASCAL VOC (21 classes): its scores before the last interpolation, 33 x 33."""
     from ai_edge_litert.interpreter import Interpreter
 
     path = next(folder.glob("*.tflite"))
@@ -124,7 +124,8 @@ def energies(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Unary energies at full size, C x N float32: -log softmax of the interpolated scores."""
     from deeplab.scoring.multiscale import upsample
 
-    full = upsample(scores, *image.shape[:2], STRIDE).astype(np.float32)
+    height, width = image.shape[:2]
+    full = upsample(scores, height, width, STRIDE).astype(np.float32)
     full -= full.max(0)
     return np.ascontiguousarray((np.log(np.exp(full).sum(0)) - full).reshape(len(full), -1))
 
@@ -156,7 +157,7 @@ def run_case(name: str, source: Source, images: list[np.ndarray], rounds: int, f
     for index, image in enumerate(images):
         scores = source(image, index)
         energy = energies(image, scores)
-        given = (-energy.reshape(-1, *image.shape[:2]), None) if full_size else (scores, STRIDE)
+        scores_and_stride = (-energy.reshape(-1, *image.shape[:2]), None) if full_size else (scores, STRIDE)
         times: dict[str, list[float]] = {"peer": [], "exact": [], "fast": []}
         for _ in range(rounds):
             spent, reference = timed(lambda: peer(image, energy, exact))  # noqa: B023
@@ -164,12 +165,14 @@ def run_case(name: str, source: Source, images: list[np.ndarray], rounds: int, f
             expected = reference.argmax(0).reshape(image.shape[:2])
             times["peer"].append(spent + (time.thread_time() - start) * 1e3)
             for mode, crf in (("exact", exact), ("fast", fast)):
-                spent, found = timed(lambda: crf.labels(image, given[0], stride=given[1]))  # noqa: B023
+                spent, labels = timed(lambda: crf.labels(image, scores_and_stride[0], stride=scores_and_stride[1]))  # noqa: B023
                 times[mode].append(spent)
                 if len(times[mode]) == rounds:
-                    agreement[mode].append(100 * float((found == expected).mean()))
+                    agreement[mode].append(100 * float((labels == expected).mean()))
         kept = fast.stats["classes_kept"]
-        difference = np.abs(exact.marginals(image, given[0], stride=given[1]).reshape(len(energy), -1) - reference)
+        difference = np.abs(
+            exact.marginals(image, scores_and_stride[0], stride=scores_and_stride[1]).reshape(len(energy), -1) - reference
+        )
         medians = {key: statistics.median(values) for key, values in times.items()}
         for mode in ratios:
             ratios[mode].append(medians["peer"] / medians[mode])
@@ -188,7 +191,7 @@ def run_case(name: str, source: Source, images: list[np.ndarray], rounds: int, f
 
 
 def memory_case(backend: str) -> None:
-    """Peak resident memory that one 1024 x 2048 x 19 refinement adds; run in a process of its own."""
+    """Peak resident memory that one 1024 x 2048 x 19 refinement adds; run in its own process."""
     rng = np.random.default_rng(0)
     base = np.stack([smooth_noise(rng, 1024, 2048, s) for s in (30, 20, 25)], -1)
     image = np.clip(110 + 45 * base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Random, often wrong input to the CRF engine for a while: every call must return a result of the right shape or raise ValueError.
+"""Random, often wrong input to the CRF engine: every call must return a result of the right shape or raise ValueError.
 
     python benchmarks/crf_fuzz.py --minutes 60 [--seed 0]
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from deeplab.crf import DenseCRF
 from deeplab.crf.native import engine_module
 
+MODES: tuple[Literal["fast"], Literal["exact"]] = ("fast", "exact")
 DTYPES = [np.float16, np.float32, np.float64, np.int32, np.uint8, np.complex64, bool]
 
 
@@ -26,7 +27,7 @@ def odd_float(rng: np.random.Generator) -> Any:
 
 
 def random_call(rng: np.random.Generator) -> str:
-    """One call; the outcome in a word."""
+    """One call; returns its outcome in a word."""
     height, width, classes = int(rng.integers(0, 60)), int(rng.integers(0, 60)), int(rng.integers(0, 40))
     if rng.random() < 0.05:
         classes = int(rng.integers(250, 400))
@@ -38,7 +39,8 @@ def random_call(rng: np.random.Generator) -> str:
     stride = None if rng.random() < 0.5 else [1, 2, 4, 8, 8.5, 0, -3][rng.integers(7)]
     shape = (height, width)
     if stride is not None and stride > 0:
-        shape = tuple(max(0, int(-(-(n - 1) // stride)) + 1 + int(rng.integers(-1, 2))) for n in shape)
+        rows, columns = (max(0, int(-(-(n - 1) // stride)) + 1 + int(rng.integers(-1, 2))) for n in shape)
+        shape = (rows, columns)
     elif rng.random() < 0.05:
         shape = (height + 1, width)
     scores: Any = rng.normal(0, np.exp(rng.normal(1, 2)), (classes, *shape))
@@ -54,7 +56,7 @@ def random_call(rng: np.random.Generator) -> str:
         scores = np.asfortranarray(scores)
     try:
         crf = DenseCRF(
-            ["fast", "exact"][rng.integers(2)],
+            MODES[rng.integers(2)],
             iterations=int(rng.integers(-1, 6)),
             pos_w=odd_float(rng),
             pos_xy_std=odd_float(rng),
@@ -68,14 +70,14 @@ def random_call(rng: np.random.Generator) -> str:
             build=str(rng.choice(["auto", *engine_module().builds])),  # type: ignore[arg-type]
             block_lanes=int(4 * rng.integers(1, 7)),
         )
-        given = {"probabilities": scores} if probabilities else {"scores": scores}
+        unary = {"probabilities": scores} if probabilities else {"scores": scores}
         options: dict[str, Any] = {"stride": stride, "align_corners": bool(rng.integers(2))}
         if rng.random() < 0.5:
-            labels = crf.labels(image, **given, **options)
+            labels = crf.labels(image, **unary, **options)
             assert labels.shape == image.shape[:2]
             assert labels.max() < classes
         else:
-            marginals = crf.marginals(image, **given, **options)
+            marginals = crf.marginals(image, **unary, **options)
             assert marginals.shape == (classes, *image.shape[:2])
             assert np.isfinite(marginals).all()
             assert np.abs(marginals.sum(0) - 1).max() < 1e-3

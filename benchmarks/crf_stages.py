@@ -2,7 +2,7 @@
 
     python benchmarks/crf_stages.py [--photos FOLDER] [--images 40] [--repeats 1]
 
-The stages' seconds are wall time summed over the photos, as the command itself reports them; CRFs take turns.
+The stages' seconds are wall time summed over the photos, as the command reports them; the CRFs take turns.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import argparse
 import shutil
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 STAGES = ("read", "decode", "score", "refine", "encode")
 
 
-def seconds(archive: Path, results: Path, model: str, crf: dict[str, str]) -> dict[str, float]:
+def seconds(archive: Path, results: Path, model: str, crf: dict[str, Any]) -> Mapping[str, float]:
     """Seconds per stage of one run."""
     from pipelines.options import SegmentOptions
     from pipelines.segment.run import segment
@@ -36,12 +38,12 @@ def main() -> None:
     arguments = parser.parse_args()
     from pipelines.cluster import connection
 
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "pydensecrf": {"crf_backend": "pydensecrf"},
         "exact": {"crf_mode": "exact"},
         "fast": {"crf_mode": "fast"},
     }
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+    seconds_of: dict[str, list[Mapping[str, float]]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder, connection.session(cpus=2):
         archive = Path(folder) / "photos"
         archive.mkdir()
@@ -49,9 +51,9 @@ def main() -> None:
             shutil.copy(path, archive)
         for _ in range(arguments.repeats):
             for name, crf in kinds.items():
-                taken[name].append(seconds(archive, Path(folder) / "results", arguments.model, crf))
+                seconds_of[name].append(seconds(archive, Path(folder) / "results", arguments.model, crf))
     print(f"seconds over {arguments.images} photos, median of {arguments.repeats}: {', '.join(STAGES)}")
-    for name, runs in taken.items():
+    for name, runs in seconds_of.items():
         print(f"{name:10} " + "  ".join(f"{statistics.median(run[stage] for run in runs):8.2f}" for stage in STAGES))
 
 

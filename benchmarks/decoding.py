@@ -1,12 +1,12 @@
-"""Decoders of JPEG against each other: milliseconds a photo on one core, and what each makes of the odd files.
+"""JPEG decoders compared: milliseconds per photo on one core, and what each does with odd files.
 
     python benchmarks/decoding.py [--photos FOLDER] [--odd FOLDER] [--rounds 9]
 
 Ours is `deeplab.images.decoding.decode` (Pillow). Those of torchvision, OpenCV, PyTurboJPEG, simplejpeg and pyvips are measured
-where they are installed; none of them is needed by the package. Each gives H x W x 3 uint8 RGB. They take turns photo by photo, and
-a figure is the median of the rounds, in CPU time of this thread. `--odd`: a folder with manifest.tsv (file, ..., expected); a
-decoder agrees on a file when it refuses what is to be refused, and accepts what is to be accepted with our size.
-pip install opencv-python-headless pyturbojpeg simplejpeg pyvips-binary pyvips brings the others.
+if they are installed; the package needs none of them. Each returns H x W x 3 uint8 RGB. They take turns photo by photo; a figure
+is the median of the rounds, in CPU time of this thread. `--odd`: a folder with manifest.tsv (file, ..., expected); a decoder
+agrees on a file if it refuses a file to be refused, or accepts one to be accepted with our size.
+pip install opencv-python-headless pyturbojpeg simplejpeg pyvips-binary pyvips installs the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def torchvision() -> Decoder:
 
     def decoder(data: bytes) -> np.ndarray:
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_image(raw, ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).contiguous().numpy()
+        pixels = decode_image(raw, ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).contiguous()
+        return np.asarray(pixels.numpy())
 
     return decoder
 
@@ -68,7 +69,7 @@ def vips() -> Decoder:
 
     def decoder(data: bytes) -> np.ndarray:
         image = pyvips.Image.new_from_buffer(data, "", access="sequential").autorot().colourspace("srgb")
-        return image.flatten(background=255).numpy() if image.hasalpha() else image.numpy()
+        return np.asarray((image.flatten(background=255) if image.hasalpha() else image).numpy())
 
     return decoder
 
@@ -84,15 +85,15 @@ MAKERS: dict[str, Callable[[], Decoder]] = {
 
 
 def verdict(make: Callable[[], Decoder], data: bytes, accepted: bool) -> str:
-    """What a decoder makes of an odd file, in a process of its own: "agrees", "differs", or "dies"."""
+    """What a decoder does with an odd file, in a separate process: "agrees", "differs", or "dies"."""
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
         decoder = make()
         try:
-            found = decoder(data)
-            same = accepted and found.shape == decode(data).shape
+            pixels = decoder(data)
+            same = accepted and pixels.shape == decode(data).shape
         except Exception:  # each library has its own
             same = not accepted
         os._exit(0 if same else 1)
@@ -112,19 +113,19 @@ def main() -> None:
     if arguments.odd is not None:
         with (arguments.odd / "manifest.tsv").open(newline="") as stream:
             files = [(arguments.odd / row["file"], row["expected"] == "ok") for row in csv.DictReader(stream, delimiter="\t")]
-    # Before this process has used any of them: their threads would not survive a fork.
+    # Before this process uses any of them: their threads would not survive a fork.
     odd = {name: Counter(verdict(make, path.read_bytes(), accepted) for path, accepted in files) for name, make in MAKERS.items()}
-    known: dict[str, Decoder] = {}
+    decoders: dict[str, Decoder] = {}
     for name, make in MAKERS.items():
         try:
-            known[name] = make()
+            decoders[name] = make()
         except (ImportError, OSError, RuntimeError) as error:
             print(f"{name}: not installed ({error})")
     spent: dict[str, list[float]] = defaultdict(list)
     for _ in range(arguments.rounds):
-        total = dict.fromkeys(known, 0.0)
+        total = dict.fromkeys(decoders, 0.0)
         for data in photos:
-            for name, decoder in known.items():
+            for name, decoder in decoders.items():
                 start = time.thread_time()
                 decoder(data)
                 total[name] += time.thread_time() - start
@@ -132,7 +133,7 @@ def main() -> None:
             spent[name].append(seconds / len(photos))
     ours = decode(photos[0]).astype(int)
     print(f"{len(photos)} photos, one core, {len(files)} odd files")
-    for name, decoder in known.items():
+    for name, decoder in decoders.items():
         apart = np.abs(decoder(photos[0]).astype(int) - ours)
         verdicts = f"; odd files: differs on {odd[name]['differs']}, dies on {odd[name]['dies']} of {len(files)}" if files else ""
         print(

@@ -1,10 +1,10 @@
-"""Exporting masks in each format: CPU time and bytes by image, and whether memory grows with the number of images.
+"""Exports in each format: CPU time and bytes per image, and whether memory grows with the number of images.
 
     python benchmarks/exports.py [--images 2000] [--formats png,coco-rle,...]
 
 Makes GeoTIFFs of the example photos (JPEG inside, 320 pixels), each under many names, and a results table with their labels
-as masks. Exports a quarter of the images and all of them, each in a process of its own, and prints the CPU time by
-image (from the difference, so that imports fall out) and both peaks of memory.
+as masks. Exports a quarter of the images and all of them, each in a separate process, and prints the CPU time per
+image (from the difference, without imports) and both peaks of memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def scenes(folder: Path) -> list[tuple[Path, bytes, tuple[int, int]]]:
     import rasterio
 
     folder.mkdir(parents=True)
-    found = []
+    images = []
     for number, photo in enumerate(sorted((EXAMPLES / "images").glob("*.jpg"))):
         pixels = np.asarray(Image.open(photo).convert("RGB"))
         labels = np.array(Image.open(EXAMPLES / "labels" / f"{photo.stem}.png"))
@@ -49,8 +49,8 @@ def scenes(folder: Path) -> list[tuple[Path, bytes, tuple[int, int]]]:
         kind = {"driver": "GTiff", "dtype": "uint8", "count": 3, "compress": "jpeg", "photometric": "YCBCR"}
         with rasterio.open(path, "w", height=height, width=width, **kind, **place) as file:
             file.write(np.moveaxis(pixels, 2, 0))
-        found.append((path, masks.encode_png(labels, PETS), (height, width)))
-    return found
+        images.append((path, masks.encode_png(labels, PETS), (height, width)))
+    return images
 
 
 def make(folder: Path, images: int) -> str:
@@ -84,9 +84,9 @@ def make(folder: Path, images: int) -> str:
 
 
 def work(uri: str, folder: str, form: str) -> tuple[int, int]:
-    """Images and bytes that were written."""
-    done = export(ResultsTable.open(uri), MODEL, Path(folder), form)
-    return done.images, sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    """Images and bytes written."""
+    exported = export(ResultsTable.open(uri), MODEL, Path(folder), form)
+    return exported.images, sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def main() -> None:
@@ -104,8 +104,8 @@ def main() -> None:
                 costs.append(apart(work, uri, str(folder / "out" / name), form))
                 shutil.rmtree(folder / "out" / name)
             (first, _), (last, size) = costs[0].result, costs[1].result
-            each = 1000 * (costs[1].cpu - costs[0].cpu) / (last - first)
-            print(f"{form:15}{each:10.1f}{size / last / 1000:13.1f}{costs[0].memory:14.0f}{costs[1].memory:14.0f}", flush=True)
+            per_image = 1000 * (costs[1].cpu - costs[0].cpu) / (last - first)
+            print(f"{form:15}{per_image:10.1f}{size / last / 1000:13.1f}{costs[0].memory:14.0f}{costs[1].memory:14.0f}", flush=True)
     finally:
         shutil.rmtree(folder)
 

@@ -1,9 +1,9 @@
-"""Broken images by the thousand: through the decoder in a process of its own, then through the whole pipeline.
+"""Thousands of broken images: through the decoder in a separate process, then through the whole pipeline.
 
     python benchmarks/fuzz.py [--files 10000] [--seed 0]
 
-Passes when the decoder gave pixels or a refusal for each and never died, when no file took more than MOST_MB, and when
-the pipeline made exactly one row of each. What kills the decoder is kept under --keep and named.
+Passes if the decoder returned pixels or an error for each file and never died, if no file took more than MOST_MB, and if the
+pipeline wrote exactly one row for each. Files that kill the decoder are kept under --keep and named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from measure import apart
 
 from tests.mutations import variants
 
-# 60 million pixels in four channels, and once more as RGB: what the largest file that is accepted may need.
+# 60 million pixels in four channels, and once more as RGB: the need of the largest accepted file.
 MOST_MB = 900
 
 DECODE = """
@@ -47,7 +47,7 @@ for path in (Path(line) for line in sys.stdin.read().splitlines()):
 
 
 def decode_all(paths: list[Path], keep: Path) -> None:
-    """Every file in a child process, which is started again after the file that ends it."""
+    """Every file in a child process, which is restarted after a file that ends it."""
     outcomes: Counter[str] = Counter()
     largest, slowest, fatal, left = (0, ""), (0.0, ""), [], paths
     while left:
@@ -76,7 +76,7 @@ def decode_all(paths: list[Path], keep: Path) -> None:
 
 
 def pipeline(archive: Path, model: Path, folder: Path) -> tuple[dict[str, int], int, int]:
-    """Rows by status, rows in all and different images, of a run of the whole pipeline over the files."""
+    """Rows by status, all rows, and different images of a run of the whole pipeline over the files."""
     os.setsid()
     from pipelines.options import SegmentOptions
     from pipelines.segment import run as segment
@@ -88,15 +88,15 @@ def pipeline(archive: Path, model: Path, folder: Path) -> tuple[dict[str, int], 
     listed = segment.take_inventory(run, folder)
     todo = segment.make_plan(run, listed, folder)
     segment.check(run, listed, todo, segment.execute(run, todo))
-    found = ResultsTable.open(str(results)).query("SELECT uri, status FROM results").fetchall()
-    return dict(Counter(status for _, status in found)), len(found), len({uri for uri, _ in found})
+    rows = ResultsTable.open(str(results)).query("SELECT uri, status FROM results").fetchall()
+    return dict(Counter(status for _, status in rows)), len(rows), len({uri for uri, _ in rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="where files that end the decoder go")
+    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder for files that end the decoder")
     parser.add_argument("--pipeline", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="deeplab-fuzz-") as name:

@@ -1,9 +1,9 @@
-"""What a GPU makes of the papers' network: images/s, share of its arithmetic, CRF, and where the time goes.
+"""The papers' network on a GPU: images/s, share of its arithmetic, CRF, and a profile.
 
     python benchmarks/gpu.py [--device cuda] [--architecture resnet101-aspp] [--sizes 375x500,513x513] [--count 64]
 
-Needs `deeplab/` alone, without Ray. Made-up photos of each size go through every stage of `deeplab.scoring.speed`; weights are
-random, which changes labels and no time. Last comes a profile of scoring: the operations that take longest.
+Needs only `deeplab/`, not Ray. Synthetic photos of each size go through every stage of `deeplab.scoring.speed`; weights are
+random, which does not change the time. At the end comes a profile of scoring: the operations that take longest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deeplab.scoring import speed
 from deeplab.scoring.predictor import Predictor, Scoring
 
 
-def main(given: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--architecture", default="resnet101-aspp")
@@ -30,7 +30,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=15, help="operations of the profile")
-    arguments = parser.parse_args(given)
+    arguments = parser.parse_args(words)
     network = zoo.build(arguments.architecture, 21, seed=0).eval()
     classes = ClassTable.from_names([f"class {index}" for index in range(21)])
     scales, cuda = arguments.scales, arguments.device == "cuda"
@@ -38,7 +38,7 @@ def main(given: list[str] | None = None) -> None:
     twin = DenseCRF.named("deeplab-v2", mode="exact", backend="torch", device="cuda") if cuda else None
     for size in arguments.sizes.split(","):
         encoded = speed.pictures(arguments.count, *map(int, size.split("x")))
-        found = speed.measure(
+        result = speed.measure(
             network,
             classes,
             encoded,
@@ -48,11 +48,11 @@ def main(given: list[str] | None = None) -> None:
             crf_on_device=twin,
             rounds=arguments.rounds,
         )
-        seconds = found.seconds
-        print(f"{arguments.architecture}, {size}, scales {scales}, {found.precision} on {found.device}, {arguments.count} photos")
-        print(f"  score {1 / seconds['score']:.2f} images/s, {found.flops / 1e9:.0f} GFLOP an image, ", end="")
-        print(f"{found.utilisation:.0%} of the {found.peak / 1e12:.2f} TFLOP/s of a matrix product")
-        on_device = "" if found.refine_device is None else f", {1000 * found.refine_device:.1f} on the device (exact)"
+        seconds = result.seconds
+        print(f"{arguments.architecture}, {size}, scales {scales}, {result.precision} on {result.device}, {arguments.count} photos")
+        print(f"  score {1 / seconds['score']:.2f} images/s, {result.flops / 1e9:.0f} GFLOP an image, ", end="")
+        print(f"{result.utilisation:.0%} of the {result.peak / 1e12:.2f} TFLOP/s of a matrix product")
+        on_device = "" if result.refine_device is None else f", {1000 * result.refine_device:.1f} on the device (exact)"
         print(f"  ms an image: decode {1000 * seconds['decode']:.2f}, CRF {1000 * seconds['refine']:.1f} on one core{on_device}")
     predictor = Predictor(network, Scoring(scales=scales), device=arguments.device)
     images = [decode(data) for data in encoded]

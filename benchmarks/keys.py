@@ -21,12 +21,12 @@ PER_FOLDER = 1000
 
 
 def fill(server: s3_server.Server, folder: Path, prefix: str, count: int, flat: bool) -> None:
-    """`count` keys below s3://archive/PREFIX, PER_FOLDER a folder or all in one (`flat`): the first are uploaded, the others
-    are their copies.
+    """Make `count` keys below s3://archive/PREFIX, PER_FOLDER per folder or all in one (`flat`): the first are uploaded, the others
+    are copies.
 
-    A thousand uploads a second at best would take a quarter of an hour for a million keys, so the server's own
-    metadata dump of the first folder is loaded again under other names: each key has an entry of its own in the
-    server's database, which is what a listing reads.
+    At a thousand uploads a second at best, a million keys would take a quarter of an hour. So the server's own
+    metadata dump of the first folder is loaded again under other names: each key has its own entry in the
+    server's database, which a listing reads.
     """
     first = f"s3://{s3_server.BUCKET}/{prefix}/000000"
     with ThreadPoolExecutor(16) as pool:
@@ -66,7 +66,7 @@ def _records(dump: bytes) -> list[tuple[str, bytes]]:
 
 
 def _shell(server: s3_server.Server, line: str) -> str:
-    """Output of a command of the server's shell, which returns before the last entries of a dump are in: hence the sleep."""
+    """Output of a command in the server's shell. It returns before the last entries of a dump are loaded: hence the sleep."""
     ports = server.ports
     addresses = [f"-master=127.0.0.1:{ports[2]}.{ports[3]}", f"-filer=127.0.0.1:{ports[6]}.{ports[7]}"]
     done = subprocess.run(

@@ -3,8 +3,8 @@
     python benchmarks/large.py [--side 20000] [--kind tiles|strips|png|jpeg] [--compress none|deflate|jpeg] [--no-crf]
 
 Makes a picture of --side x --side pixels out of the example photos (each stretched to 1000 x 1000, in rows and columns)
-and segments it with the bundled model by the command itself. Prints the peak resident memory of the process that did the
-image (VmHWM), the peak of all processes of the run together (proportional set size, looked at twice a second), and seconds.
+and segments it with the bundled model and the real command. Prints the peak resident memory of the process that worked on the
+image (VmHWM), the peak of all processes of the run together (proportional set size, read twice a second), and seconds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ CELL = 1000  # pixels that each photo takes
 
 
 def make(path: Path, side: int, kind: str, compress: str) -> None:
-    """Write the picture band by band; PNG and JPEG are made of a TIFF by GDAL, by rows, too."""
+    """Write the picture band by band; GDAL makes PNG and JPEG from a TIFF, also by rows."""
     import rasterio
     import rasterio.shutil
     from rasterio.transform import from_origin
 
     photos = [np.asarray(Image.open(photo).convert("RGB").resize((CELL, CELL))) for photo in sorted(EXAMPLES.glob("*.jpg"))]
-    options = {"compress": compress, "photometric": "YCBCR" if compress == "jpeg" else "RGB", "BIGTIFF": "IF_SAFER"}
+    options: dict[str, str | int] = {
+        "compress": compress,
+        "photometric": "YCBCR" if compress == "jpeg" else "RGB",
+        "BIGTIFF": "IF_SAFER",
+    }
     if kind != "strips":
         options |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
     place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_650_000, 0.5, 0.5)}
@@ -50,20 +54,20 @@ def make(path: Path, side: int, kind: str, compress: str) -> None:
 
 
 def family(root: int) -> list[int]:
-    """A process and all its descendants, also those that made themselves session leaders."""
+    """A process and all its descendants, also session leaders."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError, IndexError):
                 children.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    found = [root]
-    for process in found:
-        found += children.get(process, [])
-    return found
+    family = [root]
+    for process in family:
+        family += children.get(process, [])
+    return family
 
 
 def field(process: int, file: str, name: str) -> int:
-    """A number of /proc/PID/FILE in bytes; 0 where the process is gone."""
+    """A number in /proc/PID/FILE, in bytes; 0 if the process has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{process}/{file}").read_text().splitlines():
             if line.startswith(f"{name}:"):
@@ -77,7 +81,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("tiles", "strips", "png", "jpeg"), default="tiles")
     parser.add_argument("--compress", choices=("none", "deflate", "jpeg"), default="deflate")
     parser.add_argument("--no-crf", action="store_true")
-    parser.add_argument("--keep", type=Path, help="folder for picture and results, which then stay")
+    parser.add_argument("--keep", type=Path, help="folder in which picture and results are kept")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="deeplab-large-") as scratch:
         folder = arguments.keep or Path(scratch)

@@ -1,4 +1,4 @@
-"""What work costs: seconds and peak memory in a process of its own, or the CPU seconds of a whole session of processes."""
+"""Cost of work: seconds and peak memory in a separate process, or the CPU seconds of a whole session of processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cost:
 
 
 def machine() -> str:
-    """The processor's name and the number of cores, for the first line of what a benchmark prints."""
+    """The processor's name and the number of cores, for the first line of a benchmark's output."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor() or platform.machine())
@@ -39,7 +39,7 @@ def machine() -> str:
 
 
 def peak_memory() -> float:
-    """MB that this process held at most; ru_maxrss would also count what its parent held when it was started."""
+    """Peak memory of this process in MB; ru_maxrss would also count that of its parent at the start."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
@@ -47,7 +47,7 @@ def peak_memory() -> float:
 
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Cost:
-    """work(*arguments) in a fresh process, imports included. What it raises ends the caller, too."""
+    """work(*arguments) in a fresh process, imports included. Its exception is raised here, too."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measured, args=(sender, work, arguments))

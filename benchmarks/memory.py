@@ -1,10 +1,10 @@
-"""Memory of the processes that score, over a long run of images of mixed sizes: how much, and whether it grows.
+"""Memory of the scoring processes over a long run of images of mixed sizes: how much, and whether it grows.
 
     python benchmarks/memory.py [--images 5000] [--model pets] [--scales 1] [--largest 1000]
 
-Makes JPEGs out of the example photos with sides of 96 to --largest pixels (each side drawn on its own, so hardly two have one
-size), segments them with the CRF, and looks every second at the anonymous memory of Ray's workers (what they hold for
-themselves; the object store is shared). Prints the largest worker of each tenth of the images, and the range over the second
+Makes JPEGs out of the example photos with sides of 96 to --largest pixels (each side is random, so hardly two have the same
+size), segments them with the CRF, and reads every second the anonymous memory of Ray's workers (their own, without the shared
+object store). Prints the largest worker of each tenth of the images, and the range over the second
 half.
 """
 
@@ -37,7 +37,7 @@ def make(folder: Path, images: int, largest: int) -> None:
 
 def workers(session: int) -> list[int]:
     """Anonymous memory, in MB, of each Ray worker whose process has that session id."""
-    found = []
+    megabytes = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError, ValueError, IndexError):  # it has just ended
@@ -46,8 +46,8 @@ def workers(session: int) -> list[int]:
                 if b"ray::" not in (folder / "cmdline").read_bytes():
                     continue
                 lines = (folder / "status").read_text().splitlines()
-                found.append(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon:")))
-    return found
+                megabytes.append(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon:")))
+    return megabytes
 
 
 def main() -> None:
@@ -57,13 +57,13 @@ def main() -> None:
     parser.add_argument("--scales", default="1")
     parser.add_argument("--largest", type=int, default=1000)
     arguments = parser.parse_args()
-    seen: list[tuple[int, int]] = []
+    samples: list[tuple[int, int]] = []
     state = {"done": 0}
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(1.0):
-            seen.append((state["done"], max(workers(os.getsid(0)), default=0)))
+            samples.append((state["done"], max(workers(os.getsid(0)), default=0)))
 
     def watch(progress: SegmentProgress) -> None:
         state["done"] = progress.done
@@ -84,7 +84,7 @@ def main() -> None:
     print(f"{summary.images} images, {summary.errors} errors, {seconds:.0f} s; bound by {summary.bound}")
     tenth = max(1, arguments.images // 10)
     by_tenth: dict[int, int] = {}
-    for done, memory in seen:
+    for done, memory in samples:
         by_tenth[min(9, done // tenth)] = max(memory, by_tenth.get(min(9, done // tenth), 0))
     print("largest worker, MB, by tenth of the images:", " ".join(f"{by_tenth.get(index, 0)}" for index in range(10)))
     half = [memory for index, memory in by_tenth.items() if index >= 5]

@@ -1,8 +1,8 @@
-"""What the pipeline itself costs per image (`python benchmarks/scale.py pipeline`).
+"""The cost of the pipeline itself per image (`python benchmarks/scale.py pipeline`).
 
-The network is one 1 x 1 convolution and the photos are small (toy.py), so what is left is the way: threads, Ray, rows, files,
-commits. All CPU seconds of all processes of the run are counted, and a plain loop over the same photos with the same
-functions says what reading, decoding, scoring and encoding cost without the way.
+The network is one 1 x 1 convolution and the photos are small (toy.py), so what is left is the pipeline: threads, Ray, rows, files,
+commits. The CPU seconds of all processes of the run are counted. A plain loop over the same photos with the same
+functions gives the cost of reading, decoding, scoring and encoding alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def loop(archive: Path, model: Path) -> dict[str, float]:
 
 
 def segment(archive: Path, model: Path, folder: Path, count: int, every: float) -> dict[str, Any]:
-    """CPU and wall seconds of every step of a run over the first `count` photos, in a session of this process's own."""
+    """CPU and wall seconds of every step of a run over the first `count` photos, in this process's own session."""
     os.setsid()
     (folder / "work").mkdir(parents=True)
     watch = SessionTime()
@@ -97,14 +97,14 @@ def segment(archive: Path, model: Path, folder: Path, count: int, every: float) 
 
 def cpu_of(measured: dict[str, Any], name: str) -> float:
     """CPU milliseconds per image of a step."""
-    return 1000 * measured["steps"][name]["cpu"] / measured["images"]
+    return float(1000 * measured["steps"][name]["cpu"] / measured["images"])
 
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def shares(measured: dict[str, Any]) -> dict[str, float]:
-    """CPU seconds of the stream by whose they are: the driver; actors, ours and Ray Data's; tasks that write files; all that
+    """CPU seconds of the stream by process: the driver; actors, ours and Ray Data's; tasks that write files; all that
     works on images; Ray's own processes and the start of workers."""
     parts = dict.fromkeys(("driver", "actors", "writing", "work", "Ray"), 0.0)
     for kind, seconds in measured["steps"]["stream"]["by"].items():
@@ -123,11 +123,11 @@ def shares(measured: dict[str, Any]) -> dict[str, float]:
 
 
 def split(images: list[int], seconds: list[float]) -> str:
-    """What runs have in common however small they are, and what each image adds: least squares."""
+    """The fixed cost of a run and the cost of each image, by least squares."""
     import numpy as np
 
-    fixed, each = np.linalg.lstsq(np.array([[1.0, count] for count in images]), np.array(seconds), rcond=None)[0]
-    return f"{fixed:.1f} s of CPU, and {1000 * each:.3f} ms for each image"
+    fixed, per_image = np.linalg.lstsq(np.array([[1.0, count] for count in images]), np.array(seconds), rcond=None)[0]
+    return f"{fixed:.1f} s of CPU, and {1000 * per_image:.3f} ms for each image"
 
 
 def report(runs: list[dict[str, Any]], loop_ms: dict[str, float]) -> None:
@@ -143,9 +143,9 @@ def report(runs: list[dict[str, Any]], loop_ms: dict[str, float]) -> None:
               f"{bare:7.2f} {way:7.2f}  {run['driver_mb']:.0f} MB  {run['commits']}")  # fmt: skip
     print(f"the stream by process, CPU ms per image; the bar at 100,000 images is {BAR} for the driver and the actors together")
     for run in runs:
-        each = {name: 1000 * seconds / run["images"] for name, seconds in shares(run).items()}
-        central = each["driver"] + each["actors"]
-        named = ", ".join(f"{name} {value:.3f}" for name, value in each.items())
+        per_image = {name: 1000 * seconds / run["images"] for name, seconds in shares(run).items()}
+        central = per_image["driver"] + per_image["actors"]
+        named = ", ".join(f"{name} {value:.3f}" for name, value in per_image.items())
         verdict = "" if run["images"] < 100_000 else ", kept" if central <= BAR else ", BROKEN"
         print(f"{run['images']:8} {named}; driver and actors {central:.3f}{verdict}")
     start = [sum(run["steps"][name]["cpu"] for name in ("imports", "start", "stop")) for run in runs]
@@ -190,18 +190,18 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def run(folder: Path, sizes: list[int], every: float, picture: Path | None, data: Path | None) -> None:
-    known = json.loads(data.read_text()) if data and data.exists() else {}
-    missing = [count for count in sizes if str(count) not in known]
-    if missing or "loop" not in known:
+    measured = json.loads(data.read_text()) if data and data.exists() else {}
+    missing = [count for count in sizes if str(count) not in measured]
+    if missing or "loop" not in measured:
         model = apart(toy.make_model, folder / "model").result
         archive = apart(toy.make_photos, folder / "photos", max([*missing, LOOP])).result
-        known["loop"] = apart(loop, archive, model).result
+        measured["loop"] = apart(loop, archive, model).result
         for count in missing:
-            known[str(count)] = apart(segment, archive, model, folder / str(count), count, every).result
-            print(json.dumps(known[str(count)]), flush=True)
+            measured[str(count)] = apart(segment, archive, model, folder / str(count), count, every).result
+            print(json.dumps(measured[str(count)]), flush=True)
             if data:
-                data.write_text(json.dumps(known))
-    runs = [known[str(count)] for count in sizes]
-    report(runs, known["loop"])
+                data.write_text(json.dumps(measured))
+    runs = [measured[str(count)] for count in sizes]
+    report(runs, measured["loop"])
     if picture:
         plot(runs, picture)

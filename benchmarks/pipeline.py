@@ -2,10 +2,10 @@
 
     python benchmarks/pipeline.py [--images 200] [--processes 2] [--repeats 3]
 
-Both read, decode, score, refine and encode the same photos (examples/, repeated). The loop is as good as a loop gets:
+Both read, decode, score, refine and encode the same photos (examples/, repeated). The loop is the best case:
 each process has its share of the list and one thread, and keeps its results. The pipeline runs twice, over a quarter of
-the photos and over all of them, and its rate is the difference of images over the difference of times, so start-up falls
-out; it is printed beside the rate. Loop and pipeline take turns, and the ratio is the median of the pairs.
+the photos and over all of them. Its rate is the difference of images over the difference of times, which excludes
+start-up; start-up is printed beside the rate. Loop and pipeline take turns, and the ratio is the median of the pairs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def loop(paths: list[Path], model: str, ready: object, go: object) -> None:
 
 
 def run_loop(paths: list[Path], model: str, processes: int) -> tuple[float, float]:
-    """Images a second and seconds of start-up of the loop."""
+    """Images per second and start-up seconds of the loop."""
     context = multiprocessing.get_context("spawn")
     ready, go = context.Semaphore(0), context.Event()
     shares = [paths[index::processes] for index in range(processes)]
@@ -99,7 +99,7 @@ def main() -> None:
             few = len(paths) // 4
             short = run_pipeline(archive, few, arguments.model, arguments.processes, Path(folder))
             long = run_pipeline(archive, len(paths), arguments.model, arguments.processes, Path(folder))
-            # What start-up costs is in both runs, so it falls out of their difference.
+            # Start-up is in both runs, so their difference excludes it.
             rate = (len(paths) - few) / (long - short)
             start = short - few / rate
             ratios.append(rate / plain)

@@ -2,8 +2,8 @@
 
     python benchmarks/planning.py [--rows 1000000] [--done 900000] [--no-peer]
 
-Prints seconds and the driver's peak memory of taking the rows over from a Parquet inventory, of planning and of the check
-at a run's end; the peer of planning is the same anti-join in pandas (`merge`). Each runs in a process of its own.
+Prints seconds and the driver's peak memory of reading the rows of a Parquet inventory, of planning, and of the check at a
+run's end. Planning is compared with the same anti-join in pandas (`merge`). Each runs in a separate process.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def make(root: Path, rows: int, done: int) -> tuple[Path, Path]:
 
 
 def take(listed: Path, inventory: Path) -> int:
-    """Rows that `inventory.take` brings over from somebody's Parquet inventory."""
+    """Number of rows that `inventory.take` reads from a foreign Parquet inventory."""
     from pipelines.archive.inventory import take
 
     return take(str(listed), inventory).images
@@ -81,12 +81,12 @@ def ours(inventory: Path, results: Path, todo: Path) -> int:
     from pipelines.segment.parallelism import CORE_BLOCK
     from pipelines.table.results_table import ResultsTable
 
-    made = plan.make(inventory, ResultsTable.open(str(results)), MODEL, todo)
-    return sum(block.num_rows for block in made.blocks(16, *CORE_BLOCK))
+    planned = plan.make(inventory, ResultsTable.open(str(results)), MODEL, todo)
+    return sum(block.num_rows for block in planned.blocks(16, *CORE_BLOCK))
 
 
 def check(results: Path, todo: Path) -> tuple[int, int]:
-    """What `segment` asks at its end: planned images without a row, and rows that are double."""
+    """The check at the end of `segment`: planned images without a row, and duplicate rows."""
     from pipelines.table.counts import lost_and_doubled
     from pipelines.table.results_table import ResultsTable
 

@@ -1,14 +1,14 @@
-"""What Prefect costs: the start-up of a flow over the plain command, and what it adds to a run.
+"""The cost of Prefect: the start-up of a flow against that of the plain command, and the overhead within a run.
 
     python benchmarks/prefect_cost.py [--repeats 7] [--images 60]
 
 Start-up: `deeplab segment`, `deeplab run segment` with its embedded server (its database exists already) and the same
-with a real server on SQLite take turns on 4 photos that all have their row, so that no Ray is started and what differs
-is Prefect; the medians' differences are printed.
+with a real server on SQLite take turns on 4 photos that all have a row, so that Ray is not started and only Prefect
+differs. Prints the differences of the medians.
 
 Overhead: one run of the flow against the real server, in this process, with a commit every half second. The task `segment` is
-timed with and without what it calls (task run, states), and what the watcher does at a commit (event, progress, log line) and
-twice a second (progress). The watcher's share is set against a run of the default settings.
+timed with and without the function that it calls (task run, states), and the watcher at a commit (event, progress, log line)
+and twice a second (progress). The watcher's share is related to a run with the default settings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def archive(folder: Path, images: int) -> Path:
 
 
 def seconds(environment: dict[str, str], command: str, photos: Path, results: Path) -> float:
-    """Of one command, from its start to its exit."""
+    """Seconds of one command, from its start to its exit."""
     arguments = [*command.split(), str(photos), str(results), "--no-crf"]
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "flows.cli", *arguments], env=environment, check=True, capture_output=True)
@@ -50,7 +50,7 @@ def seconds(environment: dict[str, str], command: str, photos: Path, results: Pa
 
 
 def server(home: Path) -> tuple[Any, str]:
-    """A Prefect server of our own on a free port, and its URL."""
+    """Start a Prefect server on a free port; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,10 +82,10 @@ def startup(repeats: int, plain: dict[str, str], served: dict[str, str], root: P
             times[name].append(seconds(environment, command, photos, root / "results"))
     base = statistics.median(times["deeplab segment"])
     print(f"start-up: whole commands with nothing left to do, medians of {repeats}")
-    for name, found in times.items():
-        middle = statistics.median(found)
+    for name, durations in times.items():
+        middle = statistics.median(durations)
         more = f", {middle - base:+.1f} s" if middle != base else ""
-        print(f"  {name:38} {middle:6.1f} s ({min(found):.1f} to {max(found):.1f}){more}")
+        print(f"  {name:38} {middle:6.1f} s ({min(durations):.1f} to {max(durations):.1f}){more}")
 
 
 def overhead(images: int, root: Path) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/report.py [--rows 1000000] [--sample 200]
 
 Synthetic rows, real code: masks of the example photos' sizes, photos that are links to the examples, a hundredth of the rows
-errors. The page is made in a process of its own; the table's making is not counted.
+are errors. The page is made in a separate process; writing the table is not counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def make(root: Path, rows: int) -> Path:
     start = datetime(2026, 1, 2, tzinfo=UTC)
     parts = []
     for first in range(0, rows, ROWS_PER_FILE):
-        made = []
+        batch = []
         for number in range(first, min(rows, first + ROWS_PER_FILE)):
             folder = root / "photos" / f"{number // FOLDER:05d}"
             if number % FOLDER == 0:
@@ -61,22 +61,22 @@ def make(root: Path, rows: int) -> Path:
             }
             if number % 100:
                 good = {"status": "ok", "height": shape[0], "width": shape[1], "mask": mask, "class_pixels": counts}
-                made.append({**row, **good, "confidence": float(random.beta(20, 2))})
+                batch.append({**row, **good, "confidence": float(random.beta(20, 2))})
             else:
-                made.append({**row, "status": "error", "error": f"decode: damaged or truncated: at byte {number}"})
-        parts.append(write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(MODEL))
+                batch.append({**row, "status": "error", "error": f"decode: damaged or truncated: at byte {number}"})
+        parts.append(write_part(table.uri, MODEL, pa.Table.from_pylist(batch, schema=FILE_SCHEMA)).add_action(MODEL))
     for index in range(0, len(parts), 5):
         table.commit(f"run-{index}", 1, parts[index : index + 5], notes={"run": f"run-{index * 4 // len(parts)}"}, model=MODEL)
     return root / "results"
 
 
 def page(results: Path, folder: Path, sample: int) -> tuple[int, int]:
-    """Rows of the table, and photos that could not be shown."""
+    """Number of rows, and of photos that could not be shown."""
     from pipelines.report.static_page import build
     from pipelines.table.results_table import ResultsTable
 
-    made = build(ResultsTable.open(str(results)), folder, MODEL, sample)
-    return made.facts.images, len(made.gone)
+    built = build(ResultsTable.open(str(results)), folder, MODEL, sample)
+    return built.facts.images, len(built.gone)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Figures of docs/scale.md: listing, planning, commits and the whole pipeline at sizes where things begin to hurt.
+"""Figures of docs/scale.md: listing, planning, commits and the whole pipeline at sizes where they become expensive.
 
     python benchmarks/scale.py list     [--keys 1000000]            an s3:// prefix on a local server -> inventory
     python benchmarks/scale.py plan     [--rows 10000000]           an inventory against a table of nine tenths of it
-    python benchmarks/scale.py commits  [--grown 10000]             commits a minute to a new and to a long-grown table
+    python benchmarks/scale.py commits  [--grown 10000]             commits per minute to a new and to a large table
     python benchmarks/scale.py pipeline [--images 10000 30000 100000] [--plot docs/scale.svg]    CPU per image and step
 
-Keys, rows and photos are made up; the code that lists, plans, commits and segments is the pipeline's own. Memory is that
-of a process of its own, with all that it imports.
+Keys, rows and photos are synthetic; the code that lists, plans, commits and segments is the pipeline's own. Memory is that
+of a separate process, imports included.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ def main() -> None:
     command = commands.add_parser("plan")
     command.add_argument("--rows", type=int, default=10_000_000)
     command = commands.add_parser("commits")
-    command.add_argument("--grown", type=int, default=10_000, help="commits of the long-grown table")
+    command.add_argument("--grown", type=int, default=10_000, help="commits of the large table")
     command.add_argument("--tries", type=int, default=60, help="commits that are timed on each table")
     command.add_argument("--s3", action=argparse.BooleanOptionalAction, default=True, help="also on a local S3 server")
     command = commands.add_parser("pipeline")
     command.add_argument("--images", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     command.add_argument("--commit-every", type=float, default=60, help="seconds")
     command.add_argument("--plot", type=Path, help="write the costs as an SVG")
-    command.add_argument("--data", type=Path, help="keep the measurements as JSON, one size after the other; those in it are kept")
+    command.add_argument(
+        "--data", type=Path, help="JSON file for the measurements; sizes that it holds already are not measured again"
+    )
     arguments = parser.parse_args()
-    # Imported where they are needed, so that a process that is measured holds no more than its own work.
+    # Imported where needed, so that a measured process holds only its own work.
     with tempfile.TemporaryDirectory(prefix="deeplab-scale-") as name:
         folder = Path(name)
         if arguments.command == "list":

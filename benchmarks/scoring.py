@@ -1,11 +1,11 @@
-"""The Predictor against the loop that most ports are: float32, one image at a time, one pass per scale, batch norm apart.
+"""The Predictor against the loop of most ports: float32, one image at a time, one pass per scale, separate batch norm.
 
     python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3] [--threads 1]
         [--photos FOLDER]
 
 Both score the same photos (without --photos the examples, 320 x 240 and the like) with the same weights; seconds are CPU
-seconds of this process with one thread, else seconds. They take turns, and the ratio is the median of the rounds. Labels
-are compared at full size; those of random weights (`--architecture`) lie close to each other and say little.
+seconds of this process with one thread, else wall seconds. They take turns, and the ratio is the median of the rounds. Labels
+are compared at full size; with random weights (`--architecture`), the scores of classes are close and labels say little.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 
 
 class Apart(nn.Module):
-    """A batch norm that no convolution can take in: what a port's forward pass has."""
+    """A batch norm that is not folded into a convolution, as in a port's forward pass."""
 
     def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x))
+        normalised: torch.Tensor = self.norm(self.conv(x))
+        return normalised
 
 
 def as_a_port(network: SegmentationNetwork) -> SegmentationNetwork:
@@ -59,7 +60,7 @@ def as_a_port(network: SegmentationNetwork) -> SegmentationNetwork:
 
 
 def loop(network: SegmentationNetwork, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-    """Scores as the ports make them: resize the image, one pass, resize the scores to those of scale 1, maximum."""
+    """Scores as ports compute them: resize the image, one pass, resize the scores to those of scale 1, maximum."""
     with torch.inference_mode():
         x = network.normalization.apply(torch.from_numpy(image).permute(2, 0, 1)[None])
         height, width = (network.lattice_size(side) for side in image.shape[:2])
@@ -76,7 +77,7 @@ def loop(network: SegmentationNetwork, image: np.ndarray, scales: tuple[float, .
 
 
 def arguments_of(description: str | None) -> argparse.ArgumentParser:
-    """What is scored, for this benchmark and for whole.py."""
+    """Options that select network and photos, for this benchmark and whole.py."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pets")
     parser.add_argument("--architecture", help="random weights of this architecture, 21 classes, instead of a model")

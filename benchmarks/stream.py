@@ -1,15 +1,15 @@
-"""Whether commits slow a run down, and how many blocks one Ray Data execution bears.
+"""Whether commits slow a run down, and how many blocks one Ray Data execution can handle.
 
     python benchmarks/stream.py [--images 10000] [--workers 12] [--seconds 0.1]
     python benchmarks/stream.py blocks [--blocks 20000]
 
 Commits: a network that sleeps `--seconds` an image, in `--workers` processes, over tiny photos: first with one commit at the
-end, then with one every 5 s, then with about 100. A run is measured from its first row's `segmented_at` to its last's, and set
-against images * seconds / workers. A row gets its time when its window of images is done, so one window is added. A short
-run in the same Ray has started all processes before.
+end, then with one every 5 s, then with about 100. A run is measured from its first row's `segmented_at` to its last's, and
+compared with images * seconds / workers. A row gets its time when its window of images is done, so one window is added. A short
+run in the same Ray starts all processes beforehand.
 
-Before there was a stream a run was cut into chunks with a commit each. Copied to such a checkout, with toy.py and measure.py,
-this file runs with 1, 10 and 100 chunks.
+Older versions cut a run into chunks with a commit each. Copied to such a checkout, with toy.py and measure.py, this file runs
+with 1, 10 and 100 chunks.
 
 Blocks: a plan whose blocks hold one image goes through `pipelines.segment.stream` with a stage that does nothing.
 """
@@ -33,7 +33,7 @@ GIB = 1 << 30
 
 
 def start_ray(workers: int) -> None:
-    """As `connection.session` starts it, for more tasks than this machine has cores and memory for: they mostly sleep."""
+    """Start Ray as `connection.session` does, but for more tasks than this machine has cores and memory for: they mostly sleep."""
     import ray
 
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -50,7 +50,7 @@ def start_ray(workers: int) -> None:
 
 
 def segment(options: Any) -> str:
-    """Run `deeplab segment` in the Ray of this process; the label of the model."""
+    """Run `deeplab segment` in the Ray of this process; returns the model's label."""
     from pipelines.segment import run as steps
 
     with tempfile.TemporaryDirectory() as name:
@@ -109,14 +109,14 @@ def commits(images: int, workers: int, seconds: float) -> None:
 
 
 def nothing(block: Any, model: Any, task: Any, register: Any) -> Any:
-    """The stage of `blocks`: takes what `stages.whole` takes, and gives no rows."""
+    """The stage of `blocks`: takes the input of `stages.whole` and returns no rows."""
     from pipelines.segment.stages import ROWS
 
     return ROWS.empty_table()
 
 
 class Count:
-    """In the place of the sink: counts blocks, and when the first came."""
+    """Replaces the sink: counts blocks, and notes when the first arrived."""
 
     def __init__(self) -> None:
         self.blocks = 0
@@ -128,11 +128,11 @@ class Count:
             self.blocks += 1
 
     def check(self) -> None:
-        """Nothing can go wrong."""
+        """Nothing can fail."""
 
 
 def through(count: int, workers: int, folder: Path) -> Count:
-    """Send so many blocks of one image through `pipelines.segment.stream`."""
+    """Send `count` blocks of one image through `pipelines.segment.stream`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import ray
@@ -145,9 +145,9 @@ def through(count: int, workers: int, folder: Path) -> Count:
     pq.write_table(pa.table({"uri": uris, "version": ["0" * 32] * count, "bytes": [1] * count}, schema=plan.SCHEMA), path)
     todo = plan.Plan(path, "m", 0, images=count, done=0, archive=count)
     parallelism = Parallelism(block_images=1, block_bytes=1, slots=workers, cores=workers, cpus=1.0, memory=0.0)
-    sink: Any = Count()
+    sink = Count()
     with ExitStack() as after:
-        stream.run(todo, ray.put(None), None, parallelism, sink, lambda: True, after)  # type: ignore[arg-type]
+        stream.run(todo, ray.put(None), None, parallelism, sink, lambda: True, after)  # type: ignore[arg-type]  # Count replaces the sink
     assert sink.blocks == count
     return sink
 
@@ -177,8 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["commits", "blocks"], default="commits")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=12, help="processes that work at a time")
-    parser.add_argument("--seconds", type=float, default=0.1, help="that the network sleeps an image")
+    parser.add_argument("--workers", type=int, default=12, help="processes that work at once")
+    parser.add_argument("--seconds", type=float, default=0.1, help="seconds that the network sleeps per image")
     parser.add_argument("--blocks", type=int, default=20_000)
     arguments = parser.parse_args()
     if arguments.what == "blocks":

@@ -1,4 +1,4 @@
-"""A network of one convolution, small photos and a run with both: what is left of a run is then the way of an image."""
+"""A network of one convolution, small photos and a run with both: the time of such a run is that of the pipeline itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def register() -> Path:
         output_stride = 8
 
     class Sleep(nn.Module):
-        """What a network is to the process that waits for it: so many seconds an image."""
+        """In place of a network's work: so many seconds per image."""
 
         def __init__(self, seconds: float) -> None:
             super().__init__()
@@ -45,7 +45,7 @@ def register() -> Path:
 
 
 class Carried:
-    """Travels in the place of the model's path and registers the architecture in the process where it arrives."""
+    """Is sent in place of the model's path and registers the architecture in the receiving process."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return register, ()
@@ -61,7 +61,7 @@ def carried(source: tuple[Path, bytes, bytes]) -> tuple[Path, bytes, bytes]:
 
 
 def make_model(folder: Path, seconds: float = 0.0) -> Path:
-    """A model folder. Its network sleeps `seconds` an image, in the process that scores."""
+    """Write a model folder. Its network sleeps `seconds` per image, in the process that scores."""
     from deeplab import zoo
     from deeplab.classes import PETS
     from deeplab.models import checkpoint
@@ -75,7 +75,7 @@ def make_model(folder: Path, seconds: float = 0.0) -> Path:
 
 
 def make_photos(folder: Path, count: int) -> Path:
-    """`count` JPEGs of SIDE x SIDE pixels, 1,000 a folder; a hundred different ones, each under its own name."""
+    """`count` JPEGs of SIDE x SIDE pixels, 1,000 per folder: a hundred different ones under many names."""
     import numpy as np
     from PIL import Image
 

@@ -1,11 +1,11 @@
-"""Training speed: the loop under Ray Train against the same loop alone, the share of a step that waits for data, and on a GPU
+"""Training speed: the loop under Ray Train against the same loop alone, the share of a step spent waiting for data, and on a GPU
 the share of the card's measured matrix rate that a step reaches.
 
     python benchmarks/training.py                             # the example photos, on CPUs
     python benchmarks/training.py --preset resnet101-v2 --batch-size 10 --loaders 8 --dataset DATASET    # on a GPU
 
-Both run in turns in one process tree, `--repeats` times; rates are of the steps after the first `--warm-up`: over all of them,
-and over their fastest quarter, which other load on the machine disturbs least.
+Both run in turns in one process tree, `--repeats` times. Rates are of the steps after the first `--warm-up`: over all of them,
+and over the fastest quarter, which other load on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "pets"
 
 
 def run(options: TrainOptions, warm_up: int) -> tuple[float, float, float]:
-    """Images a second over all steps and over the fastest quarter, and the share of the time that was spent waiting for data."""
+    """Images per second over all steps and over the fastest quarter, and the share of time spent waiting for data."""
     steps: list[TrainingProgress] = []
 
     def watch(progress: TrainingProgress | Notice) -> None:
@@ -39,11 +39,11 @@ def run(options: TrainOptions, warm_up: int) -> tuple[float, float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         train(options.model_copy(update={"model_out": f"{folder}/model"}), watch)
-    first, *rest = steps[warm_up:]
-    seconds = rest[-1].at - first.at
-    fastest = sorted(after.at - before.at for before, after in itertools.pairwise([first, *rest]))[: max(1, len(rest) // 4)]
+    first, *later = steps[warm_up:]
+    seconds = later[-1].at - first.at
+    fastest = sorted(after.at - before.at for before, after in itertools.pairwise([first, *later]))[: max(1, len(later) // 4)]
     batch = configuration(options).batch_size
-    return batch * len(rest) / seconds, batch / statistics.mean(fastest), sum(step.waited for step in rest) / seconds
+    return batch * len(later) / seconds, batch / statistics.mean(fastest), sum(step.waited for step in later) / seconds
 
 
 def step_flop(options: TrainOptions, device: str) -> float:
@@ -61,7 +61,7 @@ def step_flop(options: TrainOptions, device: str) -> float:
 
 
 def matrix_rate(size: int = 8192, repeats: int = 50) -> float:
-    """Operations a second of a bfloat16 matrix product on the GPU."""
+    """Operations per second of a bfloat16 matrix product on the GPU."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(10):
         a @ b
@@ -85,31 +85,31 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--loaders", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     gpu = torch.cuda.is_available()
     torch.set_num_threads(1)  # Ray gives its workers one thread a CPU
     options = TrainOptions(
-        dataset=given.dataset, model_out="", preset=given.preset, init=given.init, steps=given.steps, batch_size=given.batch_size,
-        crop=given.crop, precision=given.precision, loaders=given.loaders, validate_every=given.steps, skip_broken=True,
+        dataset=args.dataset, model_out="", preset=args.preset, init=args.init, steps=args.steps, batch_size=args.batch_size,
+        crop=args.crop, precision=args.precision, loaders=args.loaders, validate_every=args.steps, skip_broken=True,
     )  # fmt: skip
     where = torch.cuda.get_device_name() if gpu else platform.machine()
-    print(f"{where}: {given.preset}, batch {given.batch_size}, crop {given.crop}, {given.precision}, {given.loaders} loaders")
+    print(f"{where}: {args.preset}, batch {args.batch_size}, crop {args.crop}, {args.precision}, {args.loaders} loaders")
     ratios, quiet, waits, rates = [], [], [], []
     with connection.session(cpus=1):
-        for repeat in range(given.repeats):
-            alone, alone_quiet, waited = run(options, given.warm_up)
-            # An address, and be it that of the Ray which runs here already, sends one worker through Ray Train.
-            wrapped, wrapped_quiet, waited_there = run(options.model_copy(update={"address": "auto"}), given.warm_up)
+        for repeat in range(args.repeats):
+            alone, alone_quiet, waited = run(options, args.warm_up)
+            # With an address, even that of the Ray already running here, one worker goes through Ray Train.
+            wrapped, wrapped_quiet, waited_there = run(options.model_copy(update={"address": "auto"}), args.warm_up)
             ratios.append(wrapped / alone)
             quiet.append(wrapped_quiet / alone_quiet)
             waits.append(waited_there)
             rates.append(wrapped)
             print(f"{repeat}: alone {alone:.2f} images/s (fastest quarter {alone_quiet:.2f}), {waited:.1%} waiting; ", end="")
             print(f"with Ray {wrapped:.2f} ({wrapped_quiet:.2f}), {waited_there:.1%}", flush=True)
-    print(f"with Ray / alone, median of {given.repeats}: {statistics.median(ratios):.3f}, ", end="")
+    print(f"with Ray / alone, median of {args.repeats}: {statistics.median(ratios):.3f}, ", end="")
     print(f"fastest quarter {statistics.median(quiet):.3f}; waiting for data {statistics.median(waits):.1%}")
     if gpu:
-        rate, peak = statistics.median(rates) / given.batch_size * step_flop(options, "cuda"), matrix_rate()
+        rate, peak = statistics.median(rates) / args.batch_size * step_flop(options, "cuda"), matrix_rate()
         print(f"{rate / 1e12:.1f} of {peak / 1e12:.1f} TFLOP/s measured in bfloat16: {rate / peak:.1%}")
 
 

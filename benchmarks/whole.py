@@ -1,11 +1,11 @@
-"""From an image file to a PNG mask: Predictor and our CRF against the loop that most ports are, with pydensecrf.
+"""From an image file to a PNG mask: Predictor and our CRF against the loop of most ports, with pydensecrf.
 
     python benchmarks/whole.py [--model pets | --architecture resnet101-aspp] [--photos FOLDER] [--images 6] [--rounds 3]
 
 One core, CPU seconds of this process: read, decode, score at every scale, dense CRF, PNG. The loop is that of scoring.py;
-its scores go to pydensecrf through our own face, which brings them to full size. The two take turns, and
-the ratio, printed last, is the median of the rounds. Random weights (`--architecture`) leave all 21 classes in contest,
-where our fast CRF gains least.
+its scores go to pydensecrf through our own interface, which interpolates them to full size. The two take turns, and
+the ratio, printed last, is the median of the rounds. With random weights (`--architecture`) all 21 classes are contested,
+the case in which our fast CRF gains least.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def main() -> None:
     port, predictor = as_a_port(network), Predictor(network, Scoring(scales=scales), device="cpu")
     theirs = DenseCRF.named(arguments.crf_params, backend="pydensecrf")
     ours = DenseCRF.named(arguments.crf_params, mode="fast")
-    geometry = {"stride": network.stride, "align_corners": network.align_corners}
     pairs, stages = [], []
     for _ in range(arguments.rounds + 1):
         start = time.process_time()
@@ -42,15 +41,16 @@ def main() -> None:
             image = decode(path.read_bytes())
             scores = loop(port, image, scales)
             begun = time.process_time()
-            labels = theirs.labels(image, scores=scores, **geometry)
+            labels = theirs.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
             crf += time.process_time() - begun
             masks.encode_png(labels, classes)
         middle = time.process_time()
         images = [decode(path.read_bytes()) for path in paths]
-        found = predictor.scores(images)
+        all_scores = predictor.scores(images)
         scored = time.process_time()
-        for image, scores in zip(images, found, strict=True):
-            masks.encode_png(ours.labels(image, scores=scores, **geometry), classes)
+        for image, scores in zip(images, all_scores, strict=True):
+            labels = ours.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
+            masks.encode_png(labels, classes)
         end = time.process_time()
         pairs.append((middle - start, end - middle))
         stages.append((middle - start - crf, crf, scored - middle, end - scored))

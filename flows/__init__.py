@@ -1,4 +1,4 @@
-"""What a person starts and watches: the command line and the Prefect flows, a module a flow.
+"""What a person starts and watches: the command line and the Prefect flows, one module per flow.
 
 No tensors.
 """

@@ -24,16 +24,16 @@ app = typer.Typer(
 
     [bold]deeplab segment[/] photos/ results/     masks for a folder, exactly one row per image
     [bold]deeplab show[/] results/ -o sheet.png   look at some of them
-    [bold]deeplab status[/] results/              what is in the table; [bold]report[/] and [bold]view[/] show it in a browser
+    [bold]deeplab status[/] results/              what the table holds; [bold]report[/] and [bold]view[/] show it in a browser
     [bold]deeplab export[/] results/ masks/       PNG files, or one of nine other formats
-    [bold]deeplab benchmark[/] my-model           what it costs on this machine, and what an archive will take
-    [bold]deeplab dataset check[/] dataset/        is every labelled pair sound
-    [bold]deeplab train[/] dataset/ my-model/     a model of your own; then segment --model my-model
-    [bold]deeplab evaluate[/] my-model/ dataset/  against labels; [bold]tune-crf[/] finds the CRF that suits it
-    [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]deeplab serve[/] on a schedule
+    [bold]deeplab benchmark[/] my-model           its speed on this machine, and an estimate for an archive
+    [bold]deeplab dataset check[/] dataset/       checks every labelled pair
+    [bold]deeplab train[/] dataset/ my-model/     a model of your own, for segment --model my-model
+    [bold]deeplab evaluate[/] my-model/ dataset/  a model against labels; [bold]tune-crf[/] fits the CRF to it
+    [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]serve[/] runs flows on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
-    130 stopped with Ctrl-C; what was committed before stays, and the same command goes on from there.
+    130 stopped with Ctrl-C (committed rows are kept; run the same command to continue).
     An error is one line; --debug prints its traceback.""",
 )
 
@@ -43,7 +43,7 @@ def common(
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error; also DEEPLAB_DEBUG=1.")] = False,
 ) -> None:
     if debug:
-        os.environ[error_messages.DEBUG] = "1"  # for the processes that the command starts, too
+        os.environ[error_messages.DEBUG] = "1"  # also for the processes that the command starts
     if notice := environment.prepare():
         stderr.print(notice, soft_wrap=True, markup=False, style="dim")
 
@@ -75,21 +75,23 @@ app.command("setup-prefect")(serve.setup_prefect)
 
 
 def main() -> None:
-    """Entry point: every trouble is one line on stderr and an exit code, and a traceback only with --debug."""
+    """Entry point: every error is one line on stderr and an exit code; --debug adds the traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8 is printed as \\xe9
-    # A run that is ended, or whose terminal is closed, ends like an interrupted one: what is finished is committed, and Ray is
-    # taken down. A signal that is ignored stays ignored, as `nohup` wants it.
+            stream.reconfigure(errors="backslashreplace")  # a name that is not UTF-8 is printed as \\xe9
+    # SIGTERM and SIGHUP end a run as Ctrl-C does: finished images are committed and Ray is stopped. A signal that is already
+    # ignored stays ignored, for `nohup`.
     for number, code in signals.EXIT_CODES.items():
         if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_, code=code: sys.exit(code))
     error_messages.silence()
     try:
         app(_debug_first(sys.argv[1:]))
-    except SystemExit as ended:
-        if ended.code == signals.INTERRUPTED:
-            stderr.print("[yellow]stopped[/]: what was committed stays, and the same command goes on from there", soft_wrap=True)
+    except SystemExit as ending:
+        if ending.code == signals.INTERRUPTED:
+            stderr.print(
+                "[yellow]stopped[/]: finished work is kept; run the same command to continue (train: with --resume)", soft_wrap=True
+            )
         raise
     except Exception as error:
         error_messages.report(error)
@@ -97,10 +99,10 @@ def main() -> None:
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
-    """--debug belongs to every command, so it may stand anywhere."""
+    """The arguments with --debug in front: it is accepted anywhere on the line."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    others = [word for word in arguments[:end] if word != "--debug"]
-    return ["--debug"] * (len(others) < end) + others + arguments[end:]
+    without = [word for word in arguments[:end] if word != "--debug"]
+    return ["--debug"] * (len(without) < end) + without + arguments[end:]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What a Prefect server is given: the deployments of all flows, and the things `deeplab setup-prefect` makes."""
+"""Deployments of all flows, and what `deeplab setup-prefect` creates on a Prefect server."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -28,31 +27,31 @@ WORK_POOL = "deeplab"
 ZOMBIES = "deeplab: a run without a sign of life is Crashed"
 SCHEDULE = "served"
 TAGS = ["deeplab"]
-# Three beats of 30 s: one that comes late under load does not kill a run.
+# Three heartbeats of 30 s: one that is late under load does not crash a run.
 SILENCE = timedelta(seconds=95)
-# One run at a time; the others wait in line instead of being refused.
+# One run at a time; others queue instead of being refused.
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy="ENQUEUE")
 
 
 def deployments(
     segmentation: SegmentOptions | None = None,
     name: str | None = None,
-    schedule: dict[str, Any] | None = None,
+    schedule: Mapping[str, str | timedelta] | None = None,
     active: bool = False,
 ) -> list[RunnerDeployment]:
-    """Deployments of all flows, called "served"; with `segmentation` also one of that archive into that table.
+    """A deployment of every flow, named "served"; with `segmentation` also one of that archive into that table.
 
-    That one takes one run at a time, the next ones wait. `schedule`: cron, interval (timedelta) or rrule, and timezone.
-    It starts paused unless `active`, and one that was switched on in the UI stays on when it is served again.
+    That one runs once at a time; further runs queue. `schedule`: cron, interval (timedelta) or rrule, and timezone. The schedule
+    starts paused unless `active`; one that was switched on in the UI stays on when it is served again.
     """
-    made = [
+    served = [
         flow.to_deployment("served", tags=TAGS, entrypoint_type=EntrypointType.MODULE_PATH)
         for flow in (segment_archive, train_model, evaluate_model, refresh)
     ]
     if segmentation is not None:
         name = name or slug(filesystems.canonical(segmentation.results))
         active = active or _is_active(f"{segment_archive.name}/{name}")
-        made.append(
+        served.append(
             segment_archive.to_deployment(
                 name,
                 tags=[*TAGS, "scheduled"] if schedule else TAGS,
@@ -63,29 +62,29 @@ def deployments(
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
         )
-    return made
+    return served
 
 
 def _is_active(deployment: str) -> bool:
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_deployment_by_name(deployment).schedules
+            schedules = client.read_deployment_by_name(deployment).schedules
         except ObjectNotFound:
             return False
-    return any(schedule.active for schedule in found if schedule.slug == SCHEDULE)
+    return any(schedule.active for schedule in schedules if schedule.slug == SCHEDULE)
 
 
 def zombies() -> AutomationCore:
-    """Runs of our flows that stop sending heartbeats and report no end are set to Crashed: their machine died."""
+    """Set runs of our flows to Crashed when heartbeats stop and no final state was reported: their machine died."""
     beat = "prefect.flow-run.heartbeat"
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-    ours = [flow.name for flow in (segment_archive, train_model, evaluate_model, refresh)]
+    flow_names = [flow.name for flow in (segment_archive, train_model, evaluate_model, refresh)]
     return AutomationCore(
         name=ZOMBIES,
-        description=f"No heartbeat for {SILENCE.seconds} s: runner and run are both gone. `deeplab setup-prefect` made this.",
+        description=f"No heartbeat for {SILENCE.seconds} s: runner and run are both gone. Created by `deeplab setup-prefect`.",
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": ours}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flow_names}),
             posture=Posture.Proactive,
             after={beat},
             expect={beat, *ends},
@@ -93,12 +92,12 @@ def zombies() -> AutomationCore:
             threshold=1,
             within=SILENCE,
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: the machine or both of its processes died")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: the machine died, or the run and its runner")],
     )
 
 
 def setup(results: list[str]) -> Iterator[str]:
-    """Make what is missing on the server and bring the rest up to date; says what it did, line by line. Repeatable."""
+    """Create what is missing on the server and update the rest. Yields a line on each; can be repeated."""
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(WORK_POOL)
@@ -116,19 +115,19 @@ def setup(results: list[str]) -> Iterator[str]:
         for place in map(filesystems.canonical, results):
             client.upsert_global_concurrency_limit_by_name(limit_name(place), 1)
             yield f"limit {limit_name(place)}: one run at a time on {place}"
-        found = client.read_automations_by_name(ZOMBIES)
-        if not found:
+        automations = client.read_automations_by_name(ZOMBIES)
+        if not automations:
             client.create_automation(zombies())
             yield "automation for dead runs: made"
-        elif _plain(found[0]) != _plain(zombies()):
-            client.update_automation(found[0].id, zombies())
+        elif _plain(automations[0]) != _plain(zombies()):
+            client.update_automation(automations[0].id, zombies())
             yield "automation for dead runs: brought up to date"
         else:
-            # Writing it again would make the server forget the runs that it is counting the silence of.
+            # An update would reset the server's timers for the runs that it watches.
             yield "automation for dead runs: there"
 
 
-def _plain(automation: AutomationCore) -> tuple[Any, ...]:
-    """What an automation does, without the ids that the server gives."""
+def _plain(automation: AutomationCore) -> tuple[object, ...]:
+    """What an automation does, without the ids that the server assigns."""
     trigger = automation.trigger.model_dump(exclude={"id"})
     return automation.enabled, trigger, [action.model_dump() for action in automation.actions]

@@ -1,4 +1,4 @@
-"""`evaluate-model`: a model against the labels of a split."""
+"""`evaluate-model`: compare a model with the labels of a split."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def make_report(figures: dict[str, Any], key: str) -> None:
 @flow(
     name="evaluate-model",
     flow_run_name="evaluate {options.title}",
-    description="One confusion matrix over a split: IoU per class and the other figures.",
+    description="One confusion matrix over a split: IoU per class, pixel and mean accuracy.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],
 )

@@ -1,4 +1,4 @@
-"""What a person sets for a flow besides the work itself; it becomes a part of the form in the Prefect UI."""
+"""Options of a flow besides the work itself; they become a part of the form in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ class ReportOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hourly_price: float | None = Field(
-        default=None, ge=0, description="Price of the machines per hour, for the cost line; else the variable deeplab_hourly_price"
+        default=None,
+        ge=0,
+        description="Price of the machines per hour, for the cost line; default: the server's variable deeplab_hourly_price",
     )
     photos: int = Field(default=6, ge=0, le=60, description="Photos on the contact sheet; 0 for none")
     page: str | None = Field(
         default=None,
-        description="Folder for the report page (deeplab report), on the disk of whoever runs the flow; none writes none",
+        description="Folder for the report page (deeplab report), on the machine that runs the flow; default: no page",
     )

@@ -1,4 +1,4 @@
-"""`refresh`: train or take the registered model, then segment what is new or changed."""
+"""`refresh`: train (if asked) or take the registered model, then segment new and changed images."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from pipelines.options import RegisteredTraining, SegmentOptions
 @flow(
     name="refresh",
     flow_run_name="refresh {segment.title}",
-    description="Train (if asked), then segment what is new or changed; the model is usually REGISTRY@ALIAS.",
+    description="Train (if asked), then segment new and changed images; the model is usually REGISTRY@ALIAS.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],
 )
 def refresh(
     segment: SegmentOptions, train: RegisteredTraining | None = None, report: ReportOptions = ReportOptions()
 ) -> State[dict[str, Any]]:
-    """The alias is read after the training, so that a model that was just promoted is the one that segments."""
+    """The alias is read after the training, so that a model that was just promoted segments the images."""
     trained = train_model(train) if train is not None else None
     summary = segment_archive(segment, report)
     outcome = f"{summary['model']}: {summary['images']} images done, {summary['errors']} of them errors"

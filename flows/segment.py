@@ -1,13 +1,13 @@
-"""`segment-archive`: the segmentation as a flow of a few tasks: preflight, inventory, plan, segment, verify, report."""
+"""`segment-archive`: the segmentation as a flow of tasks: preflight, inventory, plan, segment, verify, report."""
 
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.runtime import task_run
 from prefect.states import Completed
@@ -26,8 +26,8 @@ from pipelines.segment.run import Outcome, Run, SegmentProgress, Summary, TooMan
 from pipelines.storage import filesystems
 
 
-def transient(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether another try may help: storage or the cluster was in trouble, not the user's input."""
+def transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a retry may help: storage or the cluster failed, not the user's input."""
     try:
         state.result()
     except Exception as error:
@@ -35,55 +35,55 @@ def transient(task: Any, run: Any, state: State[Any]) -> bool:
     return False
 
 
-# The truth is in storage and the table, so nothing is ever taken from a cache; what is done is found there.
-again = {"cache_policy": NO_CACHE, "retries": 2, "retry_delay_seconds": [5, 60], "retry_condition_fn": transient}
+# Storage and the table say what is done, so no result is ever taken from Prefect's cache.
+RETRIED = {"cache_policy": NO_CACHE, "retries": 2, "retry_delay_seconds": [5, 60], "retry_condition_fn": transient}
 
 
 @task(name="preflight", cache_policy=NO_CACHE)
 def preflight(options: SegmentOptions) -> Run:
-    """The model can be read and is whole; a Jobs API that is to do the work answers, and takes our token."""
+    """Check that the model can be read and is complete, and that the Jobs API (if one is named) answers and accepts our token."""
     if ray_jobs.is_jobs(options.address):
         ray_jobs.Jobs(str(options.address))
     return steps.begin(options)
 
 
-@task(name="inventory", **again)
+@task(name="inventory", **RETRIED)
 def take_inventory(run: Run, folder: Path, watch: Watch) -> Inventory:
     return steps.take_inventory(run, folder, watch)
 
 
-@task(name="plan", **again)
+@task(name="plan", **RETRIED)
 def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch) -> Plan:
     return steps.make_plan(run, listed, folder, watch)
 
 
-@task(name="segment", **again)
+@task(name="segment", **RETRIED)
 def segment(run: Run, listed: Inventory, todo: Plan, folder: Path, watch: Watch) -> tuple[Plan, Outcome]:
-    """The stream with its commits; a repetition plans again and does what is missing."""
+    """The stream with its commits; a retry plans again and does what is missing."""
     if task_run.run_count > 1:
         todo = steps.make_plan(run, listed, folder, watch)
     return todo, steps.execute(run, todo, watch)
 
 
-@task(name="verify", **again)
+@task(name="verify", **RETRIED)
 def verify(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
-    """Each planned image has exactly one row, and errors are below the limit."""
+    """Check that each planned image has exactly one row and that errors are below the limit."""
     return steps.check(run, listed, todo, outcome)
 
 
-@task(name="job", **again)
+@task(name="job", **RETRIED)
 def run_job(options: SegmentOptions, place: str, watch: Watch) -> Summary:
-    """All of it as one job on the cluster whose Jobs API `address` names; a repetition attaches to the job that runs."""
+    """The whole segmentation as one job on the cluster whose Jobs API `address` names; a retry attaches to a running job."""
 
-    def event(told: dict[str, Any]) -> None:
-        watch(SegmentProgress(**{name: told[name] for name in SegmentProgress.__dataclass_fields__}))
+    def on_event(event: dict[str, Any]) -> None:
+        watch(SegmentProgress(**{name: event[name] for name in SegmentProgress.__dataclass_fields__}))
 
-    return Summary(**run_as_job("segment", options, slug(place), event))
+    return Summary(**run_as_job("segment", options, slug(place), on_event))
 
 
-@task(name="verify", **again)
+@task(name="verify", **RETRIED)
 def verify_job(options: SegmentOptions, summary: Summary) -> Summary:
-    """The rows that the job says it wrote are in the table, each once, and errors are below the limit."""
+    """Check that the table has each row that the job reports, once, and that errors are below the limit."""
     return steps.check_rows(summary, options.max_error_rate)
 
 
@@ -101,14 +101,14 @@ def make_report(summary: Summary, options: ReportOptions) -> None:
     on_crashed=[leave_nothing_behind],
 )
 def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptions()) -> State[dict[str, Any]]:
-    """Segment every image of the archive that the results table has no mask of yet.
+    """Segment every image of the archive that has no row in the results table yet.
 
-    Run it again after a crash, a cancellation or with new images: only what is missing is done. Returns the summary.
+    Run it again after a crash or a cancellation, or with new images: only what is missing is done. Returns the summary.
     """
     place = filesystems.canonical(options.results)
     resource = {"prefect.resource.id": f"deeplab.results.{slug(place)}", "prefect.resource.name": place}
     with (
-        one_at_a_time(place),  # two would do work twice, not harm
+        one_at_a_time(place),  # two runs at once would do work twice, but no harm
         tempfile.TemporaryDirectory(prefix="deeplab-") as name,
         Watcher(f"progress-{slug(place)}") as watcher,
     ):
@@ -129,13 +129,13 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
                 todo, outcome = segment(run, listed, make_plan(run, listed, folder, watch), folder, watch)
                 summary = verify(run, listed, todo, outcome)
         except TooManyErrors as error:
-            make_report(error.summary, report)  # what is good is committed, and the errors are what the reader wants to see
+            make_report(error.summary, report)  # good rows are committed, and the report lists the errors
             raise
         make_report(summary, report)
     emit_event("deeplab.segmentation.finished", resource, payload=asdict(summary))
     if not summary.images:
-        return Completed(message=f"nothing to do: all {summary.already} images have their row", data=asdict(summary))
-    done = f"{summary.images} images done, {summary.errors} of them errors, {summary.already} had their row before"
+        return Completed(message=f"nothing to do: all {summary.already} images have a row", data=asdict(summary))
+    done = f"{summary.images} images done, {summary.errors} of them errors, {summary.already} had a row before"
     if summary.elsewhere:
         done += f", {summary.elsewhere} got it from another run meanwhile"
     return Completed(message=f"{done}; table version {summary.version}", data=asdict(summary))

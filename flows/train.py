@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.states import Completed
 
@@ -23,8 +23,8 @@ from pipelines.storage.model_registry import Registry
 from pipelines.train import flow_steps
 
 
-def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether the training was a job that ended for no reason of its own: its states are kept, and the next one goes on."""
+def lost_job(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether the training was a job that something else ended: its states are kept, so a retry continues it."""
     try:
         state.result()
     except (JobFailed, ConnectionError):
@@ -36,7 +36,7 @@ def lost_job(task: Any, run: Any, state: State[Any]) -> bool:
 
 @task(name="preflight", cache_policy=NO_CACHE)
 def preflight(options: RegisteredTraining) -> str:
-    """The registry and the Jobs API answer, before hours are spent; says who holds the alias."""
+    """Check that the registry and the Jobs API answer before hours are spent; returns a line on who holds the alias."""
     if ray_jobs.is_jobs(options.address):
         ray_jobs.Jobs(str(options.address))
     if options.registry is None:
@@ -54,7 +54,7 @@ def check_data(options: RegisteredTraining) -> dict[str, int]:
 
 @task(name="train", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 60], retry_condition_fn=lost_job)
 def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
-    """The training itself; an unfinished one in the same folder is gone on with."""
+    """The training itself; continues an unfinished one in the same folder."""
     started: list[tuple[float, int]] = []
 
     def report(progress: TrainingProgress) -> None:
@@ -70,10 +70,10 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
     if not ray_jobs.is_jobs(options.address):
         return flow_steps.train(options, report)
 
-    def event(told: dict[str, Any]) -> None:
-        report(TrainingProgress(told["step"], told["steps"], told["loss"], told["learning_rate"], told["validation"]))
+    def on_event(event: dict[str, Any]) -> None:
+        report(TrainingProgress(event["step"], event["steps"], event["loss"], event["learning_rate"], event["validation"]))
 
-    best: dict[str, Any] = run_as_job("train", options, slug(options.out), event)
+    best: dict[str, Any] = run_as_job("train", options, slug(options.out), on_event)
     return best
 
 
@@ -85,7 +85,7 @@ def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, 
 @task(name="report", cache_policy=NO_CACHE)
 @best_effort("report")
 def make_report(options: RegisteredTraining, figures: dict[str, Any], registered: dict[str, Any] | None) -> None:
-    """Figures, the alias' fate, and the curves as a picture."""
+    """Publish the figures, whether the alias moved, and the curves as a picture."""
     key, validations = slug(options.out), flow_steps.curve(options.out)
     text = figures_table(figures)
     text += f"\n{registered['entry']}: {registered['reason']}\n" if registered else "\nNot registered: no registry was named.\n"
@@ -100,19 +100,19 @@ def make_report(options: RegisteredTraining, figures: dict[str, Any], registered
 @flow(
     name="train-model",
     flow_run_name="train {options.title}",
-    description="Train a model, measure it, and let it take an alias of the registry if it is not worse.",
+    description="Train a model, measure it, and move the registry's alias to it if it is not worse.",
     on_cancellation=[leave_nothing_behind],
     on_crashed=[leave_nothing_behind],
 )
 def train_model(options: RegisteredTraining) -> State[dict[str, Any]]:
-    """Returns the figures on `val_split`, and under `registered` what became of the alias."""
+    """Returns the figures on `val_split`; `registered` says whether the alias moved, and why."""
     with Watcher(f"progress-{slug(options.out)}", "steps") as watcher:
         watcher.show(0, preflight(options), log=True)
         counts = check_data(options)
         watcher.show(0, ", ".join(f"{count:,} images in {split}" for split, count in counts.items()), log=True)
         train(options, watcher)
         figures = score(flow_steps.evaluation(options, options.out), watcher)
-        del figures["confusion"]  # too much for an event
+        del figures["confusion"]  # too large for an event
         registered = register(options, figures) if options.registry else None
         make_report(options, figures, registered)
         watcher.show(100, f"mIoU {figures['mean_iou']:.4f} on {options.val_split}")

@@ -1,4 +1,4 @@
-"""The order of the site's pages (a hook of MkDocs). Pages that are not there are passed over, others come last."""
+"""The order of the site's pages (a hook of MkDocs). Pages that do not exist are skipped; pages not listed come last."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def on_config(config: Any) -> Any:
     there = {path.name for path in Path(config["docs_dir"]).glob("*.md")}
     listed = {name for pages in ORDER.values() for name in pages}
     sections = {**ORDER, "More": sorted(there - listed)}
-    found = {title: [name for name in pages if name in there] for title, pages in sections.items()}
-    config["nav"] = [{title: pages} for title, pages in found.items() if pages]
+    existing = {title: [name for name in pages if name in there] for title, pages in sections.items()}
+    config["nav"] = [{title: pages} for title, pages in existing.items() if pages]
     return config

@@ -1,4 +1,4 @@
-"""`deeplab import-weights` and `deeplab models --all`: weights from elsewhere, and the family they belong to."""
+"""`deeplab import-weights` and `deeplab models --all`: weights of other code bases, and the known architectures."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from flows.console.terminal import print_json, stdout
+from flows.console.terminal import plain_table, print_json, stdout
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help=".pth, .safetensors or .caffemodel.", show_default=False)],
-    model_out: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
-    family: Annotated[str, typer.Option(help="Whose file it is: kazuto, isht7, torchvision or caffe.")] = "kazuto",
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".pth, .safetensors or .caffemodel.", show_default=False)],
+    model_out: Annotated[Path, typer.Argument(metavar="MODEL_OUT", help="Model folder to write.", show_default=False)],
+    family: Annotated[str, typer.Option(help="Code base that wrote FILE: kazuto, isht7, torchvision or caffe.")] = "kazuto",
     classes: Annotated[
-        Path | None, typer.Option(help="Text file, one class name a line. Default: VOC's for 21 classes, else class 0, 1, ...")
+        Path | None, typer.Option(help="Text file with a class name per line. Default: VOC's for 21 classes, else class 0, 1, ...")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the model card; default MODEL_OUT's folder name.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the model card.")] = "not stated",
 ) -> None:
-    """Turn weights of another code base into a model folder, in that code's own geometry. No code in FILE is ever run.
+    """Turn weights of another code base into a model folder, with that code's geometry. No code in FILE is ever run.
 
-    Strict: every weight of ours is filled and every one of theirs has its place, or nothing is written.
+    Strict: nothing is written unless every weight of the network is filled and every weight in FILE is used.
     """
     from deeplab import text_lists, weights
     from deeplab.classes import VOC, ClassTable
@@ -34,8 +33,8 @@ def import_weights(
     name = name_after(model_out.resolve().name) if name is None else model_name(name)
     if family not in weights.FAMILIES:
         raise typer.BadParameter(f"{family}: {', '.join(weights.FAMILIES)} are known", param_hint="--family")
-    found = weights.import_file(file, family)
-    count = found.network.classes
+    imported = weights.import_file(file, family)
+    count = imported.network.classes
     if classes is not None:
         try:
             names = [line for _, line in text_lists.lines(classes.read_bytes(), str(classes))]
@@ -50,31 +49,28 @@ def import_weights(
         table = VOC if count == len(VOC) else ClassTable.from_names([f"class {index}" for index in range(count)])
     card = {
         "name": name,
-        "architecture": {"name": found.architecture, "options": found.options},
+        "architecture": {"name": imported.architecture, "options": imported.options},
         "classes": [{"name": n, "colour": list(c)} for n, c in zip(table.names, table.colours, strict=True)],
         "init": f"{file.name}, family {family}",
         "data": {"licence": licence},
     }
-    checkpoint.save(model_out, found.network, card)
+    checkpoint.save(model_out, imported.network, card)
     stdout.print(
-        f"{escape(str(model_out))}: {found.architecture}, {count} classes, {len(found.network.state_dict())} tensors filled"
+        f"{escape(str(model_out))}: {imported.architecture}, {count} classes, {len(imported.network.state_dict())} tensors filled"
     )
-    for key in found.left_out:
+    for key in imported.left_out:
         stdout.print(f"  left out: {escape(key)}")
 
 
 def print_family(as_json: bool) -> None:
-    """Name, stride, parameters, GFLOP at 513 x 513, field of view and the papers' figures of every architecture."""
+    """Print name, stride, parameters, GFLOP at 513 x 513, field of view and the papers' figures of every architecture."""
     from deeplab.zoo.sizes import measure_all
 
     rows = measure_all()
     if as_json:
         print_json([row.as_dict() for row in rows])
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("name")
-    for heading in ("stride", "parameters", "GFLOP", "view", "val", "+ CRF", "test"):
-        table.add_column(heading, justify="right")
+    table = plain_table("name", "stride", "parameters", "GFLOP", "view", "val", "+ CRF", "test")
     for row in rows:
         figures = ["-" if value is None else f"{value:.2f}" for value in (row.val, row.val_crf)]
         test = "-" if row.test is None else f"{row.test:.1f}"

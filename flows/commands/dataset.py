@@ -1,19 +1,23 @@
-"""`deeplab dataset check` and `deeplab pack`: is a data set sound, and one object for many small files."""
+"""`deeplab dataset check` and `deeplab pack`: check a data set, and pack many small files into a few."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json
-from flows.console.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options.parts import DataSetOptions
 
-Place = Annotated[str, typer.Argument(help="Folder, s3:// prefix or pack of labelled images.", show_default=False)]
+if TYPE_CHECKING:
+    from deeplab.data.inspection import Inspection
+
+Place = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Folder, s3:// prefix or pack of labelled images.", show_default=False)
+]
 Layout = Annotated[str, typer.Option(help=f"{DataSetOptions.model_fields['layout'].description}.")]
 Splits = Annotated[str, typer.Option(help="Splits, comma-separated.")]
 BROKEN = 1
@@ -27,7 +31,7 @@ def check(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of pairs (.png or .jpg).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Decode every pair of DATASET: broken and doubtful ones by name, sizes, shares of classes. Exit code 1 when any is broken."""
+    """Decode every pair of DATASET; name broken and doubtful ones, print sizes and class shares. Exit code 1 if any is broken."""
     from deeplab.classes import ClassTable
     from deeplab.contact_sheet import contact_sheet
     from deeplab.data.inspection import inspect
@@ -36,36 +40,36 @@ def check(
 
     if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise typer.BadParameter(f"{sheet}: .png or .jpg is accepted", param_hint="--sheet")
-    found, entries = [], []
+    results, entries = [], []
     with bar("pairs") as display:
         for split in splits.split(","):
             data = open_dataset(dataset, split.strip(), layout)
             note = f"checking {data.split}"
             result = inspect(data, report=lambda done, total, note=note: display.update(note, done, total))  # type: ignore[misc]
-            found.append(result)
+            results.append(result)
             sound = [index for index, stem in enumerate(data.stems) if stem not in result.broken]
             for index in sound[:: max(1, -(-len(sound) * len(splits.split(",")) // SHEET_PAIRS))] if sheet else ():
                 entries.append((f"{data.split}/{data.stems[index]}", *data[index]))
     if sheet is not None and entries:
-        table = ClassTable.from_names(found[0].classes)
-        contact_sheet([(name, image, _shown(labels)) for name, image, labels in entries], table, dataset).save(sheet)
+        table = ClassTable.from_names(results[0].classes)
+        contact_sheet([(name, image, _without_ignored(labels)) for name, image, labels in entries], table, dataset).save(sheet)
         mark_files([sheet])
     if as_json:
-        print_json([_summary(result) for result in found])
+        print_json([_summary(result) for result in results])
     else:
-        for result in found:
+        for result in results:
             _print(result)
-    raise typer.Exit(BROKEN if any(result.broken for result in found) else 0)
+    raise typer.Exit(BROKEN if any(result.broken for result in results) else 0)
 
 
-def _shown(labels: Any) -> Any:
-    """Ignored pixels as background: an overlay has no colour for them."""
+def _without_ignored(labels: Any) -> Any:
+    """A copy of labels (H x W uint8) with ignored pixels as background: an overlay has no colour for them."""
     shown = labels.copy()
     shown[shown == 255] = 0
     return shown
 
 
-def _summary(result: Any) -> dict[str, Any]:
+def _summary(result: Inspection) -> dict[str, Any]:
     return {
         "split": result.split,
         "pairs": result.pairs,
@@ -78,16 +82,14 @@ def _summary(result: Any) -> dict[str, Any]:
     }
 
 
-def _print(result: Any) -> None:
+def _print(result: Inspection) -> None:
     summary = _summary(result)
     heights, widths = zip(*(result.sizes or {(0, 0): 0}), strict=True)
     stdout.print(
         f"[bold]{escape(result.split)}[/]: {result.pairs} pairs, {len(result.broken)} broken; {len(result.sizes)} sizes, "
         f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide; {summary['ignored_share']:.1%} ignored"
     )
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("class", "share", "images"):
-        table.add_column(title, justify="left" if title == "class" else "right")
+    table = plain_table("class", "share", "images")
     for name, share in summary["class_shares"].items():
         table.add_row(escape(name), f"{share:.2%}", str(summary["class_images"][name]))
     stdout.print(table)
@@ -99,12 +101,14 @@ def _print(result: Any) -> None:
 
 def pack(
     dataset: Place,
-    out: Annotated[str, typer.Argument(help="Folder or s3:// prefix to write.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3:// prefix to write.", show_default=False)],
     splits: Splits = "train,val",
     layout: Layout = "auto",
-    tile: Annotated[int, typer.Option(min=0, help="Cut larger images into tiles of at most this side; 0 is off.")] = 0,
+    tile: Annotated[
+        int, typer.Option(min=0, help="Cut larger images into tiles of at most this many pixels a side; 0 is off.")
+    ] = 0,
 ) -> None:
-    """Write DATASET as a few Parquet files, which `deeplab train` takes in its place: right for object storage."""
+    """Write DATASET as a few Parquet files, for object storage; `deeplab train` and `evaluate` take them as DATASET."""
     from deeplab.data.datasets import LabelledFolder
     from pipelines.storage import filesystems
     from pipelines.train.packed_datasets import pack as run

@@ -1,4 +1,4 @@
-"""`deeplab evaluate` and `deeplab tune-crf`: how good a model or a table of masks is, and the CRF that suits a model."""
+"""`deeplab evaluate` and `deeplab tune-crf`: score a model or a table of masks, and fit the CRF to a model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json, with_options
-from flows.console.terminal import bar, print_json, stdout
+from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options import EvaluateOptions, TuneOptions
 
-# The widths of the curve where none are given; the papers draw 1 to 40 pixels.
+# Default widths of the trimap curve; the papers draw 1 to 40 pixels.
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40)
 Plots = Annotated[Path | None, typer.Option(help="Folder for trimap.png, confusion.png and evaluation.json.")]
 
 
 @with_options
 def evaluate(options: EvaluateOptions, plots: Plots = None, as_json: Json = False) -> None:
-    """MODEL, or the masks of a results table, against the labels of DATASET: one confusion matrix, IoU per class.
+    """Score MODEL, or the masks of a results table, against the labels of DATASET: one confusion matrix, IoU per class.
 
-    With --crf the figures before it are counted, too.
+    With --crf, the figures before the CRF are printed, too.
     """
     from pipelines.train.evaluation import evaluate as run
 
@@ -38,12 +37,12 @@ def evaluate(options: EvaluateOptions, plots: Plots = None, as_json: Json = Fals
 
 
 def with_curve(options: EvaluateOptions, plots: Path | None) -> EvaluateOptions:
-    """The options; where plots are asked for and no distances are given, with those of the curve."""
+    """The options; with the curve's widths if plots are wanted and --trimap is not set."""
     return options.model_copy(update={"trimap": CURVE}) if plots and not options.trimap else options
 
 
 def draw(summary: dict[str, Any], folder: Path) -> None:
-    """The figures as files: pictures, and all numbers as JSON."""
+    """Write the figures as files: pictures, and all numbers as JSON. UserError if `folder` cannot be written."""
     from deeplab.errors import UserError
     from deeplab.evaluation.plots import confusion_matrix, trimap_curve
     from deeplab.files import LocalFiles, mark_files, mark_output
@@ -69,15 +68,12 @@ def draw(summary: dict[str, Any], folder: Path) -> None:
 
 def _print(summary: dict[str, Any]) -> None:
     before = summary.get("before_crf")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("class")
-    for title in ("IoU", "before the CRF") if before else ("IoU",):
-        table.add_column(title, justify="right")
+    table = plain_table("class", "IoU", *(["before the CRF"] if before else []))
     for key, value in summary["iou"].items():
-        table.add_row(escape(key), *(_figure(found) for found in ((value, before["iou"][key]) if before else (value,))))
-    made = f"the masks of {summary['results']}" if "results" in summary else f"scales {','.join(map(str, summary['scales']))}"
+        table.add_row(escape(key), *map(_figure, (value, before["iou"][key]) if before else (value,)))
+    source = f"the masks of {summary['results']}" if "results" in summary else f"scales {','.join(map(str, summary['scales']))}"
     about = f"{summary['model']} on {summary['images']} images of {summary['dataset']}/{summary['split']}"
-    stdout.print(escape(f"{about}, {made}, CRF {summary['crf'] or 'off'}"))
+    stdout.print(escape(f"{about}, {source}, CRF {summary['crf'] or 'off'}"))
     if summary.get("without_mask"):
         stdout.print(f"[yellow]{summary['without_mask']} images have an error row[/]: all their pixels count as missed")
     stdout.print(table)
@@ -95,21 +91,21 @@ def _figure(value: float | None) -> str:
 
 @with_options
 def tune_crf(options: TuneOptions, as_json: Json = False) -> None:
-    """Search the CRF parameters that suit MODEL best, coarse to fine as in the papers, and write them into its card.
+    """Search the CRF parameters that suit MODEL best, from coarse to fine as in the papers, and write them into its card.
 
-    `segment` and `evaluate` take them with --crf-params card. The card is part of a model's digest: it gets a new label.
+    `segment` and `evaluate` use them with --crf-params card. The card is part of the model's digest, so the model's label changes.
     """
     from pipelines.train.crf_search import tune
 
     with bar("steps") as display:
-        found = tune(options, display.update)
+        winner = tune(options, display.update)
     if as_json:
-        print_json(found)
+        print_json(winner)
         return
-    searched = found["searched_on"]
+    searched = winner["searched_on"]
     stdout.print(
-        f"{found['crf']}: mIoU {found['mean_iou']:.4f}, without a CRF {found['mean_iou_before']:.4f}, "
+        f"{winner['crf']}: mIoU {winner['mean_iou']:.4f}, without a CRF {winner['mean_iou_before']:.4f}, "
         f"on {searched['images']} images of {searched['split']}, the best of {searched['candidates']}"
     )
-    if found["written"]:
-        stdout.print(f"written into the card of {escape(found['model'])}; --crf-params card takes it")
+    if winner["written"]:
+        stdout.print(f"written into the card of {escape(winner['model'])}; --crf-params card uses it")

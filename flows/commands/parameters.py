@@ -1,7 +1,7 @@
-"""Options on the command line: parameters from a model's schema, a model from what was typed, and all bad values refused at once.
+"""Options on the command line, made from pydantic models: parameters from a schema, and an instance from what was typed.
 
-A required field is an argument, as is one whose Spelling says so; any other is an option. Values arrive as they were typed: the
-model alone reads and judges them.
+A required field is an argument, and so is one whose Spelling says so; every other field is an option. Values arrive as typed: only
+the model parses and checks them. All bad values are refused at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flows.console.terminal import stderr
 from pipelines.options.parts import Spelling
 
 USAGE = 2
-MOST_SHOWN = 8  # choices; longer lists are for another page
+MOST_SHOWN = 8  # choices in a help text; longer lists stand in the docs
 NUMBERS = {"integer": "int", "number": "float"}
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 TYPES = {"string": "text", **NUMBERS}
@@ -30,33 +30,33 @@ Schema = Mapping[str, Any]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Any option of the flow, as name=JSON; it goes before the others. Repeatable.")
+    list[str] | None, typer.Option("--set", help="Any option of the flow, as name=JSON; overrides other options. Repeatable.")
 ]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for typer: in the place of its parameter `options`, a pydantic model, there is one for each of the model's fields.
+    """`command` for typer: its parameter `options`, a pydantic model, is replaced by a parameter for each field of the model.
 
-    Its other parameters stay as they are; a parameter `settings`, of type Settings, holds options that go before the others.
+    Other parameters stay as they are; a parameter `settings`, of type Settings, overrides the fields.
     """
     hints = get_type_hints(command, include_extras=True)
     kind = hints["options"]
-    own = {name: given for name, given in inspect.signature(command).parameters.items() if name != "options"}
-    others = [given.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY) for name, given in own.items()]
+    others = {name: parameter for name, parameter in inspect.signature(command).parameters.items() if name != "options"}
+    kept = [parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in others.items()]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        rest = {name: values.pop(name) for name in own}
-        command(options_of(kind, values, parse_settings(rest.get("settings") or ())), **rest)
+        arguments = {name: values.pop(name) for name in others}
+        command(options_of(kind, values, parse_settings(arguments.get("settings") or ())), **arguments)
 
-    signature = inspect.Signature([*parameters(kind), *others])
+    signature = inspect.Signature([*parameters(kind), *kept])
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     return run
 
 
 def parameters(kind: type[BaseModel]) -> Iterator[inspect.Parameter]:
-    """What typer needs to know of each field of a model: spelling, type, bounds, help and default."""
+    """The typer parameter of each field of a model: spelling, type, bounds, help and default."""
     for name, schema in kind.model_json_schema()["properties"].items():
         annotation, default = _parameter(kind, name, _without_null(schema))
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -81,7 +81,7 @@ def _parameter(kind: type[BaseModel], name: str, schema: Schema) -> tuple[Any, A
 
 
 def _help(kind: type[BaseModel], name: str, schema: Schema) -> str:
-    """The field's description, other options in it as they are typed, and what is accepted where it does not say that itself."""
+    """The field's description with other options as they are typed, and with choices or bounds that it does not name itself."""
     text = kind.model_fields[name].description or ""
     for other in kind.model_fields:
         text = text.replace(other, place(kind, other)) if "_" in other else text
@@ -96,12 +96,12 @@ def is_argument(kind: type[BaseModel], name: str) -> bool:
 
 
 def _spelling(kind: type[BaseModel], name: str) -> Spelling:
-    return next((each for each in kind.model_fields[name].metadata if isinstance(each, Spelling)), Spelling())
+    return next((entry for entry in kind.model_fields[name].metadata if isinstance(entry, Spelling)), Spelling())
 
 
 def _without_null(schema: Schema) -> Schema:
-    """The schema of a field that may be None, as of one that may not."""
-    choices = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    """The schema of a field without its choice of None."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     return {**schema, **choices[0]} if choices else schema
 
 
@@ -111,25 +111,25 @@ def _bounds(schema: Schema) -> str:
     return f" ({' and '.join(parts)})" if parts else ""
 
 
-def _typed(value: Any) -> str | None:
-    """A value as a person types it; None where there is nothing to type."""
+def _typed(value: object) -> str | None:
+    """A value as a person types it; None for an empty one."""
     if isinstance(value, tuple):
-        return ",".join(f"{each:g}" for each in value) or None
+        return ",".join(f"{number:g}" for number in value) or None
     return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def options_of(
-    kind: type[Model], given: Mapping[str, Any], settings: Mapping[str, Any] | None = None, source: str = "--set"
+    kind: type[Model], typed: Mapping[str, Any], settings: Mapping[str, Any] | None = None, source: str = "--set"
 ) -> Model:
-    """A model from what was typed, None where nothing was, and all of `settings` (of `source`), which go first.
+    """A model from what was typed (None: nothing) and from `settings`, which override it and came from `source`.
 
-    What is refused is a line each on stderr, and exit code 2.
+    Exits with code 2 and a line on stderr for each refused value.
     """
-    values = {name: _parts(kind, name, value) for name, value in given.items() if value is not None}
+    values = {name: _parts(kind, name, value) for name, value in typed.items() if value is not None}
     try:
         return kind(**{**values, **(settings or {})})
     except ValidationError as error:
-        # The first of an option's problems; others, such as too few numbers because one is none, follow from it.
+        # The first problem of each option; others follow from it, such as too few numbers because one could not be parsed.
         problems = {str(problem["loc"][0]): problem for problem in reversed(error.errors())}
         for name, problem in reversed(problems.items()):
             where = f"{source} {name}" if name in (settings or {}) else place(kind, name)
@@ -138,9 +138,9 @@ def options_of(
 
 
 def _parts(kind: type[BaseModel], name: str, value: Any) -> Any:
-    """The parts of a list with commas; any other value as it is."""
-    listed = isinstance(value, str) and isinstance(kind.model_fields[name].default, tuple)
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if listed else value
+    """The parts of a comma-separated list; any other value as it is."""
+    is_list = isinstance(value, str) and isinstance(kind.model_fields[name].default, tuple)
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if is_list else value
 
 
 def _reason(kind: type[BaseModel], name: str, problem: Mapping[str, Any]) -> str:
@@ -161,7 +161,7 @@ def place(kind: type[BaseModel], name: str) -> str:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """The options in several name=JSON. BadParameter for one without a name."""
+    """The options in a list of name=JSON. BadParameter for one without "="."""
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

@@ -1,4 +1,4 @@
-"""`deeplab report` and `deeplab view`: a results table as a page to look at."""
+"""`deeplab report` and `deeplab view`: a results table as a page in the browser."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from flows.console.terminal import bar, print_json, stderr, stdout
 
 def report(
     results: Results,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; an earlier report there is replaced.")] = Path(
-        "report"
-    ),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; replaces an earlier report there.")] = Path("report"),
     model: Model = None,
     sample: Annotated[
-        int, typer.Option(min=1, max=5000, help="Images in the gallery: an even sample, the least confident, errors.")
+        int, typer.Option(min=1, max=5000, help="Images in the gallery: an even sample, the least confident, and errors.")
     ] = 200,
     as_json: Json = False,
 ) -> None:
-    """A page of one model's rows: runs, throughput, classes, confidence, errors, and a gallery of photos and masks.
+    """Write a page of one model's rows: runs, throughput, classes, confidence, errors, and a gallery of photos and masks.
 
-    It needs no server and asks nothing of the network: open OUT/index.html, or copy the folder anywhere.
+    The page needs no server and no network: open OUT/index.html, or copy the folder anywhere.
 
     [dim]deeplab report results/ -o report/[/]
     """
@@ -35,15 +33,17 @@ def report(
 
     table = ResultsTable.open(results)
     with bar("photos") as display:
-        made = build(table, out, table.pick_model(model), sample, lambda done, total: display.update("pictures", done, total))
+        written = build(table, out, table.pick_model(model), sample, lambda done, total: display.update("pictures", done, total))
     if as_json:
-        print_json({**made.facts.json(), "page": str(made.page), "cards": made.cards, "gone": made.gone})
+        print_json({**written.facts.json(), "page": str(written.page), "cards": written.cards, "gone": written.gone})
         return
-    for uri, reason in list(made.gone.items())[:10]:
+    for uri, reason in list(written.gone.items())[:10]:
         stderr.print(f"{escape(uri)}: {escape(reason)}")
-    if len(made.gone) > 10:
-        stderr.print(f"... and {len(made.gone) - 10} more photos that cannot be shown; the page has their masks")
-    stdout.print(f"{made.facts.images} images, {made.cards} of them in the gallery: {escape(str(made.page))}", soft_wrap=True)
+    if len(written.gone) > 10:
+        stderr.print(f"... and {len(written.gone) - 10} more photos that cannot be shown; the page has their masks")
+    stdout.print(
+        f"{written.facts.images} images, {written.cards} of them in the gallery: {escape(str(written.page))}", soft_wrap=True
+    )
 
 
 def view(
@@ -51,7 +51,7 @@ def view(
     model: Model = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
-    """The same page with all rows of the table, served on this machine alone until Ctrl-C."""
+    """Serve the page of `deeplab report` with all rows of the table, to this machine only, until Ctrl-C."""
     from pipelines.report.server import serve
     from pipelines.table.results_table import ResultsTable
 

@@ -8,62 +8,59 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows.commands.parameters import Json
-from flows.console.terminal import bar, print_json, stderr, stdout
+from flows.console.terminal import bar, plain_table, print_json, stderr, stdout
 from pipelines.exports import sample_sheet
 from pipelines.exports.formats import FORMATS
 
-Results = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the results table.", show_default=False)]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model name or name@digest; default the one that wrote last.")]
-
-
-Include = Annotated[list[str] | None, typer.Option(help="As the archive was segmented with. Repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="As the archive was segmented with. Repeatable.")]
+Results = Annotated[str, typer.Argument(metavar="RESULTS", help="Folder or s3:// prefix of the results table.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model name or name@digest; default: the last that wrote to the table.")
+]
+Include = Annotated[list[str] | None, typer.Option(help="--include of the run that segmented ARCHIVE. Repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="--exclude of the run that segmented ARCHIVE. Repeatable.")]
 
 
 def patterns(archive: str | None, include: list[str] | None, exclude: list[str] | None) -> dict[str, tuple[str, ...]]:
-    """What of an archive counts. BadParameter for patterns without one."""
-    for name, given in (("--include", include), ("--exclude", exclude)):
-        if given and archive is None:
-            raise typer.BadParameter("says which images of --archive count; --archive is not there", param_hint=name)
+    """The patterns as keyword arguments of what counts an archive. BadParameter for patterns without an archive."""
+    for option, names in (("--include", include), ("--exclude", exclude)):
+        if names and archive is None:
+            raise typer.BadParameter("needs --archive, whose images it selects", param_hint=option)
     return {"include": tuple(include or ()), "exclude": tuple(exclude or ())}
 
 
 def status(
     results: Results,
-    archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row yet.")] = None,
+    archive: Annotated[str | None, typer.Option(help="Also count the images of this archive without a row.")] = None,
     include: Include = None,
     exclude: Exclude = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """What RESULTS holds: models, rows, errors by reason, and what of an archive is pending."""
+    """Print what RESULTS holds: models, rows, errors by reason, and pending images of an archive."""
     from pipelines.table.results_table import ResultsTable
     from pipelines.upkeep.status import status as read
 
-    found = read(ResultsTable.open(results), archive, model, **patterns(archive, include, exclude))
+    contents = read(ResultsTable.open(results), archive, model, **patterns(archive, include, exclude))
     if as_json:
-        print_json(found)
+        print_json(contents)
         return
-    stdout.print(f"{escape(found['results'])}  version {found['version']}")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("model", "ok", "errors", "mean confidence", "last row (UTC)"):
-        table.add_column(column, justify="left" if column in ("model", "last row (UTC)") else "right")
-    for entry in found["models"]:
+    stdout.print(f"{escape(contents['results'])}  version {contents['version']}")
+    table = plain_table("model", "ok", "errors", "mean confidence", "last row (UTC)", left=("last row (UTC)",))
+    for entry in contents["models"]:
         confidence = "-" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3f}"
         table.add_row(
             escape(entry["model"]), str(entry["ok"]), str(entry["errors"]), confidence, entry["last"][:19].replace("T", " ")
         )
-    stdout.print(table if found["models"] else "no rows yet")
-    for entry in found["models"]:
+    stdout.print(table if contents["models"] else "no rows yet")
+    for entry in contents["models"]:
         for reason, count in entry["errors_by_reason"].items():
             stdout.print(f"  {count} x {escape(reason)}  [dim]({escape(entry['model'])})[/]")
     if archive is not None:
-        pending = found["archive"]
+        counted = contents["archive"]
         stdout.print(
-            f"{escape(pending['archive'])}: {pending['images']} images, {pending['done']} done, {pending['pending']} pending"
+            f"{escape(counted['archive'])}: {counted['images']} images, {counted['done']} done, {counted['pending']} pending"
         )
 
 
@@ -72,13 +69,13 @@ def show(
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=500, help="Photos on the sheet.")] = 12,
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write (.png or .jpg).")] = Path("sheet.png"),
     model: Model = None,
-    worst: Annotated[bool, typer.Option("--worst", help="Those of lowest confidence instead of an even sample.")] = False,
+    worst: Annotated[bool, typer.Option("--worst", help="The least confident ones instead of an even sample.")] = False,
 ) -> None:
-    """A contact sheet: photo | mask overlay pairs with a legend."""
+    """Write a contact sheet: pairs of photo and mask overlay, with a legend."""
     from pipelines.table.results_table import ResultsTable
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise typer.BadParameter(f"{out}: a .png or .jpg file is written", param_hint="--out")
+        raise typer.BadParameter(f"{out}: .png or .jpg is accepted", param_hint="--out")
     table = ResultsTable.open(results)
     shown = sample_sheet.show(table, table.pick_model(model), out, count, worst)
     for uri, reason in shown.skipped.items():
@@ -94,9 +91,9 @@ def _format(name: str) -> str:
 
 def export(
     results: Results,
-    folder: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to.", show_default=False)],
     form: Annotated[
-        str, typer.Option("--format", "-f", parser=_format, metavar="FORMAT", help="What to write; the formats are listed above.")
+        str, typer.Option("--format", "-f", parser=_format, metavar="FORMAT", help="Format of the files, from the list above.")
     ] = "png",
     model: Model = None,
     as_json: Json = False,
@@ -124,9 +121,9 @@ def export(
         raise typer.Exit(1)
 
 
-export.__doc__ = f"""Write masks as files, for people and for other programs. Of each image the newest counts.
+export.__doc__ = f"""Write masks as files, for people and for other programs. Of each image only the newest mask is written.
 
 {chr(10).join(f"[bold]{name:14}[/] {form.line}" for name, form in FORMATS.items())}
 
-Images that are gone, or that the format cannot hold, are left out and named with the reason; exit code 1 when that is all of them.
+Images that are gone, or that the format cannot hold, are left out and named with the reason. Exit code 1 if no image is left.
 """

@@ -1,11 +1,10 @@
-"""`deeplab run segment|train|evaluate|refresh`: a flow here and now, as the served one would run."""
+"""`deeplab run segment|train|evaluate|refresh`: run a flow in this process, as a served one would run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,17 +17,24 @@ from flows.console.signals import INTERRUPTED
 from flows.console.terminal import print_json, stderr, stdout
 from pipelines.options import EvaluateOptions, RegisteredTraining, SegmentOptions
 
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect import Flow
+    from prefect.client.schemas.objects import FlowRun, State
+    from pydantic import BaseModel
+
 app = typer.Typer(
     no_args_is_help=True,
     help="""Run a flow here and now and print its final state.
 
-    With PREFECT_API_URL set the run is seen on that server's page and can be cancelled there; without it a server of
-    its own lives as long as the command.""",
+    With PREFECT_API_URL set, the run is shown on that server and can be cancelled there. Without it, the command starts
+    a server of its own and stops it at the end.""",
 )
 
 
-def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
-    """Run a flow in this process; (its final state, exit code). Ctrl-C and a cancellation end it as Cancelled."""
+def here(flow: Flow[..., Any], *options: BaseModel | None) -> tuple[State[Any], int]:
+    """Run a flow in this process; returns (final state, exit code). Ctrl-C and a cancellation end it as Cancelled."""
     from prefect import tags
     from prefect.settings import PREFECT_API_URL
 
@@ -36,16 +42,15 @@ def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
         require_server()
     from flows.serving.cancellation import mark_cancelled, was_stopped
 
-    run_id = None
+    run_id: UUID | None = None
 
-    def remember(flow: Any, run: Any, state: Any) -> None:
+    def remember(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
         nonlocal run_id
         run_id = run.id
 
-    flow = flow.with_options(on_running=[remember])  # type: ignore[attr-defined]
     try:
         with tags("deeplab"):
-            state = flow(*arguments, return_state=True)
+            state = flow.with_options(on_running=[remember])(*options, return_state=True)
     except BaseException as error:
         if not was_stopped(error):
             raise
@@ -53,18 +58,18 @@ def here(flow: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
     return state, exit_code(state)
 
 
-def exit_code(state: Any) -> int:
-    """0 for a completed run, 3 where too many images became error rows, 1 for every other end."""
+def exit_code(state: State[Any]) -> int:
+    """0 for a completed run, 3 if too many images became error rows, 1 for any other state."""
     from pipelines.segment.run import TooManyErrors
 
     if state.is_completed():
         return DONE
-    reason = state.result(raise_on_failure=False)
-    return TOO_MANY_ERRORS if isinstance(reason, TooManyErrors) else FAILED
+    error = state.result(raise_on_failure=False)
+    return TOO_MANY_ERRORS if isinstance(error, TooManyErrors) else FAILED
 
 
-def tell(state: Any, code: int) -> None:
-    """The final state as one line: on stdout when it completed, on stderr otherwise."""
+def print_state(state: State[Any], code: int) -> None:
+    """Print the final state as one line: on stdout if the run completed, else on stderr."""
     if code == DONE:
         stdout.print(f"[green]{state.name}[/]: {escape(state.message or '')}")
     else:
@@ -83,19 +88,19 @@ def run_segment(options: SegmentOptions, as_json: Json = False) -> None:
     finish(state, code, as_json)
 
 
-def finish(state: Any, code: int, as_json: bool) -> None:
-    """End the command with its code, after the result as JSON or one line on the final state."""
+def finish(state: State[Any], code: int, as_json: bool) -> None:
+    """Print the result as JSON or the final state as a line, and end the command with `code`."""
     if code == DONE and as_json:
         print_json({"state": state.name, **state.result()})
     else:
-        tell(state, code)
+        print_state(state, code)
     raise typer.Exit(code)
 
 
 @app.command("train")
 @with_options
 def run_train(options: RegisteredTraining, settings: Settings = None, as_json: Json = False) -> None:
-    """Train, measure on VAL_SPLIT and register: the alias moves if the new model is not worse there."""
+    """Train, measure on --val-split and register; the alias moves if the new model is not worse there."""
     from flows.train import train_model
 
     finish(*here(train_model, options), as_json)
@@ -116,10 +121,10 @@ def run_evaluate(options: EvaluateOptions, plots: Plots = None, as_json: Json = 
 @with_options
 def run_refresh(
     options: SegmentOptions,
-    train: Annotated[str | None, typer.Option(help="JSON file with the options of a training to do first.")] = None,
+    train: Annotated[str | None, typer.Option(help="JSON file with the options of a training that runs first.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train if asked, then segment what is new or changed with the registered model, usually REGISTRY@ALIAS."""
+    """Train (with --train), then segment new and changed images with --model, usually REGISTRY@ALIAS."""
     from flows.refresh import refresh
 
     training = None

@@ -1,10 +1,10 @@
-"""`deeplab segment`: an archive becomes a table of masks."""
+"""`deeplab segment`: from an archive to a table of masks."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -14,14 +14,17 @@ from flows.commands.parameters import Json, with_options
 from flows.console.terminal import bar, print_json, stderr, stdout
 from pipelines.options import SegmentOptions
 
+if TYPE_CHECKING:
+    from pipelines.segment.run import Summary
+
 DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
 
 
 @with_options
 def segment(options: SegmentOptions, as_json: Json = False) -> None:
-    """Segment every image of ARCHIVE that RESULTS has no mask of yet.
+    """Segment every image of ARCHIVE that has no row in RESULTS yet.
 
-    Exactly one row per image, version and model: run it again after a crash, a Ctrl-C or new images, and only what is
+    Exactly one row per image, version and model. Run it again after a crash or Ctrl-C, or with new images: only what is
     missing is done. Images that cannot be read become rows with the reason.
 
     [dim]deeplab segment photos/ results/
@@ -59,31 +62,29 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     raise typer.Exit(code)
 
 
-def print_summary(summary: Any) -> None:
-    """The summary for people."""
+def print_summary(summary: Summary) -> None:
+    """Print the summary of a run for people."""
     from pipelines.storage.filesystems import delta_location
 
     place = delta_location(summary.results)
     if summary.passed_over:
-        stdout.print(f"{summary.passed_over} files without an image's name were passed over (--include '*' takes them)")
+        stdout.print(f"{summary.passed_over} files without an image's extension were passed over (--include '*' takes them)")
     if summary.outputs:
-        stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (name one to segment it)")
+        stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (to segment one, name it as ARCHIVE)")
     if not summary.images and summary.elsewhere:
         stdout.print(f"another run brought the rows of all {summary.elsewhere} images meanwhile (model {summary.model})")
         return
     if not summary.images:
-        stdout.print(
-            f"nothing to do: all {summary.already} images of the archive have their row in {place} (model {summary.model})"
-        )
+        stdout.print(f"nothing to do: all {summary.already} images of the archive have a row in {place} (model {summary.model})")
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     meanwhile = f", {summary.elsewhere} got it from another run meanwhile" if summary.elsewhere else ""
-    already = f"{summary.already} had their row before{meanwhile}"
+    already = f"{summary.already} had a row before{meanwhile}"
     table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {already}")
     for reason, count in summary.errors_by_reason.items():
         table.add_row("", f"{count} x {escape(reason)}")
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
-    table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s, workers starting included")
+    table.add_row("rate", f"{summary.images_per_second:.2f} images/s over {summary.seconds:.1f} s, with the start of workers")
     table.add_row("seconds by stage", f"{stages} (summed over processes)")
     if summary.bound:
         table.add_row("bound by", escape(summary.bound))
@@ -94,6 +95,6 @@ def print_summary(summary: Any) -> None:
     table.add_row("table", f"{place} (version {summary.version})")
     stdout.print(table)
     stdout.print("open it:", style="dim")
-    answer = f'ResultsTable.open({place!r}).query("SELECT * EXCLUDE mask FROM results LIMIT 5").df()'
-    program = f"from pipelines.table.results_table import ResultsTable; print({answer})"
+    query = f'ResultsTable.open({place!r}).query("SELECT * EXCLUDE mask FROM results LIMIT 5").df()'
+    program = f"from pipelines.table.results_table import ResultsTable; print({query})"
     stdout.print(f"  python -c {shlex.quote(program)}", soft_wrap=True, markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from deeplab.errors import UserError
 from flows.commands.parameters import Settings, options_of, parse_settings
 from flows.console.terminal import stdout
+from pipelines.options import SegmentOptions
 
 ANSWER_SECONDS = 10.0
 
 
 class ServerError(UserError):
-    """There is no Prefect server to work with; the message says how to start or name one."""
+    """No Prefect server can be reached; the message says how to start or name one."""
 
 
 def require_server() -> None:
@@ -28,55 +29,62 @@ def require_server() -> None:
 
     url = PREFECT_API_URL.value()
     if not url:
-        raise ServerError("no Prefect server is named: start one with `prefect server start` and set PREFECT_API_URL to its /api")
+        raise ServerError(
+            "PREFECT_API_URL is not set: start a Prefect server with `prefect server start` and set it to that server's /api"
+        )
     once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}
     with temporary_settings(once), get_client(sync_client=True) as client:
-        trouble = client.api_healthcheck()
-    if trouble is not None:
-        raise ServerError(f"no answer from the Prefect server at {url} ({trouble}); is it running, and PREFECT_API_URL right?")
+        error = client.api_healthcheck()
+    if error is not None:
+        raise ServerError(f"no answer from the Prefect server at {url} ({error}); is it running, and is PREFECT_API_URL right?")
 
 
 def serve(
-    archive: Annotated[str | None, typer.Argument(help="Archive to segment on a schedule.", show_default=False)] = None,
-    results: Annotated[str | None, typer.Argument(help="Its results table.", show_default=False)] = None,
+    archive: Annotated[
+        str | None, typer.Argument(metavar="ARCHIVE", help="Archive to segment on a schedule.", show_default=False)
+    ] = None,
+    results: Annotated[str | None, typer.Argument(metavar="RESULTS", help="Its results table.", show_default=False)] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Bundled model, model folder or REGISTRY@ALIAS.")] = "pets",
     settings: Settings = None,
-    cron: Annotated[str | None, typer.Option(help="When, as cron: '0 3 * * *'.")] = None,
-    interval: Annotated[int | None, typer.Option(min=1, help="Every so many seconds.")] = None,
-    rrule: Annotated[str | None, typer.Option(help="When, as RRULE: 'FREQ=WEEKLY;BYDAY=MO'.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Schedule as a cron expression: '0 3 * * *'.")] = None,
+    interval: Annotated[int | None, typer.Option(min=1, help="Seconds between runs.")] = None,
+    rrule: Annotated[str | None, typer.Option(help="Schedule as an RRULE: 'FREQ=WEEKLY;BYDAY=MO'.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of --cron and --rrule.")] = "UTC",
-    active: Annotated[bool, typer.Option("--active", help="Switch the schedule on; else it is paused until the UI does.")] = False,
-    name: Annotated[str | None, typer.Option(help="Name of the deployment; default from RESULTS.")] = None,
+    active: Annotated[
+        bool, typer.Option("--active", help="Switch the schedule on; default: paused until switched on in the UI.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the deployment; default: made from RESULTS.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Runs at once on this machine; each takes all its cores.")] = 1,
 ) -> None:
-    """Serve all flows from this process: they are started from the Prefect UI, by a schedule, or by another system.
+    """Serve all flows from this process; runs start from the Prefect UI, by a schedule, or from another system.
 
     [dim]deeplab serve
     deeplab serve s3://bucket/photos s3://bucket/results --cron '0 3 * * *' --timezone Europe/Berlin
     deeplab serve photos/ results/ --interval 3600 --set commit_every=300 --set crf=false --active[/]
     """
-    chosen = _segmentation(archive, results, model, settings or [])
+    segmentation = _segmentation(archive, results, model, settings or [])
     schedule = _schedule(cron, interval, rrule, timezone)
-    if schedule and chosen is None:
+    if schedule and segmentation is None:
         raise typer.BadParameter("a schedule needs ARCHIVE and RESULTS", param_hint="--cron, --interval, --rrule")
     require_server()
     from prefect import serve as run
 
     from flows.deployments import deployments
 
-    # Each run is a process of its own, which would look into the current folder first for our packages.
+    # Each run is a process of its own, which would otherwise import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    run(*deployments(chosen, name, schedule, active), limit=limit, pause_on_shutdown=False)
+    run(*deployments(segmentation, name, schedule, active), limit=limit, pause_on_shutdown=False)
 
 
-def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezone: str) -> dict[str, Any] | None:
-    given = {"cron": cron, "interval": timedelta(seconds=interval) if interval else None, "rrule": rrule}
-    given = {key: value for key, value in given.items() if value is not None}
-    if not given:
+def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezone: str) -> dict[str, str | timedelta] | None:
+    """The one schedule of the options, as keywords of Prefect's Schedule; None without one. BadParameter for a bad one."""
+    kinds = {"cron": cron, "interval": timedelta(seconds=interval) if interval else None, "rrule": rrule}
+    schedule = {kind: value for kind, value in kinds.items() if value is not None}
+    if not schedule:
         return None
     hint = "--cron, --interval, --rrule"
-    if len(given) > 1:
-        raise typer.BadParameter(f"{' and '.join(given)}: one of them is accepted", param_hint=hint)
+    if len(schedule) > 1:
+        raise typer.BadParameter(f"{' and '.join(schedule)}: only one of them is accepted", param_hint=hint)
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
@@ -91,34 +99,32 @@ def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezon
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise typer.BadParameter(f"{cron or rrule}: {reason}", param_hint=hint) from error
-    return given if interval else {**given, "timezone": timezone}
+    return schedule if interval else {**schedule, "timezone": timezone}
 
 
-def _segmentation(archive: str | None, results: str | None, model: str, settings: list[str]) -> Any:
-    """SegmentOptions with places made absolute, as runs start in another folder; None without an archive."""
-    from pipelines.options import SegmentOptions
-
+def _segmentation(archive: str | None, results: str | None, model: str, settings: list[str]) -> SegmentOptions | None:
+    """The options with absolute paths, as runs start in another folder; None without an archive."""
     if archive is None:
         return None
     if results is None:
         raise typer.BadParameter("ARCHIVE needs RESULTS", param_hint="RESULTS")
-    given = {"archive": absolute(archive), "results": absolute(results), "model": absolute(model, True)}
-    return options_of(SegmentOptions, given, parse_settings(settings))
+    places = {"archive": absolute(archive), "results": absolute(results), "model": absolute(model, True)}
+    return options_of(SegmentOptions, places, parse_settings(settings))
 
 
 def absolute(place: str, only_existing: bool = False) -> str:
-    """A local path made absolute; URIs (and names that are no path here, if `only_existing`) as they are."""
+    """A local path made absolute; URIs, and with `only_existing` names of no existing path, as they are."""
     if "://" in place or (only_existing and not os.path.exists(place.partition("@")[0])):
         return place
     return os.path.abspath(os.path.expanduser(place))
 
 
 def setup_prefect(
-    results: Annotated[list[str] | None, typer.Option(help="Results table that takes one run at a time. Repeatable.")] = None,
+    results: Annotated[list[str] | None, typer.Option(help="Results table to limit to one run at a time. Repeatable.")] = None,
 ) -> None:
-    """Make what the flows want on the Prefect server: work pool, limits, variable, the automation for dead runs.
+    """Create what the flows need on the Prefect server: work pool, limits, variable, and the automation for dead runs.
 
-    Run it again at any time; what is there stays.
+    Can be repeated at any time; what exists is kept.
     """
     require_server()
     from flows.deployments import setup

@@ -1,4 +1,4 @@
-"""`deeplab train` and `models`: models of one's own."""
+"""`deeplab train` and `deeplab models`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipelines.options import TrainOptions
 def train(options: TrainOptions) -> None:
     """Train on DATASET and write the best model to MODEL_OUT, which `deeplab segment --model` takes.
 
-    The state is saved at every validation: after a crash the same command with --resume goes on bit for bit. SIGTERM
-    and Ctrl-C save it first.
+    The state is saved at every validation, and on SIGTERM and Ctrl-C. After a crash, the same command with --resume
+    continues, with the same result bit for bit (one process, same CPU).
     """
     from deeplab.training.loop import Stopped, TrainingProgress
     from pipelines.train.ray_train import Notice
     from pipelines.train.ray_train import train as run
 
-    with signals.request() as asked, bar("steps") as display:
+    with signals.request() as stop_code, bar("steps") as display:
         note = ""
 
         def watch(progress: TrainingProgress | Notice) -> None:
@@ -42,22 +42,24 @@ def train(options: TrainOptions) -> None:
             display.update("training", progress.step, progress.steps, f"loss {progress.loss:.4f}{note}")
 
         try:
-            best = run(options, watch, lambda: bool(asked()))
+            best = run(options, watch, lambda: bool(stop_code()))
         except Stopped as error:
             display.progress.console.print(escape(str(error)))
-            raise typer.Exit(asked() or 1) from None
+            raise typer.Exit(stop_code() or 1) from None
     stdout.print(f"{escape(options.model_out)}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {options.val_split}")
 
 
 def models(
-    model: Annotated[str | None, typer.Argument(help="Print the whole card of this model.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Print the whole card of this model.", show_default=False)
+    ] = None,
     presets: Annotated[bool, typer.Option("--presets", help="List training presets instead.")] = False,
-    every: Annotated[
+    architectures: Annotated[
         bool, typer.Option("--all", help="List every architecture: stride, parameters, GFLOP, field of view, the papers' figures.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Bundled models and known architectures, training presets, or one model's card."""
+    """List bundled models and known architectures, or training presets; or print one model's card."""
     from deeplab import zoo
     from deeplab.models import checkpoint
     from deeplab.training.presets import PRESETS
@@ -65,13 +67,12 @@ def models(
     if model is not None:
         print_json({"digest": checkpoint.load(model).digest, **checkpoint.read_card(model)})
         return
-    if every:
+    if architectures:
         print_family(as_json)
         return
     if presets:
-        listed = {key: preset().as_dict() for key, preset in PRESETS.items()}
         if as_json:
-            print_json(listed)
+            print_json({key: preset().as_dict() for key, preset in PRESETS.items()})
             return
         for key, preset in PRESETS.items():
             stdout.print(f"[bold]{key}[/]  {escape((preset.__doc__ or '').strip())}")

@@ -1,4 +1,4 @@
-"""`deeplab verify`, `repair`, `compact`, `vacuum` and `drop-model`: keeping a results table in order."""
+"""`deeplab verify`, `repair`, `compact`, `vacuum` and `drop-model`: upkeep of a results table."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from pipelines.upkeep import compaction
 
 def verify(
     results: Results,
-    archive: Annotated[str | None, typer.Option(help="Also count the images of this archive that have no row.")] = None,
+    archive: Annotated[str | None, typer.Option(help="Also count the images of this archive without a row.")] = None,
     include: Include = None,
     exclude: Exclude = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Read all of RESULTS: every file there and readable, every mask decodes and fits its image, no image twice.
+    """Read all of RESULTS: every file exists and is readable, every mask decodes and fits its image, no image has two rows.
 
-    Exits with 1 when something is wrong or, with --archive, missing.
+    Exit code 1 if something is wrong or, with --archive, missing.
     """
     from pipelines.table.results_table import ResultsTable
     from pipelines.upkeep import verification
 
-    chosen = patterns(archive, include, exclude)
+    selection = patterns(archive, include, exclude)
     table = ResultsTable.open(results)
     with bar("files") as display:
         label = table.pick_model(model) if model else None
-        found = verification.verify(table, archive, label, lambda done, total: display.update("verifying", done, total), **chosen)
-    if as_json:
-        print_json(vars(found))
-    else:
-        for problem in found.problems:
-            stdout.print(escape(problem), style="red", soft_wrap=True)
-        if found.count > len(found.problems):
-            stdout.print(f"... and {found.count - len(found.problems)} more")
-        pending = "" if found.pending is None else f", {found.pending} images of the archive without a row"
-        stdout.print(
-            f"{found.rows} rows in {found.files} files: {found.count or 'no'} problem{'s' if found.count != 1 else ''}{pending}"
+        result = verification.verify(
+            table, archive, label, lambda done, total: display.update("verifying", done, total), **selection
         )
-    raise typer.Exit(1 if found.count or found.pending else 0)
+    if as_json:
+        print_json(vars(result))
+    else:
+        for problem in result.problems:
+            stdout.print(escape(problem), style="red", soft_wrap=True)
+        if result.count > len(result.problems):
+            stdout.print(f"... and {result.count - len(result.problems)} more")
+        pending = "" if result.pending is None else f", {result.pending} images of the archive without a row"
+        stdout.print(
+            f"{result.rows} rows in {result.files} files: {result.count or 'no'} problem{'s' if result.count != 1 else ''}{pending}"
+        )
+    raise typer.Exit(1 if result.count or result.pending else 0)
 
 
 def compact(
@@ -52,7 +54,7 @@ def compact(
     model: Model = None,
     target_mb: Annotated[int, typer.Option(min=1, help="Size of the files to make, in MiB.")] = 128,
 ) -> None:
-    """Join small files, so that readers open fewer. Rows stay as they are; old files go with `deeplab vacuum`."""
+    """Join small files, so that readers open fewer. Rows do not change; `deeplab vacuum` deletes the old files."""
     from pipelines.table.results_table import ResultsTable
 
     table = ResultsTable.open(results)
@@ -62,13 +64,13 @@ def compact(
 
 def vacuum(
     results: Results,
-    hours: Annotated[int, typer.Option(min=0, help="Keep what versions of the last so many hours name.")] = 168,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
+    hours: Annotated[int, typer.Option(min=0, help="Keep files that a version of the last HOURS names.")] = 168,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the files; default: only list them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Files that no recent version of RESULTS names: of old versions, and of writers that were killed.
+    """List (or delete) files that no recent version of RESULTS names: of old versions, and of killed writers.
 
-    No run may take longer than --hours, or files that it has yet to commit would go.
+    --hours must be longer than any run, or files that a run has yet to commit are deleted.
     """
     from pipelines.table.results_table import ResultsTable
 
@@ -80,28 +82,29 @@ def vacuum(
         stdout.print(escape(file), soft_wrap=True)
     if len(files) > 20:
         stdout.print(f"... and {len(files) - 20} more")
-    stdout.print(f"{len(files)} files {'deleted' if delete else 'could go; --delete deletes them'}")
+    stdout.print(f"{len(files)} files {'deleted' if delete else 'can be deleted; --delete does that'}")
 
 
 def repair(
     results: Results,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Also take out entries whose rows are gone; the next segment does their images again.")
+        bool,
+        typer.Option("--forget", help="Also remove log entries whose rows are lost; the next segment does their images again."),
     ] = False,
 ) -> None:
-    """Mend RESULTS where its log names files that are not there, as `deeplab verify` says; no file is deleted.
+    """Repair RESULTS if its log names files that do not exist, which `deeplab verify` finds; no file is deleted.
 
-    Earlier versions made such tables with models whose names hold a space, %41, # or ?. Exits with 1 when some are left.
+    Earlier versions wrote such tables for models with a space, %41, # or ? in their names. Exit code 1 if some are left.
     """
     from pipelines.table.results_table import ResultsTable
-    from pipelines.upkeep import repair as mending
+    from pipelines.upkeep import repair as repairing
 
     table = ResultsTable.open(results)
-    done = mending.repair(table, forget)
+    done = repairing.repair(table, forget)
     for entry in done.left:
         stdout.print(escape(str(entry)), style="red", soft_wrap=True)
     stdout.print(
-        f"{done.restored} files with {done.rows} rows restored, {done.forgotten} taken out, {len(done.left)} left; "
+        f"{done.restored} files with {done.rows} rows restored, {done.forgotten} removed, {len(done.left)} left; "
         f"version {table.version}"
     )
     raise typer.Exit(1 if done.left else 0)
@@ -109,18 +112,20 @@ def repair(
 
 def drop_model(
     results: Results,
-    model: Annotated[str, typer.Argument(help="name@digest, or a name that only one model has.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="name@digest, or a name that only one model has.", metavar="MODEL", show_default=False)
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take all rows of MODEL out of RESULTS. Earlier versions keep them until `deeplab vacuum`."""
+    """Remove all rows of MODEL from RESULTS. Earlier versions of the table keep them until `deeplab vacuum`."""
     from pipelines.table.results_table import ResultsTable
     from pipelines.table.table_errors import ResultsError
 
     table = ResultsTable.open(results)
     matching = [label for label in table.models() if model in (label, label.split("@")[0])]
     if len(matching) > 1:
-        raise ResultsError(f"{model}: name one of {', '.join(matching)}")
+        raise ResultsError(f"{model}: several models have this name; name one of {', '.join(matching)}")
     label = table.pick_model(model)
-    if not yes and not typer.confirm(f"take all rows of {label} out of {table.uri}?"):
+    if not yes and not typer.confirm(f"remove all rows of {label} from {table.uri}?"):
         raise typer.Exit(1)
     stdout.print(f"{compaction.drop_model(table, label)} rows of {escape(label)} dropped; version {table.version}")

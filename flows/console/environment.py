@@ -1,4 +1,4 @@
-"""Environment of every command, to be set before Prefect or Ray is imported. What is set already stays."""
+"""Environment of every command, set before Prefect or Ray is imported. Variables that are set already are kept."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ DEFAULTS = {
     # The embedded server of `deeplab run`, which needs more than Prefect's 20 s on a busy machine.
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # Nothing is reported to anybody.
+    # No telemetry.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A sign of life from every served run, by which the server's automation tells a dead one (`deeplab setup-prefect`).
+    # Heartbeat of every served run; the automation of `deeplab setup-prefect` finds dead runs by it.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
-# A server that is started again is away for up to a minute or two; runs wait that long for it: 2 + 4 + ... + 64 s.
-# The embedded one never comes back.
+# A server that restarts is away for a minute or two; runs wait that long: 2 + 4 + ... + 64 s. The embedded one never comes back.
 SERVER_RETRIES, EMBEDDED_RETRIES = "6", "2"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# What writes below the home folder by itself, and where it writes instead.
+# Variables for what libraries write below the home folder, and our subfolder for each when that cannot be written.
 BELOW_HOME = {
     "PREFECT_HOME": "prefect",
     "XDG_CACHE_HOME": "cache",
@@ -35,7 +34,7 @@ BELOW_HOME = {
 
 
 def prepare() -> str | None:
-    """Set what is not set. Returns what a person should know of it, in one line, if there is anything."""
+    """Set the variables that are not set. Returns one line for the user if another folder replaces the home folder."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", SERVER_RETRIES if os.environ.get("PREFECT_API_URL") else EMBEDDED_RETRIES)
@@ -44,7 +43,7 @@ def prepare() -> str | None:
 
 
 def _exempt_loopback() -> None:
-    """A proxy never sees what our own processes say to each other: Prefect's embedded server, Ray, a local S3 server."""
+    """Keep traffic between our own processes off a proxy: Prefect's embedded server, Ray, a local S3 server."""
     if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in PROXIES):
         return
     exempt = [part.strip() for part in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",") if part.strip()]
@@ -54,22 +53,22 @@ def _exempt_loopback() -> None:
 
 
 def _replace_home() -> str | None:
-    """A service's user may have no home folder, or none that it may write to: then a folder of our own takes its place."""
+    """Use a folder of our own if there is no home folder, or none that can be written, as for a service's user."""
     try:
         home = Path.home()
-    except RuntimeError:  # no HOME, and no entry of this user
+    except RuntimeError:  # HOME is not set, and the user is not in the password database
         os.environ["HOME"] = str(own_folder())
-        return f"no home folder: {own_folder()} is used"
+        return f"no home folder: using {own_folder()}"
     unset = [name for name in BELOW_HOME if name not in os.environ]
     if not unset or _may_write(home):
         return None
     for name in unset:
         os.environ[name] = str(own_folder() / BELOW_HOME[name])
-    return f"the home folder {home} cannot be written to: {own_folder()} is used; HOME names another"
+    return f"the home folder {home} cannot be written: using {own_folder()}; set HOME to name another"
 
 
 def _may_write(folder: Path) -> bool:
-    """Tried, as permissions say little to root, and nothing of read-only mounts."""
+    """Whether a folder can be written: tried, as permission bits say little for root and nothing about read-only mounts."""
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".deeplab-", dir=folder))
     except OSError:
@@ -78,11 +77,11 @@ def _may_write(folder: Path) -> bool:
 
 
 def own_folder() -> Path:
-    """This user's folder below the one for temporary files, which nobody else may enter."""
+    """This user's folder below the one for temporary files; only this user may enter it. OSError if it is anything else."""
     folder = Path(tempfile.gettempdir()) / f"deeplab-of-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise OSError(f"{folder}: must be a folder of this user's alone (mode 700); remove it, or set TMPDIR")
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise OSError(f"{folder}: must be a folder that only this user may enter (mode 700); remove it, or set TMPDIR")
     return folder

@@ -1,4 +1,4 @@
-"""What a person sees of an error that nobody foresaw: one line, and where the whole text lies."""
+"""How errors are shown: one line, and for an unexpected error the file that has the full text."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from flows.console import environment
 from flows.console.terminal import stderr
 
 DEBUG = "DEEPLAB_DEBUG"
-KEPT = 20  # newest texts that stay
+KEPT = 20  # newest error files that are kept
 SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|_KEY|AUTH_STRING", re.IGNORECASE)
-# user:password@ in an address, and what signs one.
+# user:password@ in a URL, and the parameters of a signed URL.
 SECRET_TEXTS = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?<=[?&])(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s]+", re.IGNORECASE)
 
 
 def debugging() -> bool:
-    """Whether a person asked for tracebacks, by --debug or DEEPLAB_DEBUG=1."""
+    """Whether the user asked for tracebacks, by --debug or DEEPLAB_DEBUG=1."""
     return os.environ.get(DEBUG, "") not in ("", "0")
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: our own by what it says, another by its kind as well."""
+    """An error in one line: the message of our own errors, type and message of others."""
     return without_secrets(described(error, sys.maxsize))[:400]
 
 
 def without_secrets(text: str) -> str:
-    """The text with *** for what only this process should know: values of the environment, passwords in addresses."""
+    """The text with *** in place of secrets: values of environment variables, passwords and signatures in URLs."""
     for name, value in os.environ.items():
         if SECRET_NAMES.search(name) and len(value) >= 6:
             text = text.replace(value, "***")
@@ -46,7 +46,7 @@ def without_secrets(text: str) -> str:
 
 
 def keep(error: BaseException) -> Path | None:
-    """Write the whole text of an error where only this user reads it; None where no folder can be written."""
+    """Write the full text of an error to a file that only this user may read; None if no folder can be written."""
     try:
         state = os.environ.get("XDG_STATE_HOME")
         folder = (Path(state) if state else Path.home() / ".local" / "state") / "deeplab"
@@ -65,57 +65,57 @@ def keep(error: BaseException) -> Path | None:
     return path
 
 
-def told(error: BaseException) -> str:
-    """`describe`, and for an error that nobody foresaw where its whole text lies."""
+def message(error: BaseException) -> str:
+    """`describe`; for an unexpected error also the file that has the full text."""
     if isinstance(error, UserError):
         return describe(error)
     path = keep(error)
-    return f"{describe(error)}; the whole text: {path}" if path else f"{describe(error)}; --debug prints the whole text"
+    return f"{describe(error)}; full text: {path}" if path else f"{describe(error)}; --debug prints the full text"
 
 
 def report(error: BaseException) -> None:
-    """Say on stderr what went wrong; with --debug by a traceback."""
+    """Print an error on stderr: one line, or the traceback with --debug."""
     if debugging():
         traceback.print_exception(error)
     else:
-        stderr.print("[red]error[/]:", escape(told(error)), soft_wrap=True)
+        stderr.print("[red]error[/]:", escape(message(error)), soft_wrap=True)
 
 
 def silence() -> None:
-    """Let nothing but `report` speak of errors: not threads, not what Python cannot raise, no library's warnings."""
+    """Show errors through `report` only: those of threads, too; what Python cannot raise goes to the file; no warnings."""
     show_unraisable, show_warning = sys.unraisablehook, warnings.showwarning
 
-    def of_thread(failure: threading.ExceptHookArgs) -> None:
+    def thread_failed(failure: threading.ExceptHookArgs) -> None:
         if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
             report(failure.exc_value)
 
-    def of_nobody(failure: sys.UnraisableHookArgs) -> None:
+    def cannot_raise(failure: sys.UnraisableHookArgs) -> None:
         if debugging():
             show_unraisable(failure)
         elif failure.exc_value is not None:
             keep(failure.exc_value)
 
-    def warn(*arguments: Any, **more: Any) -> None:  # such as "coroutine ... was never awaited"
+    def warn(*arguments: Any, **options: Any) -> None:  # such as "coroutine ... was never awaited"
         if debugging() or sys.warnoptions:
-            show_warning(*arguments, **more)
+            show_warning(*arguments, **options)
 
-    threading.excepthook, sys.unraisablehook, warnings.showwarning = of_thread, of_nobody, warn
+    threading.excepthook, sys.unraisablehook, warnings.showwarning = thread_failed, cannot_raise, warn
 
 
 class OneLine(logging.Filter):
-    """A log record of an error without its traceback."""
+    """Log errors as one line, without the traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and not debugging():
             with suppress(Exception):
-                record.msg, record.args, record.exc_info, record.exc_text = told(error), (), None, None
+                record.msg, record.args, record.exc_info, record.exc_text = message(error), (), None, None
         return True
 
 
 def in_log(*names: str) -> None:
-    """Errors take one line in these logs."""
+    """Log errors as one line in the loggers of these names."""
     for name in names:
         logger = logging.getLogger(name)
-        if not any(isinstance(known, OneLine) for known in logger.filters):
+        if not any(isinstance(existing, OneLine) for existing in logger.filters):
             logger.addFilter(OneLine())

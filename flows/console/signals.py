@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal as a request: work that can save itself does so, and a second signal ends it at once."""
+"""SIGTERM, Ctrl-C and a closed terminal as a request to stop: work saves its state first; a second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 143, signal.SIGHUP: 12
 
 @contextmanager
 def request() -> Iterator[Callable[[], int]]:
-    """In the body, the callable that is yielded says 0, or the exit code once a signal has come."""
-    asked: list[int] = []
+    """Yields a callable that returns 0, or once a signal has arrived its exit code."""
+    codes: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if codes:
             raise KeyboardInterrupt
-        asked.append(EXIT_CODES[signal.Signals(number)])
+        codes.append(EXIT_CODES[signal.Signals(number)])
 
-    # What is ignored stays ignored, as `nohup` wants it.
-    heeded = [number for number in EXIT_CODES if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heeded}
+    # An ignored signal stays ignored, for `nohup`.
+    handled = [number for number in EXIT_CODES if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in handled}
     try:
-        yield lambda: asked[0] if asked else 0
+        yield lambda: codes[0] if codes else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

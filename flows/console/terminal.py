@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: a progress bar with a rate and an ETA, or plain lines where there is none."""
+"""Output: a progress bar with a rate and an ETA (plain lines without a terminal), and results as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from deeplab.json_text import json_text
@@ -29,13 +29,21 @@ stdout = Console(highlight=False)
 LINE_SECONDS = 5.0
 
 
-def print_json(value: Any) -> None:
+def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
+    """A table without borders. Columns of numbers are right-aligned: all but the first and those in `left`."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or column in left else "right")
+    return table
+
+
+def print_json(value: object) -> None:
     """The result of a command as JSON on stdout."""
     print(json_text(value, indent=2))
 
 
 class RateColumn(ProgressColumn):
-    """Units per second, of the last half minute."""
+    """Units per second, over the last half minute."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -47,7 +55,7 @@ class RateColumn(ProgressColumn):
 
 
 class Bar:
-    """One progress display; `note` is free text (errors, loss). Without a terminal it prints a line now and then."""
+    """One progress display; `note` is free text (errors, loss). Without a terminal it prints a line every LINE_SECONDS."""
 
     def __init__(self, progress: Progress, unit: str) -> None:
         self.progress, self.unit = progress, unit
@@ -75,7 +83,7 @@ class Bar:
 def bar(unit: str) -> Iterator[Bar]:
     """A progress bar on stderr for the duration of the body.
 
-    Ray prints what happens to its processes on stdout, whose lines belong to the result; they go to stderr, too.
+    Ray prints news of its processes on stdout, which is for the result; here they go to stderr.
     """
     columns = (
         SpinnerColumn(),

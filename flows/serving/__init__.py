@@ -1,4 +1,4 @@
-"""What a flow asks of its Prefect server: limits, prices, cleaning up after a run that was stopped.
+"""What a flow asks of its Prefect server: limits, prices, cleaning up after a stopped run.
 
-The deployments are flows/deployments.py.
+Deployments are in flows/deployments.py.
 """

@@ -1,48 +1,51 @@
-"""After a cancelled or crashed run: no process of ours is left on this host, and no job on a cluster."""
+"""After a cancelled or crashed run: end its processes on this host and its job on a cluster."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
 
 from deeplab.errors import UserError
 from flows.console import error_messages
 from pipelines.cluster import ray_jobs
 from pipelines.options import RegisteredTraining, SegmentOptions
 
-error_messages.in_log("prefect.flow_runs", "prefect.task_runs", "prefect.engine")  # here, as every flow has these hooks
+error_messages.in_log("prefect.flow_runs", "prefect.task_runs", "prefect.engine")  # here, as every flow imports this module
 
 GRACE_SECONDS = 5.0
 MARKER = "PREFECT__FLOW_RUN_ID"
 
 
-def leave_nothing_behind(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook: end what a run's dead process left. Ray's processes carry the run's id in their environment.
+def leave_nothing_behind(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Hook: end what a run's dead process left behind. Ray's processes carry the run's id in their environment.
 
-    Where runner and run died together no hook runs: a job then goes on, and the next run of the same work attaches to it.
+    If runner and run died together, no hook runs: a job then continues, and the next run of the same work attaches to it.
     """
     end_processes(f"{MARKER}={flow_run.id}")
     for kind, options in _works(flow_run.parameters):
         if ray_jobs.is_jobs(options.address):
-            with suppress(UserError, OSError, RuntimeError):  # a cluster that is away stops nothing
+            with suppress(UserError, OSError, RuntimeError):  # the cluster is unreachable: nothing to stop there
                 ray_jobs.Jobs(str(options.address)).stop(ray_jobs.job_name(kind, options))
 
 
-def _works(parameters: dict[str, Any]) -> Iterator[tuple[str, SegmentOptions | RegisteredTraining]]:
+def _works(parameters: Mapping[str, object]) -> Iterator[tuple[str, SegmentOptions | RegisteredTraining]]:
     """(kind, options) of every job that a run with these parameters may have submitted."""
-    for given in parameters.values():
+    for parameter in parameters.values():
         for kind, options in (("segment", SegmentOptions), ("train", RegisteredTraining)):
             with suppress(ValueError, TypeError):
-                yield kind, options.model_validate(given)
+                yield kind, options.model_validate(parameter)
 
 
 def end_processes(marker: str, grace: float = GRACE_SECONDS) -> int:
-    """End all processes of this host that were started with `marker` (NAME=value), except this one; how many there were.
+    """End all processes of this host, except this one, that were started with `marker` (NAME=value) in their environment.
 
-    They get `grace` seconds to end by themselves, as Ray's do when their driver dies, then SIGKILL.
+    They get `grace` seconds to end by themselves, as Ray's do when their driver dies, then SIGKILL. Returns how many there were.
     """
     first = set(marked(marker))
     deadline = time.monotonic() + grace

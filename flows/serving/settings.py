@@ -1,4 +1,4 @@
-"""Prefect settings that the flows want, and the names under which the server keeps things of ours."""
+"""What the flows keep on the Prefect server: the hourly price and one concurrency limit per results table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from prefect.logging import get_run_logger
 from flows.watching.progress import slug
 
 HOURLY_PRICE = "deeplab_hourly_price"
-# The lock of a table is let go this long after its holder died.
+# A table's lock is released this long after its holder died.
 LEASE_SECONDS = 60
 
 
 def hourly_price() -> float | None:
-    """The price of the machines per hour from the server's variable; None where it is not set or 0."""
+    """The price of the machines per hour from the server's variable; None if it is not set, or 0."""
     from prefect.variables import Variable
 
     value = Variable.get(HOURLY_PRICE, default=None)
@@ -30,14 +30,14 @@ def limit_name(results: str) -> str:
 
 @contextmanager
 def one_at_a_time(results: str) -> Iterator[None]:
-    """The body runs when no other run works on this table, where `deeplab setup-prefect --results` made the limit for it."""
+    """Wait until no other run works on this table; no wait unless `deeplab setup-prefect --results` created its limit."""
     limit, missing = None, False
     try:
         with get_client(sync_client=True) as client:
             limit = client.read_global_concurrency_limit_by_name(limit_name(results))
     except ObjectNotFound:
         missing = True
-    except Exception:  # the server is away for the moment; acquiring waits for it
+    except Exception:  # the server is unreachable for the moment; acquiring the limit waits for it
         pass
     if missing:
         yield

@@ -1,6 +1,6 @@
 """Loss and mIoU over the steps of a training, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,7 +9,7 @@ WIDTH, HEIGHT, MARGIN = 900, 260, 56
 INK, GRID, COLOURS = (32, 32, 36), (222, 222, 226), ((196, 78, 82), (46, 110, 180))
 
 
-def curves(validations: Sequence[dict[str, Any]]) -> Image.Image:
+def curves(validations: Sequence[Mapping[str, Any]]) -> Image.Image:
     """One panel for the loss and one for the mIoU; `validations`: entries with step, loss, mean_iou, at least one."""
     picture = Image.new("RGB", (WIDTH, 2 * HEIGHT), (255, 255, 255))
     draw = ImageDraw.Draw(picture)

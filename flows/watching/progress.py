@@ -1,7 +1,6 @@
-"""What a watcher of a run sees: a live progress artifact and a log line now and then, sent beside the work.
+"""What a watcher of a run sees: a live progress artifact and log lines.
 
-The work never waits for the Prefect server: a thread of its own sends the latest state, and a server that is away is
-told when it is back.
+The work never waits for the Prefect server: a thread sends the latest state, and tries again while the server is unreachable.
 """
 
 import hashlib
@@ -28,12 +27,12 @@ from pipelines.options import RegisteredTraining, SegmentOptions
 from pipelines.segment.run import SegmentProgress
 
 ARTIFACT_SECONDS = 2.0
-LOG_SECONDS = (10.0, 60.0)  # between lines: in the first minutes, and later
+LOG_SECONDS = (10.0, 60.0)  # between log lines: in the first two minutes, and later
 ASK_SECONDS = 5.0
 
 
 def slug(text: str) -> str:
-    """A name for a place or a data set in keys and limits: its last part and a short digest, lower case and dashes."""
+    """A URI as a name for keys and limits: its last part and a short digest, in lower case with dashes."""
     last = re.sub(r"[^a-z0-9]+", "-", text.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
     return f"{last[:32]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".strip("-")
 
@@ -58,17 +57,16 @@ def _percent(progress: SegmentProgress) -> float:
 
 
 @contextmanager
-def best_effort(what: str) -> Iterator[None]:
-    """For pages and links, which nothing depends on: a server that is away is said in the log and ends no run."""
+def best_effort(artifact: str) -> Iterator[None]:
+    """For pages and links, on which nothing depends: an unreachable server is a warning in the log and does not end the run."""
     try:
         yield
     except httpx.TransportError as error:
-        get_run_logger().warning(f"no {what} on the run's page, as the Prefect server is away: {error}")
+        get_run_logger().warning(f"no {artifact} on the run's page: the Prefect server cannot be reached ({error})")
 
 
 def run_as_job(kind: str, options: SegmentOptions | RegisteredTraining, key: str, event: ray_jobs.Tell) -> Any:
-    """The result of the work as a job of the cluster that `address` names, with a link to it on the run's page. As
-    `ray_jobs.run`."""
+    """`ray_jobs.run` on the cluster that `address` names, with a link to the job on the run's page; returns the job's result."""
     jobs, logger = ray_jobs.Jobs(str(options.address)), get_run_logger()
 
     def started(job: str, attached: bool) -> None:
@@ -80,16 +78,16 @@ def run_as_job(kind: str, options: SegmentOptions | RegisteredTraining, key: str
 
 
 class Watcher:
-    """Tells the run's page how far the work is; use as a context inside a flow.
+    """Shows the progress of the work on the run's page; a context manager, for use inside a flow.
 
-    `show` takes a percentage and a sentence; `segmenting` is the watch of `pipelines.segment.run`. In a run that no runner
-    supervises the watcher also asks whether someone cancelled it, and interrupts the main thread (KeyboardInterrupt).
+    `show` takes a percentage and a sentence; `segmenting` is the `watch` of `pipelines.segment.run`. In a run without a runner
+    the watcher also asks the server whether someone cancelled it, and then interrupts the main thread (KeyboardInterrupt).
     """
 
     def __init__(self, key: str, unit: str = "images") -> None:
         self.unit = unit
         self.logger = get_run_logger()
-        self.run_ids = {flow_run.id, flow_run.root_flow_run_id or flow_run.id}  # a part of `refresh` heeds the whole
+        self.run_ids = {flow_run.id, flow_run.root_flow_run_id or flow_run.id}  # a subflow of `refresh` is cancelled with it
         self.client = get_client(sync_client=True)
         self.artifact = ArtifactCreate(key=key, type="progress", flow_run_id=UUID(flow_run.id))
         self.id: UUID | None = None  # of the artifact, once the server has it
@@ -101,7 +99,7 @@ class Watcher:
         self.thread = threading.Thread(target=self._send, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        # Not SIGINT: what a script starts in the background ignores that.
+        # Not SIGINT: a command that a script starts in the background ignores it.
         self.watching = not self.supervised and threading.current_thread() is threading.main_thread()
         self.before = signal.signal(signal.SIGUSR1, _interrupt) if self.watching else None
         self.thread.start()
@@ -114,7 +112,7 @@ class Watcher:
             signal.signal(signal.SIGUSR1, self.before)
 
     def show(self, percent: float, sentence: str, log: bool = False) -> None:
-        """Make this the latest state; `log` writes the line now, otherwise now and then."""
+        """Set the latest state. `log` writes the log line at once; otherwise at most one in LOG_SECONDS is written."""
         self.latest = (min(100.0, percent), sentence)
         now = time.monotonic()
         if log or now - self.logged >= LOG_SECONDS[now - self.begun > 120]:
@@ -122,18 +120,19 @@ class Watcher:
             self.logger.info(sentence)
 
     def segmenting(self, progress: SegmentProgress) -> None:
-        """The watch of a segmentation. Percentages count the whole archive, so a run that goes on starts where it is."""
+        """The watch of a segmentation. Percentages are of the whole archive: a continued run starts where the table stands."""
         if progress.phase == "inventory":
             self.show(0, "listing the archive", log=True)
         elif progress.phase == "plan":
             self.show(0, f"planning: {progress.total:,} images in the archive", log=True)
         elif progress.phase == "start":
-            had = f"{progress.already:,} have their row"
-            self.show(_percent(progress), f"{progress.total:,} images to do, {had}; starting Ray", log=True)
+            already = f"{progress.already:,} have a row"
+            self.show(_percent(progress), f"{progress.total:,} images to do, {already}; starting Ray", log=True)
         else:
             self.counting(progress)
 
     def counting(self, progress: SegmentProgress) -> None:
+        """Counts, rate and time left while images are being done."""
         now = time.monotonic()
         if self.phase != "counting":
             self.phase, self.started, self.first = "counting", now, progress.done
@@ -145,16 +144,16 @@ class Watcher:
         if rate > 0 and progress.done < progress.total:
             parts.append(f"about {duration((progress.total - progress.done) / rate)} left")
         if progress.already:
-            parts.append(f"{progress.already:,} had their row before")
+            parts.append(f"{progress.already:,} had a row before")
         # Only a commit is final: short of the last one the ring stays below 100.
         whole = progress.committed >= progress.total
         self.show(100.0 if whole else min(99.0, _percent(progress)), ", ".join(parts), log=progress.phase == "commit")
 
-    def _tell(self, percent: float, sentence: str) -> None:
-        """Make the artifact, or bring it up to date."""
+    def _publish(self, percent: float, sentence: str) -> None:
+        """Create the artifact, or update it."""
         if self.id is None:
-            made = self.artifact.model_copy(update={"data": percent, "description": sentence})
-            self.id = self.client.create_artifact(made).id
+            artifact = self.artifact.model_copy(update={"data": percent, "description": sentence})
+            self.id = self.client.create_artifact(artifact).id
         else:
             self.client.update_artifact(self.id, ArtifactUpdate(data=percent, description=sentence))
 
@@ -164,8 +163,8 @@ class Watcher:
         while True:
             ended = self.ended.is_set()
             if (latest := self.latest) != sent:
-                with suppress(Exception):  # the server is away; the next turn tells it
-                    self._tell(*latest)
+                with suppress(Exception):  # the server is unreachable; tried again in the next round
+                    self._publish(*latest)
                     sent = latest
             if ended:
                 return

@@ -1,4 +1,4 @@
-"""The final report of a segmentation: what a person wants to know of a run, as Markdown, with a picture."""
+"""The final report of a segmentation, as Markdown with a contact sheet."""
 
 import base64
 import io
@@ -21,15 +21,15 @@ SHEET_WIDTH = 1100  # pixels; keeps the picture near 100 KB, as it travels insid
 
 
 def markdown(summary: Summary, previous: dict[str, float], previous_name: str, hourly_price: float | None) -> str:
-    """The report's text. `previous`: class shares of the run named so, for comparison; empty for the first run."""
+    """The report's text. `previous`: class shares of the run `previous_name`, for comparison; empty for the first run."""
     good = summary.images - summary.errors
     facts = [
         ("images done by this run", f"{summary.images:,} ({good:,} masks, {summary.errors:,} error rows)"),
-        ("had their row before", f"{summary.already:,}"),
+        ("had a row before", f"{summary.already:,}"),
         ("images in the archive", f"{summary.archive_images:,}"),
         ("passed over by name", f"{summary.passed_over:,}"),
-        ("outputs of deeplab in the archive, passed over", f"{summary.outputs:,}"),
-        ("rate", f"{summary.images_per_second:.2f} images/s over {duration(summary.seconds)}, workers starting included"),
+        ("outputs of deeplab, passed over", f"{summary.outputs:,}"),
+        ("rate", f"{summary.images_per_second:.2f} images/s over {duration(summary.seconds)}, with the start of workers"),
         ("model", f"`{summary.model}`"),
         ("table", f"`{summary.results}`, version {summary.version}"),
         ("run in the table", f"`{summary.run}`"),
@@ -62,9 +62,9 @@ def markdown(summary: Summary, previous: dict[str, float], previous_name: str, h
 
 
 def publish(summary: Summary, hourly_price: float | None, photos: int, page: str | None = None) -> str:
-    """Make the report and the contact sheet artifacts of the current run; returns the report's text.
+    """Publish the report and the contact sheet as artifacts of the current run; returns the report's text.
 
-    `page`: folder for the report page, to which an artifact links. A folder that cannot be written is said in the log.
+    `page`: folder for the report page, to which an artifact links. A folder that cannot be written is a warning in the log.
     """
     table = ResultsTable.open(summary.results)
     before = counts.previous_run(table, summary.run)
@@ -78,7 +78,7 @@ def publish(summary: Summary, hourly_price: float | None, photos: int, page: str
     if page:
         try:
             place = build(table, Path(page).absolute(), summary.model).page.as_uri()
-            create_link_artifact(link=place, key=f"page-{key}", description="The report page, on the disk of whoever ran the flow")
+            create_link_artifact(link=place, key=f"page-{key}", description="The report page, on the machine that ran the flow")
         except ReportError as error:
             get_run_logger().warning(f"no report page: {error}")
     create_markdown_artifact(text, key=f"report-{key}", description=f"{summary.images:,} images, {summary.errors:,} errors")
@@ -86,7 +86,7 @@ def publish(summary: Summary, hourly_price: float | None, photos: int, page: str
 
 
 def sheet(table: ResultsTable, model: str, photos: int) -> str | None:
-    """A contact sheet as a data: URL, so that it is seen wherever the page is; None when no photo can be shown."""
+    """A contact sheet as a data: URL, which needs no file beside the page; None if no photo can be shown."""
     with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
         path = Path(folder) / "sheet.png"
         try:

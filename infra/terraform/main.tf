@@ -1,5 +1,5 @@
-# What the pipeline needs on AWS: a bucket for archives, results and models, and a role that reads and writes them, for the pods of
-# an EKS cluster (IRSA) or for EC2 machines. The Kubernetes cluster itself is yours.
+# AWS resources of the pipeline: a bucket for archives, results and models, and a role that reads and writes them, for the pods of
+# an EKS cluster (IRSA) or for EC2 machines. The Kubernetes cluster itself is not created here.
 #   terraform init && terraform apply -var bucket=my-deeplab -var oidc_provider_arn=arn:aws:iam::...:oidc-provider/...
 
 terraform {
@@ -13,12 +13,12 @@ terraform {
 }
 
 variable "bucket" {
-  description = "Name of the bucket; archives lie below archive/, tables below results/, models below models/."
+  description = "Name of the bucket: archives are below archive/, tables below results/, models below models/."
   type        = string
 }
 
 variable "oidc_provider_arn" {
-  description = "The EKS cluster's OIDC provider; empty for machines of EC2 instead of pods."
+  description = "The EKS cluster's OIDC provider; empty for EC2 machines instead of pods."
   type        = string
   default     = ""
 }
@@ -55,7 +55,7 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "data" {
   }
 }
 
-# A table or a model that was deleted by mistake comes back.
+# A table or a model that was deleted by mistake can be restored.
 resource "aws_s3_bucket_versioning" "data" {
   bucket = aws_s3_bucket.data.id
   versioning_configuration {
@@ -172,12 +172,12 @@ resource "aws_iam_instance_profile" "work" {
 }
 
 output "role_arn" {
-  description = "For the service account: eks.amazonaws.com/role-arn."
+  description = "Role for the service account's annotation eks.amazonaws.com/role-arn."
   value       = aws_iam_role.work.arn
 }
 
 output "places" {
-  description = "What to give to deeplab."
+  description = "Archive, results and models for deeplab's options."
   value = {
     archive = "s3://${var.bucket}/archive"
     results = "s3://${var.bucket}/results"

@@ -174,4 +174,4 @@ def test_a_page_that_a_server_does_not_take_ends_no_run(monkeypatch: pytest.Monk
         raise httpx.ConnectError("connection refused")
 
     report()
-    assert "no report on the run's page, as the Prefect server is away" in caplog.text
+    assert "no report on the run's page: the Prefect server cannot be reached" in caplog.text

@@ -123,7 +123,7 @@ def test_ctrl_c_commits_what_is_finished_and_stops_cleanly(start: Start, tmp_pat
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
-    assert "the same command goes on from there" in err
+    assert "run the same command to continue" in err
     assert "Traceback" not in err
     kept = committed(results)
     assert done <= len(found(results)) == kept < 48

@@ -97,7 +97,7 @@ def test_a_home_that_cannot_be_written_gives_way_to_a_private_folder_and_is_name
 
 def test_a_folder_that_others_may_enter_is_not_taken_for_ours(temporary: Path) -> None:
     environment.own_folder().chmod(0o777)
-    with pytest.raises(OSError, match="this user's alone"):
+    with pytest.raises(OSError, match="only this user may enter"):
         environment.own_folder()
 
 
@@ -110,7 +110,7 @@ def test_without_a_home_and_among_folders_of_our_names_workers_run_the_code_of_t
     machine = {"HOME": NO_HOME, "HTTP_PROXY": "http://127.0.0.1:9"}
     done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--no-crf", cwd=tmp_path / "here", **machine)
     assert done.returncode == 0, done.stderr
-    assert f"the home folder {NO_HOME} cannot be written to" in done.stderr
+    assert f"the home folder {NO_HOME} cannot be written" in done.stderr
     assert "2 done, 0 of them errors" in done.stdout
 
 
@@ -242,8 +242,8 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_its_text_lies_in_a_private
     done = broken("status", "somewhere", XDG_STATE_HOME=str(tmp_path / "state"))
     assert (done.returncode, done.stdout) == (1, "")
     of_thread, last = done.stderr.splitlines()
-    assert of_thread.startswith("error: KeyError: 'in a thread'; the whole text: ")
-    line, path = last.split("; the whole text: ")
+    assert of_thread.startswith("error: KeyError: 'in a thread'; full text: ")
+    line, path = last.split("; full text: ")
     assert line == "error: ValueError: at http://***@host/ with *** and more"
     text = Path(path).read_text()
     assert "Traceback" in text and "in broken" in text and "in a destructor" in text

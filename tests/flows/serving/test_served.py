@@ -84,7 +84,7 @@ def test_a_cancelled_run_leaves_its_commits_and_the_one_that_waited_goes_on(serv
 
     assert served.ends(second).type.value == "COMPLETED"
     assert len(uris(served.results)) == 12
-    already = int(served.state(second).message.split(" had their row")[0].split()[-1])
+    already = int(served.state(second).message.split(" had a row")[0].split()[-1])
     assert already >= 4
     link, report = sorted(served.artifacts(second, "markdown"), key=lambda artifact: str(artifact.key))
     assert (tmp_path / "page" / "index.html").as_uri() in link.data and "12" in (tmp_path / "page" / "index.html").read_text()
@@ -102,7 +102,7 @@ def test_a_run_that_died_with_its_runner_is_set_to_crashed_by_the_automation(orp
     served, run = orphan
     state = served.ends(run)
     assert state.type.value == "CRASHED"
-    assert "no sign of life" in state.message
+    assert "no heartbeat" in state.message
     wait_for(lambda: not processes(run), "the run's Ray to end")
     assert len(uris(served.results)) == served.committed()
 
