@@ -18,12 +18,13 @@ SHARED = Path(os.environ.get("DEEPLAB_SHARED") or Path(__file__).resolve().paren
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's, for `pytest -n 2`
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each folder of tests stays in one process, and so do the servers that its tests share."""
+    """Tests that share servers stay in one process: those of a folder, and of a file of the system's drills."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid.removeprefix("tests/").split("/")[0].split("::")[0]
+            path = nodeid.split("::")[0]
+            return path if path.startswith("tests/system/") else path.rpartition("/")[0]
 
     return Folders(config, log)
 

@@ -20,6 +20,7 @@ from tests.pipelines.conftest import make_archive
 from tests.system.conftest import PATIENCE, processes, wait_for
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
 ]

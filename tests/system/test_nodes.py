@@ -26,7 +26,7 @@ from pipelines.table.results_table import ResultsTable
 from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset
 from tests.system.conftest import NODES, PATIENCE, processes, wait_for
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -21,7 +21,7 @@ from tests.s3_proxy import Faults, Proxy
 from tests.system.conftest import PATIENCE, wait_for
 from tests.system.test_kills import finish
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 Start = Callable[..., subprocess.Popen[str]]
 QUICK = ("--scales", "1", "--no-crf")
 

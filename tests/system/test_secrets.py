@@ -18,7 +18,7 @@ from pipelines.table.results_table import ResultsTable
 from tests import s3_server
 from tests.system.conftest import PATIENCE
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 Start = Callable[..., subprocess.Popen[str]]
 WRONG = "another-secret-never-to-be-printed"
 SECRETS = (s3_server.SECRET, WRONG)

@@ -24,6 +24,7 @@ from tests.system.conftest import NODES, processes, wait_for
 
 PATIENCE = 900.0
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
 ]

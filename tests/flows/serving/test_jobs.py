@@ -23,6 +23,7 @@ from tests.flows.ray_cluster import RayCluster, ray_cluster
 from tests.pipelines.conftest import make_dataset
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a cluster through /proc"),
 ]

@@ -16,6 +16,7 @@ from tests.flows.browser import browser, chromium
 from tests.flows.conftest import Served, held, uris, wait_for
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a run through /proc"),
 ]

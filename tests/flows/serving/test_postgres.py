@@ -18,7 +18,7 @@ from flows.serving.cleanup import end_processes
 from tests.flows.conftest import ROOT, Prefect, free_port, wait_for
 from tests.pipelines.conftest import make_model
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
 
 def program(name: str) -> str | None:

@@ -17,7 +17,7 @@ from flows.cli import app
 from tests.flows.conftest import ROOT, Prefect, uris, wait_for
 from tests.pipelines.conftest import make_archive, make_model
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
 
 def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:

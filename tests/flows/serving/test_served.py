@@ -16,6 +16,7 @@ from pipelines.storage import filesystems
 from tests.flows.conftest import SECRET, Prefect, Served, flow_processes, processes, serve, uris, wait_for
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a run through /proc"),
 ]
