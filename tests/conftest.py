@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests import s3_server
+from tests.material import make_model, photo
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DEEPLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
@@ -35,6 +36,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no test material at {SHARED}; DEEPLAB_SHARED names another place")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random model."""
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def running_ray() -> Iterator[None]:
+    """One Ray of two CPUs for all tests of this process that need no other."""
+    from pipelines.cluster import connection
+
+    with connection.session(cpus=2):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +92,6 @@ def s3(
 def s3_archive(s3: str) -> str:
     """Twelve small photos in two folders, a text file and a broken photo."""
     from pipelines.storage import s3 as store
-    from tests.pipelines.conftest import photo
 
     for index in range(12):
         store.put(f"{s3}/photos/{'ab'[index % 2]}/photo {index:02d}.jpg", photo(index))

@@ -33,7 +33,7 @@ from pipelines.storage import s3 as store
 from pipelines.storage.model_registry import Registry
 from pipelines.storage.storage_errors import StorageError
 from pipelines.train import flow_steps
-from tests.pipelines.conftest import EXAMPLES, make_model
+from tests.material import EXAMPLES, make_model
 
 
 def summary() -> Summary:

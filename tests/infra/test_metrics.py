@@ -15,9 +15,9 @@ import ray
 from pipelines.cluster import connection
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import segment
-from tests.flows.conftest import free_port
 from tests.infra.test_files import expressions
-from tests.pipelines.conftest import make_archive, make_model
+from tests.material import make_archive, make_model
+from tests.processes import free_port
 
 # Only nodes with GPUs have them.
 WITH_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}

@@ -46,7 +46,7 @@ from pipelines.train import evaluation, packed_datasets
 from pipelines.upkeep import repair, verification
 from pipelines.upkeep.compaction import compact, drop_model, vacuum
 from pipelines.upkeep.status import status
-from tests.pipelines.conftest import make_dataset, make_model, photo
+from tests.material import make_dataset, make_model, photo
 from tests.pipelines.table.test_results import CARD
 from tests.pipelines.upkeep.test_upkeep import CLASSES, row
 

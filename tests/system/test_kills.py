@@ -16,8 +16,9 @@ import pytest
 
 from deeplab import masks
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import make_archive
-from tests.system.conftest import PATIENCE, processes, wait_for
+from tests.material import committed, make_archive
+from tests.processes import in_session, wait_for
+from tests.system.conftest import PATIENCE
 
 pytestmark = [
     pytest.mark.drill,
@@ -27,12 +28,6 @@ pytestmark = [
 
 Start = Callable[..., subprocess.Popen[str]]
 OPTIONS = ("--scales", "1", "--crf-params", "deeplab-v1")
-
-
-def committed(results: Path) -> int:
-    """Rows that commits brought, by the log's own files."""
-    entries = [json.loads(line) for file in (results / "_delta_log").glob("*.json") for line in file.read_text().splitlines()]
-    return sum(int(entry["commitInfo"].get("images", 0)) for entry in entries if "commitInfo" in entry)
 
 
 def found(results: Path) -> dict[str, np.ndarray]:
@@ -86,7 +81,7 @@ def test_a_killed_driver_leaves_what_it_committed_and_the_next_run_does_the_rest
     assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end")
+    wait_for(lambda: not in_session(process.pid, "raylet"), "the dead driver's Ray to end")
     kept = committed(results)
     assert 1 <= kept < 48
     assert len(found(results)) == kept
@@ -103,8 +98,8 @@ def test_a_killed_worker_costs_nothing_but_time(
     victim = "MapBatches(whole)"
     results = tmp_path / "results"
     process = start("segment", str(archive), str(results), "--model", str(model), "--json", *OPTIONS)
-    wait_for(lambda: bool(processes(victim, process.pid)) or process.poll() is not None, f"a process {victim}")
-    for pid in processes(victim, process.pid)[:1]:
+    wait_for(lambda: bool(in_session(process.pid, victim)) or process.poll() is not None, f"a process {victim}")
+    for pid in in_session(process.pid, victim)[:1]:
         os.kill(pid, signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
@@ -128,7 +123,7 @@ def test_ctrl_c_commits_what_is_finished_and_stops_cleanly(start: Start, tmp_pat
     assert "Traceback" not in err
     kept = committed(results)
     assert done <= len(found(results)) == kept < 48
-    wait_for(lambda: not processes("raylet", process.pid), "Ray to end")
+    wait_for(lambda: not in_session(process.pid, "raylet"), "Ray to end")
     assert finish(start, *command)["images"] == 48 - kept
     assert len(found(results)) == 48
 

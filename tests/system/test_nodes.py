@@ -23,8 +23,9 @@ from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor
 from flows.serving.cleanup import marked
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset
-from tests.system.conftest import NODES, PATIENCE, processes, wait_for
+from tests.material import EXAMPLES, make_archive, make_dataset
+from tests.processes import in_session, wait_for
+from tests.system.conftest import NODES, PATIENCE
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
@@ -235,7 +236,7 @@ def test_a_port_that_answers_but_is_no_ray_is_an_error_and_not_a_hang(
     assert "Traceback" not in err
 
 
-def listening(pids: set[int]) -> set[str]:
+def listening(pids: list[int]) -> set[str]:
     """Addresses, as /proc/net has them, on which processes of this host listen."""
     sockets = set()
     for pid in pids:
@@ -252,29 +253,21 @@ def listening(pids: set[int]) -> set[str]:
 
 def test_a_ray_of_our_own_listens_on_loopback_alone(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
     process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--json")
-    wait_for(lambda: bool(processes("MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
-    everywhere = {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
-    ours = {pid for pid in everywhere if session_of(pid) == process.pid}
-    found = listening(ours)
+    wait_for(lambda: bool(in_session(process.pid, "MapBatches(whole)")) or process.poll() is not None, "a task")
+    found = listening(in_session(process.pid))
     assert found  # raylet, GCS, workers
     assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
 
 
-def session_of(pid: int) -> int | None:
-    with suppress(OSError):
-        return os.getsid(pid)
-    return None
-
-
 def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
     process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model))
-    wait_for(lambda: bool(processes("MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
+    wait_for(lambda: bool(in_session(process.pid, "MapBatches(whole)")) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
-    wait_for(lambda: not processes("ray", process.pid), "Ray to end")
+    wait_for(lambda: not in_session(process.pid, "ray"), "Ray to end")
 
 
 def test_an_evaluation_counts_every_image_once_when_a_node_dies(start: Start, tmp_path: Path, model: Path, cluster: object) -> None:

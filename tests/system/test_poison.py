@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.system.conftest import PATIENCE
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]

@@ -16,7 +16,7 @@ from deeplab.models import checkpoint
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import segment
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
+from tests.material import EXAMPLES, make_dataset, make_model
 
 ROOT = Path(__file__).parents[3]
 

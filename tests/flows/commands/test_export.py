@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pipelines.exports.formats import FORMATS
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.pipelines.exports.exported import make_table, regions
 
 

@@ -41,7 +41,7 @@ from pipelines.train import flow_steps
 from pipelines.train.crf_search import tune
 from pipelines.train.evaluation import evaluate
 from pipelines.train.ray_train import train
-from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset, make_model
+from tests.material import EXAMPLES, make_archive, make_dataset, make_model
 
 PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_out": "o", "out": "o"}
 

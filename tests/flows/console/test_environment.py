@@ -23,7 +23,7 @@ from pipelines import job
 from pipelines.archive.image_lists import ArchiveError
 from pipelines.cluster import connection, ray_jobs
 from pipelines.options import SegmentOptions
-from tests.pipelines.conftest import make_archive, make_dataset, make_model, make_results
+from tests.material import make_archive, make_dataset, make_model, make_results
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "correct-horse-battery-staple"

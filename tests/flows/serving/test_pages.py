@@ -13,7 +13,9 @@ import pytest
 
 from pipelines.options import SegmentOptions
 from tests.flows.browser import browser, chromium
-from tests.flows.conftest import Served, held, uris, wait_for
+from tests.flows.conftest import Served, held
+from tests.material import uris
+from tests.processes import wait_for
 
 pytestmark = [
     pytest.mark.drill,

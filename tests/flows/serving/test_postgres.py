@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from flows.serving.cleanup import end_processes
-from tests.flows.conftest import ROOT, Prefect, free_port, wait_for
-from tests.pipelines.conftest import make_model
+from tests.flows.conftest import ROOT, Prefect
+from tests.material import make_model
+from tests.processes import free_port, wait_for
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 

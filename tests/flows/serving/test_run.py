@@ -14,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tests.flows.conftest import ROOT, Prefect, uris, wait_for
-from tests.pipelines.conftest import make_archive, make_model
+from tests.flows.conftest import ROOT, Prefect
+from tests.material import make_archive, make_model, uris
+from tests.processes import wait_for
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 

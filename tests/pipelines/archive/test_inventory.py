@@ -14,7 +14,7 @@ from pipelines.archive import inventory
 from pipelines.archive.image_lists import MISSING, ArchiveError
 from pipelines.segment import plan
 from pipelines.storage import filesystems
-from tests.pipelines.conftest import make_archive, photo
+from tests.material import make_archive, photo
 
 
 def listed(archive: object, tmp_path: Path, **options: object) -> dict[str, tuple[int, str]]:

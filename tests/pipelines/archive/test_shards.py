@@ -18,7 +18,7 @@ from pipelines.archive.shards import name_of
 from pipelines.options import SegmentOptions
 from pipelines.segment import run
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
+from tests.material import photo
 
 
 def make_tar(path: Path, members: dict[str, bytes]) -> Path:

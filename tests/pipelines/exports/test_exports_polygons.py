@@ -15,7 +15,7 @@ import shapely
 from pipelines.exports import polygons
 from pipelines.exports.geotiff import GeoTIFFError
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.pipelines.exports.exported import LAND, make_table, regions, written
 
 rasterio = pytest.importorskip("rasterio")

@@ -24,7 +24,7 @@ from pipelines.storage import filesystems
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
 from pipelines.upkeep.verification import verify
-from tests.pipelines.conftest import EXAMPLES, photo
+from tests.material import EXAMPLES, photo
 
 rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.usefixtures("running_ray")

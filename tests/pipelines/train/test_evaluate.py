@@ -26,7 +26,7 @@ from pipelines.table.table_errors import ResultsError
 from pipelines.train import packed_datasets
 from pipelines.train.crf_search import tune
 from pipelines.train.evaluation import evaluate
-from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
+from tests.material import EXAMPLES, make_dataset, make_model
 
 FIGURES = ("mean_iou", "iou", "confusion", "pixels", "trimap")
 

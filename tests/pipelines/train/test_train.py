@@ -19,7 +19,7 @@ from pipelines.storage import filesystems
 from pipelines.storage import s3 as store
 from pipelines.storage.model_registry import read_model
 from pipelines.train.ray_train import Notice, configuration, train
-from tests.pipelines.conftest import make_dataset
+from tests.material import make_dataset
 
 pytestmark = pytest.mark.timeout(900)
 

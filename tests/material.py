@@ -1,16 +1,15 @@
-"""Real parts for the pipeline's tests: a small random model, photos made here, one Ray for the session."""
+"""Small real things that tests make: a random model, photos, an archive, a data set, a results table."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import torch
 from PIL import Image
 
@@ -19,7 +18,7 @@ from deeplab.classes import PETS
 from deeplab.models import checkpoint
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-EXAMPLES = Path(__file__).parents[2] / "examples" / "pets"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pets"
 
 
 def make_model(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
@@ -74,23 +73,23 @@ def make_dataset(folder: Path, count: int = 6, side: int = 57) -> Path:
     return folder
 
 
-def log_entries(table: Path) -> list[dict[str, object]]:
+def log_entries(table: Path) -> list[dict[str, Any]]:
     """Every action of a Delta log, read as the plain JSON lines that they are."""
     return [json.loads(line) for file in sorted((table / "_delta_log").glob("*.json")) for line in file.read_text().splitlines()]
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+def committed(table: Path) -> int:
+    """Images that commits brought, by the log's own files."""
+    return sum(int(entry["commitInfo"].get("images", 0)) for entry in log_entries(table) if "commitInfo" in entry)
 
 
-@pytest.fixture(scope="package")
-def running_ray() -> Iterator[None]:
-    """One Ray for the tests of this folder, gone before others start clusters of their own from this process."""
-    from pipelines.cluster import connection
+def uris(table: Path) -> list[str]:
+    """Images with a row; fails when one has two."""
+    from pipelines.table.results_table import ResultsTable
 
-    with connection.session(cpus=2):
-        yield
+    rows = ResultsTable.open(str(table)).dataset().to_table(columns=["uri"])["uri"].to_pylist()
+    assert len(rows) == len(set(rows))
+    return rows
 
 
 def make_results(
