@@ -16,21 +16,13 @@ from deeplab.models import checkpoint
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import segment
 from pipelines.table.results_table import ResultsTable
+from tests.command_line import ROOT, deeplab
 from tests.material import EXAMPLES, make_dataset, make_model
-
-ROOT = Path(__file__).parents[3]
-
-
-def deeplab(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, running_ray: None) -> Path:
     """A table of six example photos and one broken file, with the masks of a small random model."""
-    from pipelines.cluster import connection
-
     root = tmp_path_factory.mktemp("cli")
     photos = root / "photos"
     (photos / "sub").mkdir(parents=True)
@@ -38,17 +30,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (photos / ("sub" if index % 2 else "") / path.name).write_bytes(path.read_bytes())
     (photos / "broken.jpg").write_bytes(b"not an image")
     model = make_model(root / "tiny")
-    with connection.session(cpus=2):
-        chosen = SegmentOptions(
-            archive=str(photos), results=str(root / "results"), model=str(model), scales=(1.0,), max_error_rate=1.0
-        )
-        segment(chosen)
+    places = {"archive": str(photos), "results": str(root / "results"), "model": str(model)}
+    segment(SegmentOptions(**places, scales=(1.0,), max_error_rate=1.0))
     return root / "results"
 
 
 def test_help_teaches_the_commands_and_the_exit_codes() -> None:
-    page = deeplab("--help")
-    assert page.returncode == 0
+    """In a process of its own, as a person starts it."""
+    page = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     for word in ("segment", "status", "export", "show", "train", "evaluate", "tune-crf", "models", "Exit codes"):
         assert word in page.stdout
     assert "Exactly one row per image" in deeplab("segment", "--help").stdout
@@ -70,6 +59,7 @@ def test_help_teaches_the_commands_and_the_exit_codes() -> None:
         (["evaluate", "pets", "examples/pets", "--trimap", "wide"], 2, "--trimap: Input should be a valid integer"),
         (["tune-crf", "pets", "examples/pets"], 1, "pets is bundled and stays as it is"),
         (["train", "examples/pets", "out", "--preset", "x"], 2, "finetune"),
+        (["run", "train", "examples/pets", "out", "--crop", "3"], 2, "--crop"),
         (["models", "nothing"], 1, "no model nothing"),
         (["bogus"], 2, "No such command"),
     ],
