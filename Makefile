@@ -40,7 +40,7 @@ test: $(READY)
 	$(PYTEST) -m 'not drill and not nightly' tests/pipelines tests/flows tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
 
 drills: $(READY)
-	$(PYTEST) -m 'drill and not nightly' tests/flows tests/system
+	$(PYTEST) -m '(drill or hypothesis) and not nightly' --hypothesis-profile=all-examples tests/flows tests/system tests/pipelines tests/deeplab
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly tests/system tests/flows

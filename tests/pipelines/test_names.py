@@ -46,13 +46,13 @@ from pipelines.train import evaluation, packed_datasets
 from pipelines.upkeep import repair, verification
 from pipelines.upkeep.compaction import compact, drop_model, vacuum
 from pipelines.upkeep.status import status
+from tests.examples import examples
 from tests.material import make_dataset, make_model, photo
 from tests.pipelines.table.test_results import CARD
 from tests.pipelines.upkeep.test_upkeep import CLASSES, row
 
 quick = settings(
-    max_examples=20,
-    deadline=None,
+    max_examples=examples(20),
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -73,7 +73,7 @@ def listed(folder: Path) -> set[str]:
 
 
 @given(anything)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), derandomize=True)
 def test_any_name_becomes_a_path_below_its_folder_and_two_names_two_paths(name: str) -> None:
     path = relative_path(name, room=5)
     parts = path.split("/")
@@ -94,7 +94,7 @@ def test_a_stem_loses_one_extension_of_its_last_part() -> None:
 
 
 @given(st.one_of(anything, st.sampled_from(NAMES)))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), derandomize=True)
 def test_a_model_may_be_called_what_is_one_printable_part_of_a_path(name: str) -> None:
     try:
         assert model_name(name) == name

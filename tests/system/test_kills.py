@@ -23,7 +23,7 @@ from tests.system.conftest import PATIENCE
 pytestmark = [
     pytest.mark.drill,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -137,7 +137,7 @@ def finished(process: subprocess.Popen[str]) -> int:
     return int(counted[1]) if counted else 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test spoils")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system: run as root")
 def test_a_table_that_becomes_read_only_ends_the_run_with_what_is_committed_and_the_next_goes_on(
     start: Start, tmp_path: Path, archive: Path, model: Path
 ) -> None:
@@ -158,7 +158,7 @@ def test_a_table_that_becomes_read_only_ends_the_run_with_what_is_committed_and_
         assert len(found(small / "results")) == 48
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test fills")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system: run as root")
 def test_a_full_disk_is_an_error_that_says_so_and_the_next_run_goes_on(
     start: Start, tmp_path: Path, archive: Path, model: Path
 ) -> None:
@@ -183,7 +183,7 @@ def tmpfs(folder: Path, options: str) -> Iterator[None]:
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"tmpfs cannot be mounted (in a container: --cap-add SYS_ADMIN): {mounted.stderr.strip()}")
     try:
         yield
     finally:

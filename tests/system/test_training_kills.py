@@ -27,7 +27,7 @@ PATIENCE = 900.0
 pytestmark = [
     pytest.mark.drill,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -157,7 +157,7 @@ def test_an_error_about_an_outage_passes_and_a_chunk_that_met_a_refusal_does_not
 def test_a_gpu_that_is_not_there_is_one_line_in_every_command(tmp_path: Path) -> None:
     """In this process, and through Ray."""
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU: CUDA_VISIBLE_DEVICES= hides it")
     data, given = str(make_dataset(tmp_path / "data", 2)), {"device": "cuda"}
     commands = [
         lambda: evaluate(options.EvaluateOptions(model="pets", dataset=str(tmp_path / "nowhere"), **given)),

@@ -26,7 +26,7 @@ from tests.processes import wait_for
 pytestmark = [
     pytest.mark.drill,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a cluster through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 

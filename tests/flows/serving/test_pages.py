@@ -20,7 +20,7 @@ from tests.processes import wait_for
 pytestmark = [
     pytest.mark.drill,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a run through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 

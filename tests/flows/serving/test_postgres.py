@@ -56,7 +56,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     if program("initdb") is None or program("postgres") is None:
-        pytest.skip("no PostgreSQL here: initdb and postgres are looked for (apt-get install postgresql)")
+        pytest.skip("no PostgreSQL, initdb and postgres: apt-get install postgresql")
     # Below pytest's own folder another user could not get at its files.
     with postgresql(Path(tempfile.mkdtemp(prefix="deeplab-postgres-"))) as url:
         yield url

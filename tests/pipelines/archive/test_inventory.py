@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_an_inventory_that_is_taken_over_and_planned(t
     assert most < size / 1.5
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can list any folder")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can list any folder: run as another user")
 def test_a_folder_that_cannot_be_listed_is_an_entry_of_its_own_unless_it_is_the_archive(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "photos", 2)
     (archive / "a").chmod(0)

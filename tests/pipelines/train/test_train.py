@@ -96,7 +96,7 @@ def test_a_store_that_cannot_be_written_is_named(s3: str, tmp_path: Path, monkey
     with pytest.raises(TrainingError, match=r"the state of step 2 was not saved \(.*AccessDenied.*earlier ones are kept"):
         train(given.model_copy(update={"model_out": f"{s3}/model"}))
     assert states_in(f"{s3}/model") == ["step-00000001.pt"]
-    monkeypatch.undo()
+    monkeypatch.setattr(store, "put", whole)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for cached in (store.client, filesystems._s3_filesystem):
         cached.cache_clear()
