@@ -22,9 +22,11 @@ from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor
 from flows.serving.cleanup import marked
+from pipelines.cluster import connection
 from pipelines.table.results_table import ResultsTable
+from tests.command_line import deeplab
 from tests.material import EXAMPLES, make_archive, make_dataset
-from tests.processes import in_session, wait_for
+from tests.processes import free_port, in_session, wait_for
 from tests.system.conftest import NODES, PATIENCE
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
@@ -210,30 +212,26 @@ def test_a_cluster_on_this_host_is_not_joined_unless_it_is_named(
     ("address", "message"), [("127.0.0.1:{port}", "no answer from"), ("somewhere", "host:port"), ("ray://x:1", "host:port")]
 )
 def test_an_address_that_does_not_answer_is_an_error_within_the_deadline(
-    start: Start, tmp_path: Path, archive: Path, model: Path, address: str, message: str
+    tmp_path: Path, archive: Path, model: Path, address: str, message: str
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    process = start("segment", str(archive), str(tmp_path / "r"), "--model", str(model), "--address", address.format(port=port))
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert message in err
-    assert "Traceback" not in err
+    done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--address", address.format(port=free_port()))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_that_answers_but_is_no_ray_is_an_error_and_not_a_hang(
-    start: Start, tmp_path: Path, archive: Path, model: Path
+    tmp_path: Path, archive: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 8)  # as after 30
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        process = start("segment", str(archive), str(tmp_path / "r"), "--model", str(model), "--address", address)
-        _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert address in err
-    assert "Traceback" not in err
+        done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--address", address)
+    assert done.returncode == 1
+    assert address in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def listening(pids: list[int]) -> set[str]:
@@ -251,19 +249,14 @@ def listening(pids: list[int]) -> set[str]:
     return found
 
 
-def test_a_ray_of_our_own_listens_on_loopback_alone(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--json")
+def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_its_run_at_sigterm(
+    start: Start, tmp_path: Path, archive: Path, model: Path
+) -> None:
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model))
     wait_for(lambda: bool(in_session(process.pid, "MapBatches(whole)")) or process.poll() is not None, "a task")
     found = listening(in_session(process.pid))
     assert found  # raylet, GCS, workers
     assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-
-
-def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model))
-    wait_for(lambda: bool(in_session(process.pid, "MapBatches(whole)")) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
