@@ -52,8 +52,11 @@ def make_archive(folder: Path, count: int, first: int = 0, scale: int = 1) -> Pa
     return folder
 
 
-def make_dataset(folder: Path, count: int = 6, side: int = 57) -> Path:
-    """`count` labelled pictures of dark ground with a bright square, in our layout; `val` is the first two."""
+def make_dataset(folder: Path, count: int = 6, side: int = 57, classes: tuple[str, ...] = ("ground", "square")) -> Path:
+    """`count` labelled pictures in our layout: dark ground (class 0), a bright square (class 1), a line of 255 below it.
+
+    `val` is the first two of them, `train` all.
+    """
     random = np.random.default_rng(3)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
@@ -67,7 +70,7 @@ def make_dataset(folder: Path, count: int = 6, side: int = 57) -> Path:
         labels[top + side // 2, left : left + side // 2] = 255
         Image.fromarray(image).save(folder / "images" / f"{stem}.png")
         Image.fromarray(labels).save(folder / "labels" / f"{stem}.png")
-    (folder / "classes.txt").write_text("ground\nsquare\n")
+    (folder / "classes.txt").write_text("\n".join(classes) + "\n")
     (folder / "train.txt").write_text("\n".join(stems) + "\n")
     (folder / "val.txt").write_text("\n".join(stems[:2]) + "\n")
     return folder

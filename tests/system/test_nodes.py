@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab.classes import PETS
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
@@ -264,8 +265,7 @@ def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_its_run_at_sig
 
 
 def test_an_evaluation_counts_every_image_once_when_a_node_dies(start: Start, tmp_path: Path, model: Path, cluster: object) -> None:
-    dataset = make_dataset(tmp_path / "squares", count=40)
-    (dataset / "classes.txt").write_text("background\ncat\ndog\n")  # the model's
+    dataset = make_dataset(tmp_path / "squares", count=40, classes=PETS.names)
     command = ("evaluate", str(model), str(dataset), "--split", "train", "--crf", "--json")
     process = start(*command, "--workers", "2", "--address", cluster.address)  # type: ignore[attr-defined]
 

@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deeplab import masks
+from deeplab.classes import PETS
 from deeplab.models import checkpoint
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import segment
@@ -123,30 +124,14 @@ def test_exported_coco_rle_decodes_to_the_same_masks(results: Path, tmp_path: Pa
 
 
 def test_training_writes_a_model_that_segments_and_evaluates(tmp_path: Path) -> None:
-    init = make_model(tmp_path / "start")
-    trained = tmp_path / "mine"
-    done = deeplab(
-        "train",
-        "examples/pets",
-        trained,
-        "--init",
-        init,
-        "--steps",
-        2,
-        "--batch-size",
-        2,
-        "--crop",
-        65,
-        "--loaders",
-        0,
-        "--licence",
-        "CC0",
-    )
+    data, init, trained = make_dataset(tmp_path / "data", classes=PETS.names), make_model(tmp_path / "start"), tmp_path / "mine"
+    options = ("--steps", 2, "--batch-size", 2, "--crop", 65, "--loaders", 0, "--licence", "CC0")
+    done = deeplab("train", data, trained, "--init", init, *options)
     assert done.returncode == 0, done.stderr
     card = checkpoint.read_card(trained)
     assert (card["name"], card["data"]["licence"], card["training"]["steps"]) == ("mine", "CC0", 2)
     figures = tmp_path / "figures"
-    scored = deeplab("evaluate", trained, "examples/pets", "--trimap", "3,9", "--crf", "--plots", figures, "--json")
+    scored = deeplab("evaluate", trained, data, "--split", "train", "--trimap", "3,9", "--crf", "--plots", figures, "--json")
     assert scored.returncode == 0, scored.stderr
     summary = json.loads(scored.stdout)
     assert set(summary["iou"]) == {"background", "cat", "dog"}

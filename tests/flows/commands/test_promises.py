@@ -154,7 +154,7 @@ def test_an_error_about_an_outage_passes_and_a_chunk_that_met_a_refusal_does_not
     assert transient(None, None, Failed(data=SegmentError("chunk 1 of 2: no such bucket", passing=False))) is False
 
 
-def test_a_gpu_that_is_not_there_is_one_line_in_every_command(tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there_is_one_line_in_every_command(tmp_path: Path, running_ray: None) -> None:
     """In this process, and through Ray."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: CUDA_VISIBLE_DEVICES= hides it")

@@ -19,6 +19,7 @@ from pipelines.table.results_table import ResultsTable
 from tests.flows.browser import SWITCHES, chromium
 from tests.material import make_results
 
+pytestmark = pytest.mark.drill
 MODEL = "pets@0123456789ab"
 PHOTOS, ERRORS = 60, 5
 

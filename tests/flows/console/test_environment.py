@@ -101,6 +101,7 @@ def test_a_folder_that_others_may_enter_is_not_taken_for_ours(temporary: Path) -
         environment.own_folder()
 
 
+@pytest.mark.drill
 def test_without_a_home_and_among_folders_of_our_names_workers_run_the_code_of_the_driver(temporary: Path, tmp_path: Path) -> None:
     """A dead proxy is set as well. The folders would end whoever imports them."""
     for package in ("deeplab", "pipelines", "flows"):
@@ -153,6 +154,7 @@ def test_rays_token_is_found_where_ray_looks_for_it(monkeypatch: pytest.MonkeyPa
     assert connection.token() == SECRET
 
 
+@pytest.mark.drill
 def test_a_signal_to_all_processes_of_a_training_saves_its_state(tmp_path: Path) -> None:
     """As systemd, Slurm and others send it, to the loader processes too."""
     data, out, log = make_dataset(tmp_path / "data"), tmp_path / "out", tmp_path / "log"
