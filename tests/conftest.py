@@ -86,17 +86,11 @@ def s3(
     s3_process: s3_server.Server | s3_server.External, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[str]:
     """An s3:// prefix of this test's own on a real server, which the AWS_* variables name."""
-    from pipelines.storage import filesystems
-    from pipelines.storage import s3 as store
-
     for name, value in s3_process.environment.items():
         monkeypatch.setenv(name, value)
-    cached = (store.client, store.signed, filesystems._s3_filesystem)
-    for each in cached:
-        each.cache_clear()
+    s3_server.fresh_clients()
     yield f"s3://{s3_server.BUCKET}/{request.node.name[:40]}-{uuid.uuid4().hex[:8]}"
-    for each in cached:
-        each.cache_clear()
+    s3_server.fresh_clients()
 
 
 @pytest.fixture

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from deeplab import masks, zoo
-from deeplab.classes import PETS
+from deeplab.classes import PETS, ClassTable
 from deeplab.models import checkpoint
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+CLASSES = ClassTable(("background", "cat"), ((0, 0, 0), (64, 0, 0)))
+CARD = {"name": "m", "classes": [{"name": "background", "colour": [0, 0, 0]}, {"name": "cat", "colour": [64, 0, 0]}]}
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets"
 
 
@@ -52,6 +57,37 @@ def make_archive(folder: Path, count: int, first: int = 0, scale: int = 1) -> Pa
     return folder
 
 
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as shard:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    return path
+
+
+def make_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as shard:
+        for name, data in members.items():
+            shard.writestr(name, data)
+    return path
+
+
+def listed(archive: object, tmp_path: Path, **options: object) -> dict[str, tuple[int, str]]:
+    """Bytes and version by URI of all that an archive holds."""
+    from pipelines.archive import inventory
+
+    found = inventory.take(str(archive), tmp_path / "inventory.parquet", **options)  # type: ignore[arg-type]
+    rows = pq.read_table(found.path).to_pylist()
+    assert len(rows) == found.images
+    return {row["uri"]: (row["bytes"], row["version"]) for row in rows}
+
+
+def listed_versions(archive: str, tmp_path: Path) -> dict[str, str]:
+    """Version by URI of all that an archive holds."""
+    return {uri: version for uri, (_, version) in listed(archive, tmp_path).items()}
+
+
 def make_dataset(folder: Path, count: int = 6, side: int = 57, classes: tuple[str, ...] = ("ground", "square")) -> Path:
     """`count` labelled pictures in our layout: dark ground (class 0), a bright square (class 1), a line of 255 below it.
 
@@ -74,6 +110,24 @@ def make_dataset(folder: Path, count: int = 6, side: int = 57, classes: tuple[st
     (folder / "train.txt").write_text("\n".join(stems) + "\n")
     (folder / "val.txt").write_text("\n".join(stems[:2]) + "\n")
     return folder
+
+
+def row(name: str, **changed: object) -> dict[str, object]:
+    """A row of a results table whose mask is 2 x 3 pixels of CLASSES."""
+    labels = np.array([[0, 0, 1], [1, 1, 1]], np.uint8)
+    found = {"uri": f"file:///{name}", "version": "1", "status": "ok", "height": 2, "width": 3, "run": "run-1"}
+    found |= {"mask": masks.encode_png(labels, CLASSES), "class_pixels": [("background", 2), ("cat", 4)], "confidence": 0.5}
+    return {**found, "segmented_at": datetime(2026, 1, 2, tzinfo=UTC), **changed}
+
+
+def put(table: Any, chunk: str, *made: dict[str, object], model: str = "m@000000000000") -> str:
+    """Commit rows as one part file; returns its path in the table."""
+    from pipelines.table.commit import write_part
+    from pipelines.table.schema import FILE_SCHEMA
+
+    part = write_part(table.uri, model, pa.Table.from_pylist(list(made), schema=FILE_SCHEMA))
+    table.commit(chunk, 1, [part.add_action(model)], model=model)
+    return part.path
 
 
 def log_entries(table: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,14 @@ def weed() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("weed")
 
 
+def fresh_clients() -> None:
+    """Forget clients of earlier variables: the next call makes its own by those of now."""
+    from pipelines.storage import filesystems, s3
+
+    for cached in (s3.client, s3.signed, filesystems._s3_filesystem):
+        cached.cache_clear()
+
+
 class External:
     """A store that runs already (`DEEPLAB_TEST_S3=http://host:port`, credentials in AWS_*), for its dialect; it is not killed."""
 

@@ -42,6 +42,7 @@ from pipelines.train.crf_search import tune
 from pipelines.train.evaluation import evaluate
 from pipelines.train.ray_train import train
 from tests.material import EXAMPLES, make_archive, make_dataset, make_model
+from tests.s3_server import fresh_clients
 
 PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_out": "o", "out": "o"}
 
@@ -90,11 +91,6 @@ def test_every_bad_option_is_named_at_once_as_it_is_typed(command: str, flags: s
     lines = [line for line in done.output.splitlines() if line.startswith("error: ")]
     assert sorted(line.split()[1].strip(":-") for line in lines) == sorted(flags.split())
     assert not isinstance(done.exception, ValidationError | TypeError)
-
-
-def fresh_clients() -> None:
-    for cached in (store.client, store.signed, filesystems._s3_filesystem):
-        cached.cache_clear()
 
 
 @pytest.mark.parametrize(

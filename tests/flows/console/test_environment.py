@@ -24,9 +24,9 @@ from pipelines.archive.image_lists import ArchiveError
 from pipelines.cluster import connection, ray_jobs
 from pipelines.options import SegmentOptions
 from tests.command_line import ROOT, deeplab
+from tests.flows.conftest import SECRET
 from tests.material import make_archive, make_dataset, make_model, make_results
 
-SECRET = "correct-horse-battery-staple"
 # A home folder that nobody can write to, root included.
 NO_HOME = "/dev/null/home"
 

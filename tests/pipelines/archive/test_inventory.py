@@ -14,14 +14,7 @@ from pipelines.archive import inventory
 from pipelines.archive.image_lists import MISSING, ArchiveError
 from pipelines.segment import plan
 from pipelines.storage import filesystems
-from tests.material import make_archive, photo
-
-
-def listed(archive: object, tmp_path: Path, **options: object) -> dict[str, tuple[int, str]]:
-    found = inventory.take(str(archive), tmp_path / "inventory.parquet", **options)  # type: ignore[arg-type]
-    rows = pq.read_table(found.path).to_pylist()
-    assert len(rows) == found.images
-    return {row["uri"]: (row["bytes"], row["version"]) for row in rows}
+from tests.material import listed, make_archive, photo
 
 
 def test_a_folder_is_listed_with_all_folders_below_it_and_true_sizes(tmp_path: Path) -> None:

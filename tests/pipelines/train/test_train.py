@@ -20,6 +20,7 @@ from pipelines.storage import s3 as store
 from pipelines.storage.model_registry import read_model
 from pipelines.train.ray_train import Notice, configuration, train
 from tests.material import make_dataset
+from tests.s3_server import fresh_clients
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -98,8 +99,7 @@ def test_a_store_that_cannot_be_written_is_named(s3: str, tmp_path: Path, monkey
     assert states_in(f"{s3}/model") == ["step-00000001.pt"]
     monkeypatch.setattr(store, "put", whole)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    for cached in (store.client, filesystems._s3_filesystem):
-        cached.cache_clear()
+    fresh_clients()
     with pytest.raises(UserError, match=rf"{s3}/other"):
         train(options(tmp_path).model_copy(update={"model_out": f"{s3}/other"}))
 
