@@ -1,4 +1,4 @@
-"""`deeplab export` as a person and a script meet it; the formats' own tests are tests/pipelines/test_exports_*.py."""
+"""`deeplab export` as a person and a script meet it; the formats' own tests are tests/pipelines/exports."""
 
 from __future__ import annotations
 
