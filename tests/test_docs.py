@@ -62,6 +62,13 @@ def test_all_pages_are_in_the_navigation_and_the_reference_has_what_it_names(sit
     assert "Seconds between commits" in reference  # what the options' schema says of them
 
 
+def test_every_drill_has_a_line_on_what_it_shows() -> None:
+    pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("reliability.md", "operations.md"))
+    drills = [path for path in (ROOT / "tests").rglob("test_*.py") if re.search(r"mark\.(drill|nightly)\b", path.read_text())]
+    assert len(drills) > 10
+    assert [path.name for path in drills if path != Path(__file__) and f"{path.name}`" not in pages] == []
+
+
 def test_links_of_the_readme_and_the_pages_lead_to_files_and_headings() -> None:
     for name in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
         page = ROOT / name
