@@ -10,7 +10,8 @@ READY  := $(VENV)/.ready
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests, at most 8 minutes on two cores; ends with what was skipped and how to get it"
-	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings; about a quarter of an hour"
+	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings;"
+	@echo "             and property tests with all their examples; about a quarter of an hour"
 	@echo "make nightly the drills that take minutes each and are close to another, then make system"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"

@@ -1,4 +1,4 @@
-"""What every part of the tests may use: the material beside the repository, and a real S3 server."""
+"""What every part of the tests may use: a small model, one Ray, a real S3 server, the material beside the repository."""
 
 from __future__ import annotations
 
