@@ -5,12 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test nightly lint docs system bench pets clean
+.PHONY: help setup demo test drills nightly lint docs system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
-	@echo "make test    set up and run the tests"
-	@echo "make nightly the drills that take too long for make test, then make system"
+	@echo "make test    set up and run the tests, at most 8 minutes on two cores; ends with what was skipped and how to get it"
+	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings;"
+	@echo "             and property tests with all their examples; about a quarter of an hour"
+	@echo "make nightly the drills that take minutes each and resemble others, then make system"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
@@ -32,8 +34,14 @@ demo: $(READY)
 	$(BIN)/deeplab show demo/results -n 12 -o demo/sheet.png
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
+# Two processes take the folders in this order, those of the longest tests first.
+PYTEST := $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m 'not nightly' tests/system tests/flows tests/pipelines tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
+	$(PYTEST) -m 'not drill and not nightly' tests/pipelines tests/flows tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
+
+drills: $(READY)
+	$(PYTEST) -m '(drill or hypothesis) and not nightly' --hypothesis-profile=all-examples tests/flows tests/system tests/pipelines tests/deeplab
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly tests/system tests/flows

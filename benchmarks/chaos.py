@@ -26,7 +26,7 @@ from typing import Any
 
 from flows.serving.cleanup import marked
 from tests import s3_server
-from tests.pipelines.conftest import make_model, photo
+from tests.material import make_model, photo
 from tests.s3_proxy import Faults, Proxy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.processes import free_ports
+
 BUCKET = "archive"
 KEY, SECRET = "test-key", "test-secret-never-to-be-printed"
 
@@ -26,15 +27,12 @@ def weed() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("weed")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def fresh_clients() -> None:
+    """Forget clients of earlier variables: the next call makes its own by those of now."""
+    from pipelines.storage import filesystems, s3
+
+    for cached in (s3.client, s3.signed, filesystems._s3_filesystem):
+        cached.cache_clear()
 
 
 class External:

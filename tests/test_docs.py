@@ -18,7 +18,7 @@ LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "sourc
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    pytest.importorskip("mkdocs", reason="no mkdocs: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(
@@ -60,6 +60,13 @@ def test_all_pages_are_in_the_navigation_and_the_reference_has_what_it_names(sit
     for name in named:
         assert f'id="{name}"' in reference
     assert "Seconds between commits" in reference  # what the options' schema says of them
+
+
+def test_every_drill_has_a_line_on_what_it_shows() -> None:
+    pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("reliability.md", "operations.md"))
+    drills = [path for path in (ROOT / "tests").rglob("test_*.py") if re.search(r"mark\.(drill|nightly)\b", path.read_text())]
+    assert len(drills) > 10
+    assert [path.name for path in drills if path != Path(__file__) and f"{path.name}`" not in pages] == []
 
 
 def test_links_of_the_readme_and_the_pages_lead_to_files_and_headings() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from deeplab.networks.heads import ASPP
 from deeplab.networks.network import TENSORFLOW, SegmentationNetwork
+from tests.material import make_dataset
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -97,25 +98,7 @@ def labelled_folder(tmp_path: Path) -> Callable[..., Path]:
     """A data set folder of `count` pictures: dark ground (class 0) with a bright square (class 1), a 255 line between."""
 
     def make(count: int = 4, side: int = 41, classes: tuple[str, ...] = ("ground", "square"), name: str = "data") -> Path:
-        root = tmp_path / name
-        (root / "images").mkdir(parents=True)
-        (root / "labels").mkdir()
-        (root / "classes.txt").write_text("\n".join(classes) + "\n")
-        random = np.random.default_rng(3)
-        stems = [f"picture_{index}" for index in range(count)]
-        for stem in stems:
-            image = random.integers(0, 60, (side, side, 3), dtype=np.uint8)
-            labels = np.zeros((side, side), np.uint8)
-            top, left = random.integers(0, side // 3, 2)
-            half = side // 2
-            image[top : top + half, left : left + half] += 180
-            labels[top : top + half, left : left + half] = 1
-            labels[top + half, left : left + half] = 255
-            Image.fromarray(image).save(root / "images" / f"{stem}.png")
-            Image.fromarray(labels).save(root / "labels" / f"{stem}.png")
-        (root / "train.txt").write_text("\n".join(stems) + "\n")
-        (root / "val.txt").write_text("\n".join(stems[:2]) + "\n")
-        return root
+        return make_dataset(tmp_path / name, count, side, classes)
 
     return make
 

@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from deeplab import masks
 from deeplab.classes import PETS, VOC, ClassTable
 from deeplab.contact_sheet import contact_sheet
+from tests.examples import examples
 
 # pycocotools' own arrays still speak numpy 1's protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
@@ -20,7 +21,7 @@ SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=20)
 MANY = ClassTable.from_names([f"class {index}" for index in range(1000)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(arrays(np.uint8, SHAPES, elements=st.integers(0, 20)))
 def test_a_mask_survives_its_png(labels):
     data = masks.encode_png(labels, VOC)
@@ -29,7 +30,7 @@ def test_a_mask_survives_its_png(labels):
     np.testing.assert_array_equal(back, labels)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(arrays(np.uint16, SHAPES, elements=st.integers(0, 999)))
 def test_a_mask_of_a_thousand_classes_survives_its_png(labels):
     back = masks.decode_png(masks.encode_png(labels, MANY))
@@ -57,7 +58,7 @@ def test_class_pixels_name_the_classes_that_are_there():
     assert masks.class_pixels(labels, PETS) == {"background": 17, "dog": 3}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(arrays(np.uint8, SHAPES, elements=st.integers(0, 4)))
 def test_coco_rle_holds_each_class_exactly(labels):
     annotations = masks.coco_annotations(labels, 42)

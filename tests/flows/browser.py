@@ -21,10 +21,10 @@ PATIENCE = 120_000  # ms
 
 def chromium() -> str:
     """The program; the test is skipped where there is none."""
-    pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
+    pytest.importorskip("playwright.sync_api", reason="no playwright, which drives the browser: pip install playwright")
     found = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if found is None:
-        pytest.skip(f"no browser for the pages of the UI: none of {', '.join(PROGRAMS)} is here (apt-get install chromium)")
+        pytest.skip(f"no browser, none of {', '.join(PROGRAMS)}: apt-get install chromium")
     return found
 
 

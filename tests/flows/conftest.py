@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,45 +18,22 @@ from urllib.request import urlopen
 import pytest
 
 from flows.serving.cleanup import MARKER, end_processes, marked
-from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import make_archive, make_model
+from tests.material import committed, make_archive, make_model
+from tests.processes import free_port, title, wait_for
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 600.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # In the environment of everything that these tests start; no page, log or database of Prefect may ever hold it.
 SECRET = "correct-horse-battery-staple"
-
-
-def wait_for(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """Wait until the condition is true and return it; fail with `what` after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:.0f} s for {what}"
-        time.sleep(0.2)
-    return found
-
-
-def uris(results: Path) -> list[str]:
-    """Images with a row; fails when one has two."""
-    found = ResultsTable.open(str(results)).dataset().to_table(columns=["uri"])["uri"].to_pylist()
-    assert len(found) == len(set(found))
-    return found
 
 
 def processes(run: Any) -> list[int]:
     return list(marked(f"{MARKER}={run}"))
 
 
-def title(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
-
-
 def flow_processes(run: Any) -> list[int]:
     """Of a run's processes those that are not Ray's."""
-    return [pid for pid in processes(run) if b"ray" not in title(pid)]
+    return [pid for pid in processes(run) if "ray" not in title(pid)]
 
 
 @contextmanager
@@ -71,7 +45,7 @@ def held(run: Any) -> Iterator[None]:
     def stop() -> None:  # again and again, as Ray may be starting one
         while not over.wait(0.1):
             for pid in processes(run):
-                if pid not in stopped and b"ray::" in title(pid) and b"Counter" not in title(pid):
+                if pid not in stopped and "ray::" in title(pid) and "Counter" not in title(pid):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGSTOP)
                     stopped.add(pid)
@@ -151,12 +125,6 @@ class Prefect:
         return SyncPrefectClient(self.url)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
     made = Prefect(tmp_path_factory.mktemp("prefect"), free_port())
@@ -231,9 +199,7 @@ class Served:
             client.set_flow_run_state(run, Cancelling(), force=True)
 
     def committed(self) -> int:
-        """Rows that commits brought, by the log's own files."""
-        lines = [line for file in (self.results / "_delta_log").glob("*.json") for line in file.read_text().splitlines()]
-        return sum(int(json.loads(line).get("commitInfo", {}).get("images", 0)) for line in lines)
+        return committed(self.results)
 
     def logs(self, run: Any) -> list[str]:
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId

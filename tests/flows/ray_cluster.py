@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.serving.cleanup import end_processes, marked
-from tests.flows.conftest import SECRET, free_port, wait_for
+from tests.flows.conftest import SECRET
+from tests.processes import free_port, wait_for
 
 MARKER, NODE = "DEEPLAB_TEST_CLUSTER", "DEEPLAB_TEST_NODE"
 

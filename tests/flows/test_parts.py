@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from prefect.states import Failed
 from pydantic import ValidationError
 
+from deeplab.classes import PETS
 from deeplab.training.presets import PRESETS
 from flows.segment import transient
 from flows.serving.cleanup import end_processes
@@ -33,7 +33,8 @@ from pipelines.storage import s3 as store
 from pipelines.storage.model_registry import Registry
 from pipelines.storage.storage_errors import StorageError
 from pipelines.train import flow_steps
-from tests.pipelines.conftest import EXAMPLES, make_model
+from tests.material import EXAMPLES, make_dataset, make_model
+from tests.processes import wait_for
 
 
 def summary() -> Summary:
@@ -78,8 +79,9 @@ def test_presets_in_the_form_are_those_that_exist() -> None:
 def test_an_alias_moves_to_a_model_that_is_as_good_and_not_to_a_worse_one(tmp_path: Path) -> None:
     place = str(tmp_path / "registry")
     holder, other = make_model(tmp_path / "holder"), make_model(tmp_path / "other", 1, "other")
-    options = RegisteredTraining(dataset=str(EXAMPLES), out=str(other), registry=place)
-    figures = flow_steps.evaluate(EvaluateOptions(model=str(holder), dataset=str(EXAMPLES)))
+    data = str(make_dataset(tmp_path / "data", classes=PETS.names))
+    options = RegisteredTraining(dataset=data, out=str(other), registry=place)
+    figures = flow_steps.evaluate(EvaluateOptions(model=str(holder), dataset=data))
     assert flow_steps.register(options.model_copy(update={"out": str(holder)}), figures)["moved"]
     worse = flow_steps.register(options, {**figures, "mean_iou": figures["mean_iou"] - 1e-3})
     assert not worse["moved"]
@@ -113,7 +115,7 @@ def test_trouble_of_the_system_is_tried_again_and_errors_of_the_user_are_not(err
     assert transient(None, None, Failed(data=error)) is again
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux")
 def test_only_processes_of_the_named_run_are_ended() -> None:
     def sleeper(run: str) -> subprocess.Popen[bytes]:
         code = "import sys, time; print(flush=True); time.sleep(60)"
@@ -139,13 +141,13 @@ def test_a_server_that_is_away_when_a_run_begins_is_told_of_it_when_it_is_back(m
     sent: list[tuple[Any, ...]] = []
 
     class Client:
-        """Refuses its first two calls, as a server does that is being started again."""
+        """Refuses calls while it is away, as a server does that is being started again."""
 
-        refusals = 2
+        away, refusals = True, 0
 
         def create_artifact(self, artifact: Any) -> Any:
-            if Client.refusals:
-                Client.refusals -= 1
+            if Client.away:
+                Client.refusals += 1
                 raise httpx.ConnectError("connection refused")
             sent.append(("made", artifact.data, artifact.description))
             return SimpleNamespace(id=uuid4())
@@ -159,9 +161,9 @@ def test_a_server_that_is_away_when_a_run_begins_is_told_of_it_when_it_is_back(m
     monkeypatch.setattr(progress, "ARTIFACT_SECONDS", 0.01)
     with progress.Watcher("progress-photos") as watcher:
         watcher.show(50, "half of it")
-        deadline = time.monotonic() + 60
-        while not sent and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: Client.refusals >= 2, "refused calls")
+        Client.away = False
+        wait_for(lambda: sent, "the call that is not refused")
         watcher.show(100, "all of it")
     assert sent == [("made", 50, "half of it"), ("changed", 100, "all of it")]
 

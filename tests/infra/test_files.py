@@ -228,10 +228,10 @@ def test_the_bucket_is_private_versioned_and_cleans_up() -> None:
 def test_terraform_itself_finds_nothing_wrong(tmp_path: Path) -> None:
     program = shutil.which("terraform") or shutil.which("tofu")
     if program is None:
-        pytest.skip("terraform is not installed here; the files are parsed and their policies checked without it")
+        pytest.skip("no terraform on the PATH; the files are parsed and their policies checked without it")
     shutil.copytree(INFRA / "terraform", tmp_path / "tf")
     if run(program, f"-chdir={tmp_path / 'tf'}", "init", "-backend=false").returncode:
-        pytest.skip("terraform could not fetch its AWS provider: no network")
+        pytest.skip("terraform could not fetch its AWS provider: a network is needed")
     done = run(program, f"-chdir={tmp_path / 'tf'}", "validate")
     assert done.returncode == 0, done.stdout + done.stderr
 

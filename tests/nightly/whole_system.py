@@ -27,9 +27,10 @@ import boto3
 from flows.serving.cleanup import end_processes, marked
 from tests import s3_server
 from tests.flows.browser import PROGRAMS, browser
-from tests.flows.conftest import ROOT, Prefect, free_port, wait_for
+from tests.flows.conftest import ROOT, Prefect
 from tests.flows.ray_cluster import RayCluster
 from tests.flows.serving.test_postgres import postgresql, program
+from tests.processes import free_port, wait_for
 
 STATE = ROOT / "build" / "system"
 MARK = "DEEPLAB_SYSTEM"

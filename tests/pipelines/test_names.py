@@ -46,13 +46,11 @@ from pipelines.train import evaluation, packed_datasets
 from pipelines.upkeep import repair, verification
 from pipelines.upkeep.compaction import compact, drop_model, vacuum
 from pipelines.upkeep.status import status
-from tests.pipelines.conftest import make_dataset, make_model, photo
-from tests.pipelines.table.test_results import CARD
-from tests.pipelines.upkeep.test_upkeep import CLASSES, row
+from tests.examples import examples
+from tests.material import CARD, CLASSES, make_dataset, make_model, photo, put, row
 
 quick = settings(
-    max_examples=20,
-    deadline=None,
+    max_examples=examples(20),
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -73,7 +71,7 @@ def listed(folder: Path) -> set[str]:
 
 
 @given(anything)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), derandomize=True)
 def test_any_name_becomes_a_path_below_its_folder_and_two_names_two_paths(name: str) -> None:
     path = relative_path(name, room=5)
     parts = path.split("/")
@@ -94,7 +92,7 @@ def test_a_stem_loses_one_extension_of_its_last_part() -> None:
 
 
 @given(st.one_of(anything, st.sampled_from(NAMES)))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), derandomize=True)
 def test_a_model_may_be_called_what_is_one_printable_part_of_a_path(name: str) -> None:
     try:
         assert model_name(name) == name
@@ -309,9 +307,7 @@ def exported(tmp_path: Path, uris: list[str]) -> list[bytes]:
         label, {"name": "m", "classes": [{"name": n, "colour": list(c)} for n, c in zip(*vars_of(CLASSES), strict=True)]}
     )
     made = [{**row("x"), "uri": uri} for uri in uris]
-    table.commit(
-        "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
-    )
+    put(table, "chunk-1", *made, model=label)
     before = listed(tmp_path)
     done = export.export(ResultsTable.open(table.uri), label, base / "a" / "b" / "out", "png")
     written = listed(tmp_path) - before - {str(base / "a"), str(base / "a" / "b"), str(base / "a" / "b" / "out")}
@@ -373,9 +369,7 @@ def test_the_page_is_searched_by_the_names_that_it_shows(tmp_path: Path) -> None
     table.register(label, CARD)
     uris = [Path(f"/photos/{name}.jpg").as_uri() for name in ("sp ace", "あ", "#1", "caf\udce9", "plain")]
     made = [{**row("x"), "uri": uri} for uri in [*uris, "s3://b/s p/い%20.jpg"]]
-    table.commit(
-        "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
-    )
+    put(table, "chunk-1", *made, model=label)
     with Snapshot(ResultsTable.open(table.uri), label) as found:
         for text, count in [("SP ACE", 1), ("あ", 1), ("#1", 1), ("い", 1), ("%20", 2), ("caf", 1), ("photos/", 5), ("none", 0)]:
             assert gallery.page(found, 0, 10, name=text)[0] == count, text
@@ -414,9 +408,7 @@ def test_stems_with_dots_survive_a_pack_and_a_table(tmp_path: Path, model: Path)
             (Path("/elsewhere/#ü 1.5.jpg").as_uri(), "#ü 1.5"),
         ]
     ]
-    table.commit(
-        "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
-    )
+    put(table, "chunk-1", *made, model=label)
     options = EvaluateOptions(model=str(tmp_path / "results"), dataset=str(tmp_path / "packed"), split="train", device="cpu")
     found = evaluation.evaluate(options)
     assert (found["images"], found["without_mask"], found["mean_iou"]) == (3, 0, 1.0)
@@ -471,9 +463,7 @@ def test_keys_of_any_name_are_listed_read_and_exported_from_a_table_of_any_name(
     table = ResultsTable.ensure(f"{s3}/résults 1/あ")
     table.register(label, CARD)
     made = [{**row("x"), "uri": entry["uri"], "version": entry["version"]} for entry in entries]
-    table.commit(
-        "chunk-1", 1, [write_part(table.uri, label, pa.Table.from_pylist(made, schema=FILE_SCHEMA)).add_action(label)], model=label
-    )
+    put(table, "chunk-1", *made, model=label)
     opened = ResultsTable.open(table.uri)
     assert verification.verify(opened, f"{s3}/photos é", label).pending == 0
     assert export.export(opened, label, tmp_path / "out", "png").files == len(names)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import sql
-from tests.pipelines.conftest import START, make_results
+from tests.material import START, make_results
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every way from a connection to a time, and one that spills.

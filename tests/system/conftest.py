@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipelines.conftest import make_archive, make_model
+from tests.material import make_archive
 
 PATIENCE = 240.0
 # For clusters that tests start. Ray takes a node for dead after about half a minute of silence; tests need not wait as long,
@@ -23,11 +22,6 @@ NODES = {
     "RAY_health_check_failure_threshold": "4",
     "RAY_worker_niceness": "0",
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
@@ -59,26 +53,3 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def wait_for(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Wait until the state is reached; fail with `what` after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {patience:.0f} s for {what}"
-        time.sleep(0.05)
-
-
-def processes(text: str, session: int) -> list[int]:
-    """Pids in a process session whose command line or title contains `text`."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if text in title and os.getsid(int(folder.name)) == session:
-                found.append(int(folder.name))
-        except (OSError, ValueError):
-            continue
-    return found

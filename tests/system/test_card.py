@@ -16,7 +16,7 @@ from pipelines.options import SegmentOptions
 from pipelines.segment import parallelism, stream
 from pipelines.segment.run import SegmentProgress, segment
 from pipelines.segment.stages import Score
-from tests.pipelines.conftest import make_archive
+from tests.material import make_archive
 from tests.system.conftest import NODES
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import NODES, processes, wait_for
+from tests.processes import in_session, wait_for
+from tests.system.conftest import NODES
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 PORT = 6379  # where the nodes that Ray's pretend cloud starts look for their head
@@ -71,7 +72,7 @@ def empty_cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         wait_for(lambda: listens(PORT), "the head", 120)
         yield f"127.0.0.1:{PORT}"
     finally:
-        for pid in processes("", head.pid):
+        for pid in in_session(head.pid):
             os.kill(pid, signal.SIGKILL)
         head.wait()
 

@@ -16,22 +16,18 @@ import pytest
 
 from deeplab import masks
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import make_archive
-from tests.system.conftest import PATIENCE, processes, wait_for
+from tests.material import committed, make_archive
+from tests.processes import in_session, wait_for
+from tests.system.conftest import PATIENCE
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 Start = Callable[..., subprocess.Popen[str]]
 OPTIONS = ("--scales", "1", "--crf-params", "deeplab-v1")
-
-
-def committed(results: Path) -> int:
-    """Rows that commits brought, by the log's own files."""
-    entries = [json.loads(line) for file in (results / "_delta_log").glob("*.json") for line in file.read_text().splitlines()]
-    return sum(int(entry["commitInfo"].get("images", 0)) for entry in entries if "commitInfo" in entry)
 
 
 def found(results: Path) -> dict[str, np.ndarray]:
@@ -85,7 +81,7 @@ def test_a_killed_driver_leaves_what_it_committed_and_the_next_run_does_the_rest
     assert process.poll() is None, process.communicate()[1]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end")
+    wait_for(lambda: not in_session(process.pid, "raylet"), "the dead driver's Ray to end")
     kept = committed(results)
     assert 1 <= kept < 48
     assert len(found(results)) == kept
@@ -102,8 +98,8 @@ def test_a_killed_worker_costs_nothing_but_time(
     victim = "MapBatches(whole)"
     results = tmp_path / "results"
     process = start("segment", str(archive), str(results), "--model", str(model), "--json", *OPTIONS)
-    wait_for(lambda: bool(processes(victim, process.pid)) or process.poll() is not None, f"a process {victim}")
-    for pid in processes(victim, process.pid)[:1]:
+    wait_for(lambda: bool(in_session(process.pid, victim)) or process.poll() is not None, f"a process {victim}")
+    for pid in in_session(process.pid, victim)[:1]:
         os.kill(pid, signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
@@ -127,7 +123,7 @@ def test_ctrl_c_commits_what_is_finished_and_stops_cleanly(start: Start, tmp_pat
     assert "Traceback" not in err
     kept = committed(results)
     assert done <= len(found(results)) == kept < 48
-    wait_for(lambda: not processes("raylet", process.pid), "Ray to end")
+    wait_for(lambda: not in_session(process.pid, "raylet"), "Ray to end")
     assert finish(start, *command)["images"] == 48 - kept
     assert len(found(results)) == 48
 
@@ -141,7 +137,7 @@ def finished(process: subprocess.Popen[str]) -> int:
     return int(counted[1]) if counted else 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test spoils")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system: run as root")
 def test_a_table_that_becomes_read_only_ends_the_run_with_what_is_committed_and_the_next_goes_on(
     start: Start, tmp_path: Path, archive: Path, model: Path
 ) -> None:
@@ -162,7 +158,7 @@ def test_a_table_that_becomes_read_only_ends_the_run_with_what_is_committed_and_
         assert len(found(small / "results")) == 48
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small file system that this test fills")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system: run as root")
 def test_a_full_disk_is_an_error_that_says_so_and_the_next_run_goes_on(
     start: Start, tmp_path: Path, archive: Path, model: Path
 ) -> None:
@@ -187,7 +183,7 @@ def tmpfs(folder: Path, options: str) -> Iterator[None]:
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"tmpfs cannot be mounted (in a container: --cap-add SYS_ADMIN): {mounted.stderr.strip()}")
     try:
         yield
     finally:

@@ -17,16 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab.classes import PETS
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor
 from flows.serving.cleanup import marked
+from pipelines.cluster import connection
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset
-from tests.system.conftest import NODES, PATIENCE, processes, wait_for
+from tests.command_line import deeplab
+from tests.material import EXAMPLES, make_archive, make_dataset
+from tests.processes import free_port, in_session, wait_for
+from tests.system.conftest import NODES, PATIENCE
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -209,33 +213,29 @@ def test_a_cluster_on_this_host_is_not_joined_unless_it_is_named(
     ("address", "message"), [("127.0.0.1:{port}", "no answer from"), ("somewhere", "host:port"), ("ray://x:1", "host:port")]
 )
 def test_an_address_that_does_not_answer_is_an_error_within_the_deadline(
-    start: Start, tmp_path: Path, archive: Path, model: Path, address: str, message: str
+    tmp_path: Path, archive: Path, model: Path, address: str, message: str
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    process = start("segment", str(archive), str(tmp_path / "r"), "--model", str(model), "--address", address.format(port=port))
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert message in err
-    assert "Traceback" not in err
+    done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--address", address.format(port=free_port()))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_that_answers_but_is_no_ray_is_an_error_and_not_a_hang(
-    start: Start, tmp_path: Path, archive: Path, model: Path
+    tmp_path: Path, archive: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 8)  # as after 30
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        process = start("segment", str(archive), str(tmp_path / "r"), "--model", str(model), "--address", address)
-        _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert address in err
-    assert "Traceback" not in err
+        done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--address", address)
+    assert done.returncode == 1
+    assert address in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def listening(pids: set[int]) -> set[str]:
+def listening(pids: list[int]) -> set[str]:
     """Addresses, as /proc/net has them, on which processes of this host listen."""
     sockets = set()
     for pid in pids:
@@ -250,36 +250,22 @@ def listening(pids: set[int]) -> set[str]:
     return found
 
 
-def test_a_ray_of_our_own_listens_on_loopback_alone(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--json")
-    wait_for(lambda: bool(processes("MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
-    everywhere = {int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
-    ours = {pid for pid in everywhere if session_of(pid) == process.pid}
-    found = listening(ours)
+def test_a_ray_of_our_own_listens_on_loopback_alone_and_ends_with_its_run_at_sigterm(
+    start: Start, tmp_path: Path, archive: Path, model: Path
+) -> None:
+    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model))
+    wait_for(lambda: bool(in_session(process.pid, "MapBatches(whole)")) or process.poll() is not None, "a task")
+    found = listening(in_session(process.pid))
     assert found  # raylet, GCS, workers
     assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-
-
-def session_of(pid: int) -> int | None:
-    with suppress(OSError):
-        return os.getsid(pid)
-    return None
-
-
-def test_sigterm_ends_the_run_and_its_ray(start: Start, tmp_path: Path, archive: Path, model: Path) -> None:
-    process = start("segment", str(archive), str(tmp_path / "results"), "--model", str(model))
-    wait_for(lambda: bool(processes("MapBatches(whole)", process.pid)) or process.poll() is not None, "a task")
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
-    wait_for(lambda: not processes("ray", process.pid), "Ray to end")
+    wait_for(lambda: not in_session(process.pid, "ray"), "Ray to end")
 
 
 def test_an_evaluation_counts_every_image_once_when_a_node_dies(start: Start, tmp_path: Path, model: Path, cluster: object) -> None:
-    dataset = make_dataset(tmp_path / "squares", count=40)
-    (dataset / "classes.txt").write_text("background\ncat\ndog\n")  # the model's
+    dataset = make_dataset(tmp_path / "squares", count=40, classes=PETS.names)
     command = ("evaluate", str(model), str(dataset), "--split", "train", "--crf", "--json")
     process = start(*command, "--workers", "2", "--address", cluster.address)  # type: ignore[attr-defined]
 

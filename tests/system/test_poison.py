@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.system.conftest import PATIENCE
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 # What a bug in a decoder does to a process, for photos that hold the word; Python runs this file at the start of each process.
 SITECUSTOMIZE = """

@@ -15,13 +15,14 @@ from pipelines.storage import s3 as store
 from pipelines.table.results_table import ResultsTable
 from pipelines.upkeep import verification
 from tests import s3_server
+from tests.material import photo
 from tests.pipelines.archive.test_listed_archives import report
-from tests.pipelines.conftest import photo
+from tests.processes import wait_for
 from tests.s3_proxy import Faults, Proxy
-from tests.system.conftest import PATIENCE, wait_for
+from tests.system.conftest import PATIENCE
 from tests.system.test_kills import finish
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 Start = Callable[..., subprocess.Popen[str]]
 QUICK = ("--scales", "1", "--no-crf")
 

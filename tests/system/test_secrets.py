@@ -16,9 +16,10 @@ import pytest
 from pipelines.storage import s3 as store
 from pipelines.table.results_table import ResultsTable
 from tests import s3_server
+from tests.processes import free_port
 from tests.system.conftest import PATIENCE
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 Start = Callable[..., subprocess.Popen[str]]
 WRONG = "another-secret-never-to-be-printed"
 SECRETS = (s3_server.SECRET, WRONG)
@@ -96,7 +97,7 @@ def test_a_run_that_fails_says_why_without_the_secret(
     if trouble == "no such bucket":
         photos = "s3://no-bucket-of-this-name/photos"
     elif trouble == "store down":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_server.free_ports(1)[0]}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     else:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WRONG)
     if trouble.endswith("for the table"):

@@ -19,13 +19,15 @@ import torch
 
 from deeplab import weights
 from deeplab.models import checkpoint
-from tests.pipelines.conftest import make_dataset
-from tests.system.conftest import NODES, processes, wait_for
+from tests.material import make_dataset
+from tests.processes import in_session, wait_for
+from tests.system.conftest import NODES
 
 PATIENCE = 900.0
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -133,13 +135,13 @@ def test_ray_workers_survive_a_killed_worker_and_a_killed_driver(
     process = start(*command)
     wait_for(lambda: reached(out, 1)() or process.poll() is not None, "a first state", PATIENCE)
     assert process.poll() is None, process.communicate()[1]
-    os.kill(processes("ray::RayTrainWorker", process.pid)[0], signal.SIGKILL)
+    os.kill(in_session(process.pid, "ray::RayTrainWorker")[0], signal.SIGKILL)
     at = states(out)[-1]
     wait_for(lambda: states(out)[-1:] > [at] or process.poll() is not None, "steps after the worker's death", PATIENCE)
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not processes("raylet", process.pid), "the dead driver's Ray to end", PATIENCE)
+        wait_for(lambda: not in_session(process.pid, "raylet"), "the dead driver's Ray to end", PATIENCE)
     with kept_states(out):
         finish(start(*command, "--resume"))
 

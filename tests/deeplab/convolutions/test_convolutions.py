@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from deeplab.convolutions.conv_norm import ConvBatchNorm, conv_norm
 from deeplab.convolutions.dilated import depthwise_by_phases, summed_by_shifts
 from deeplab.networks.heads import ASPP, LargeFOV, Plain
+from tests.examples import examples
 
 SIDES = st.integers(1, 13)
 
@@ -27,7 +28,7 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, *inputs: torch.Tensor)
         torch.testing.assert_close(mine, other)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(height=SIDES, width=SIDES, rate=st.integers(1, 6), batch=st.integers(1, 3))
 def test_depthwise_by_phases_is_the_dilated_convolution(height, width, rate, batch):
     torch.manual_seed(0)
@@ -38,7 +39,7 @@ def test_depthwise_by_phases_is_the_dilated_convolution(height, width, rate, bat
     assert_same(ours, F.conv2d(x, weight, bias, padding=rate, dilation=rate, groups=5), x, weight, bias)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(height=SIDES, width=SIDES, rates=st.lists(st.integers(1, 26), min_size=1, max_size=4))
 def test_summed_by_shifts_is_the_sum_of_the_branches(height, width, rates):
     torch.manual_seed(0)

@@ -1,16 +1,13 @@
-"""Images and scores for the CRF tests. Real photos are looked for in $DEEPLAB_PHOTOS, else beside the checkout."""
+"""Images and scores for the CRF tests."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-PHOTOS = Path(os.environ.get("DEEPLAB_PHOTOS", Path(__file__).resolve().parents[4] / "shared" / "data" / "pets" / "images"))
+from tests.material import EXAMPLES
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +21,8 @@ def one_torch_thread():
 
 @pytest.fixture(scope="session")
 def photos() -> list[np.ndarray]:
-    """Four real photos, 188 x 250 x 3 uint8."""
-    files = sorted(PHOTOS.glob("*.jpg"))
-    if len(files) < 4:
-        pytest.skip(f"no photos: set DEEPLAB_PHOTOS to a folder with at least four .jpg files ({PHOTOS} has {len(files)})")
-    chosen = files[:: len(files) // 4][:4]
+    """Four of the example photos, 188 x 250 x 3 uint8."""
+    chosen = sorted((EXAMPLES / "images").glob("*.jpg"))[::4][:4]
     return [np.asarray(Image.open(file).convert("RGB").resize((250, 188), Image.Resampling.BICUBIC)) for file in chosen]
 
 

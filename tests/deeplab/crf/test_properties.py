@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from deeplab.crf import DenseCRF
 from tests.deeplab.crf.conftest import painted, smooth_scores
+from tests.examples import examples
 
 MODES = pytest.mark.parametrize("mode", ["fast", "exact"])
 
@@ -19,7 +20,7 @@ def assert_distribution(marginals):
     np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(["fast", "exact"]),
     st.floats(0.2, 1e4), st.floats(0.2, 1e4), st.floats(0.5, 1e4), st.floats(0, 50),

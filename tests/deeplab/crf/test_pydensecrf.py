@@ -8,7 +8,7 @@ import pytest
 from deeplab.crf import DenseCRF, compat
 from tests.deeplab.crf.conftest import painted, smooth_scores
 
-reference = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed (extra 'pydensecrf')")
+reference = pytest.importorskip("pydensecrf.densecrf", reason="no pydensecrf: make setup brings it")
 
 
 def softmax(values):

@@ -13,7 +13,7 @@ from deeplab.scoring.predictor import Predictor
 
 def test_an_outside_network_scores_what_was_measured_outside(shared):
     """shared/reference: VOC ids 0, 8, 12 are ours, any other id is an error; 0.9298 on the stored test split."""
-    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert, which runs the network, is not installed")
+    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="no TensorFlow Lite: pip install ai-edge-litert")
     net = litert.Interpreter(model_path=str(shared / "reference" / "deeplabv3_mnv2_pascal_quant.tflite"), num_threads=2)
     net.allocate_tensors()
     source, target = net.get_input_details()[0]["index"], net.get_output_details()[0]["index"]

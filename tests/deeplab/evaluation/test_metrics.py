@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from deeplab.evaluation.metrics import Confusion, trimap_band
+from tests.examples import examples
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Confusion:
@@ -49,14 +50,14 @@ def assert_equal(ours: Confusion, expected: dict[str, object]) -> None:
 LABELS = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1, 2, 3, 255]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(labels=LABELS, predicted=arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1, 2, 3, 4, 200, 255])))
 def test_all_figures_are_those_of_the_definitions(labels, predicted):
     """Predictions of 4, 200 and 255 are no class of four: such a pixel is wrong and in no class's prediction."""
     assert_equal(confusion(labels, predicted, 4), by_loops(labels, predicted, 4))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(pairs=st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=4))
 def test_merged_matrices_are_the_matrix_of_all_pixels(pairs):
     total, one = Confusion.empty(4), Confusion.empty(4)
@@ -114,7 +115,7 @@ def test_a_summary_is_json_with_the_classes_by_name():
     assert summary["pixels"] == 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(void=arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 11))), width=st.integers(1, 12))
 def test_a_trimap_band_is_what_lies_within_chebyshev_distance_of_void(void, width):
     labels = np.where(void, 255, 1).astype(np.uint8)

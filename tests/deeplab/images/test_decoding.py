@@ -14,6 +14,7 @@ from PIL import Image
 
 from deeplab.errors import ImageError
 from deeplab.images.decoding import decode, decode_labels
+from tests.examples import examples
 
 
 def reason(data: bytes, **options: int) -> str:
@@ -208,7 +209,7 @@ def picture_bytes(kind: str) -> bytes:
 WHOLE = {kind: picture_bytes(kind) for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(share=st.floats(0, 0.95), kind=st.sampled_from(["JPEG", "PNG", "BMP", "PPM", "WEBP"]))
 def test_a_truncated_file_is_refused_with_its_reason(share, kind):
     data = WHOLE[kind]
@@ -216,7 +217,7 @@ def test_a_truncated_file_is_refused_with_its_reason(share, kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(data=st.data(), kind=st.sampled_from(sorted(WHOLE)))
 def test_changed_bytes_give_pixels_or_a_refusal_and_nothing_else(data, kind):
     damaged = bytearray(WHOLE[kind])
@@ -229,7 +230,7 @@ MAGIC = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF89
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(head=st.sampled_from(MAGIC), tail=st.binary(max_size=200))
 def test_random_bytes_end_as_pixels_or_a_refusal(head, tail):
     pixels_or_refusal(head + tail)

@@ -16,7 +16,7 @@ from deeplab.images import gdal_raster
 from deeplab.images.decoding import decode, header
 from deeplab.images.row_windows import LargeImage, reduced
 
-rasterio = pytest.importorskip("rasterio")
+rasterio = pytest.importorskip("rasterio", reason="no GDAL: pip install -e '.[large]' brings rasterio")
 
 HEIGHT, WIDTH = 50, 70
 PHOTO = Path(__file__).parents[3] / "examples/pets/images/Abyssinian_105.jpg"

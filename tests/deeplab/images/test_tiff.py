@@ -20,7 +20,7 @@ from deeplab.errors import ImageError
 from deeplab.images import gdal_raster, tiff
 from deeplab.images.decoding import decode, header
 
-rasterio = pytest.importorskip("rasterio")
+rasterio = pytest.importorskip("rasterio", reason="no GDAL: pip install -e '.[large]' brings rasterio")
 
 HEIGHT, WIDTH = 33, 41
 TILES = {"tiled": True, "blockxsize": 16, "blockysize": 16}

@@ -231,6 +231,7 @@ def test_training_starts_from_a_model_with_its_head_where_the_classes_fit(saved,
         initialise(build("resnet50-aspp", 2), saved)
 
 
+@pytest.mark.drill
 def test_a_save_that_is_killed_at_any_file_operation_leaves_a_whole_model_or_none(tmp_path):
     """And can be done again: save_kills does, after each kill."""
     command = [sys.executable, "-m", "tests.deeplab.models.save_kills", str(tmp_path / "model")]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from deeplab.networks.resampling import resample
 from deeplab.scoring.multiscale import multiscale_scores, upsample, winning_classes
+from tests.examples import examples
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [((5, 7), (33, 49)), ((41, 31), (321, 241)), ((33, 49), (5, 7))])
@@ -31,7 +32,7 @@ def test_resampling_of_areas_is_interpolation_without_aligned_corners(factor):
     torch.testing.assert_close(resample(maps, (5 * factor, 6 * factor), 1 / factor, False), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(height=st.integers(1, 60), width=st.integers(1, 60), scale=st.sampled_from([0.5, 0.75, 1.25, 1.5, 2.0]))
 def test_a_ramp_stays_the_ramp_at_any_size(height, width, scale):
     """Output (i, j) reads (i / scale, j / scale), whatever the sides are: the value there is known in closed form."""
@@ -44,7 +45,7 @@ def test_a_ramp_stays_the_ramp_at_any_size(height, width, scale):
             np.testing.assert_allclose(resample(ramp[None, None], size, 1 / scale)[0, 0], expected, rtol=1e-5, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(height=st.integers(1, 50), width=st.integers(1, 50))
 def test_pixel_8i_has_exactly_score_i(height, width):
     grid = -(-(height - 1) // 8) + 1, -(-(width - 1) // 8) + 1

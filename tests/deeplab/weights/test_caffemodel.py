@@ -20,6 +20,7 @@ from deeplab.zoo import build
 from tests.deeplab.networks import reference
 from tests.deeplab.networks.reference import FCN_BODY, LARGEFOV_BODY
 from tests.deeplab.weights.caffe_writer import integer, layer, layer_v1, message, net, varint
+from tests.examples import examples
 
 CLASSES = 3
 CONVOLUTION_V1 = 4
@@ -219,7 +220,7 @@ def test_a_file_cut_anywhere_within_a_layer_is_refused_or_has_lost_whole_layers(
     assert refused > len(data) - 8
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=200), st.integers(0, 500), st.integers(0, 255))
 def test_damaged_bytes_are_refused_or_read_and_nothing_else(noise, at, byte):
     data = bytearray(small_file())

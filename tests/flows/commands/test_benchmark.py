@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tests.pipelines.conftest import EXAMPLES, make_model
+from tests.material import EXAMPLES, make_model
 
 runner = CliRunner()
 QUICK = ["-n", "2", "--rounds", "1", "--device", "cpu"]

@@ -12,25 +12,18 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deeplab import masks
+from deeplab.classes import PETS
 from deeplab.models import checkpoint
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import segment
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
-
-ROOT = Path(__file__).parents[3]
-
-
-def deeplab(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
+from tests.command_line import ROOT, deeplab
+from tests.material import EXAMPLES, make_dataset, make_model
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, running_ray: None) -> Path:
     """A table of six example photos and one broken file, with the masks of a small random model."""
-    from pipelines.cluster import connection
-
     root = tmp_path_factory.mktemp("cli")
     photos = root / "photos"
     (photos / "sub").mkdir(parents=True)
@@ -38,17 +31,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (photos / ("sub" if index % 2 else "") / path.name).write_bytes(path.read_bytes())
     (photos / "broken.jpg").write_bytes(b"not an image")
     model = make_model(root / "tiny")
-    with connection.session(cpus=2):
-        chosen = SegmentOptions(
-            archive=str(photos), results=str(root / "results"), model=str(model), scales=(1.0,), max_error_rate=1.0
-        )
-        segment(chosen)
+    places = {"archive": str(photos), "results": str(root / "results"), "model": str(model)}
+    segment(SegmentOptions(**places, scales=(1.0,), max_error_rate=1.0))
     return root / "results"
 
 
 def test_help_teaches_the_commands_and_the_exit_codes() -> None:
-    page = deeplab("--help")
-    assert page.returncode == 0
+    """In a process of its own, as a person starts it."""
+    page = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     for word in ("segment", "status", "export", "show", "train", "evaluate", "tune-crf", "models", "Exit codes"):
         assert word in page.stdout
     assert "Exactly one row per image" in deeplab("segment", "--help").stdout
@@ -70,6 +60,7 @@ def test_help_teaches_the_commands_and_the_exit_codes() -> None:
         (["evaluate", "pets", "examples/pets", "--trimap", "wide"], 2, "--trimap: Input should be a valid integer"),
         (["tune-crf", "pets", "examples/pets"], 1, "pets is bundled and stays as it is"),
         (["train", "examples/pets", "out", "--preset", "x"], 2, "finetune"),
+        (["run", "train", "examples/pets", "out", "--crop", "3"], 2, "--crop"),
         (["models", "nothing"], 1, "no model nothing"),
         (["bogus"], 2, "No such command"),
     ],
@@ -133,30 +124,14 @@ def test_exported_coco_rle_decodes_to_the_same_masks(results: Path, tmp_path: Pa
 
 
 def test_training_writes_a_model_that_segments_and_evaluates(tmp_path: Path) -> None:
-    init = make_model(tmp_path / "start")
-    trained = tmp_path / "mine"
-    done = deeplab(
-        "train",
-        "examples/pets",
-        trained,
-        "--init",
-        init,
-        "--steps",
-        2,
-        "--batch-size",
-        2,
-        "--crop",
-        65,
-        "--loaders",
-        0,
-        "--licence",
-        "CC0",
-    )
+    data, init, trained = make_dataset(tmp_path / "data", classes=PETS.names), make_model(tmp_path / "start"), tmp_path / "mine"
+    options = ("--steps", 2, "--batch-size", 2, "--crop", 65, "--loaders", 0, "--licence", "CC0")
+    done = deeplab("train", data, trained, "--init", init, *options)
     assert done.returncode == 0, done.stderr
     card = checkpoint.read_card(trained)
     assert (card["name"], card["data"]["licence"], card["training"]["steps"]) == ("mine", "CC0", 2)
     figures = tmp_path / "figures"
-    scored = deeplab("evaluate", trained, "examples/pets", "--trimap", "3,9", "--crf", "--plots", figures, "--json")
+    scored = deeplab("evaluate", trained, data, "--split", "train", "--trimap", "3,9", "--crf", "--plots", figures, "--json")
     assert scored.returncode == 0, scored.stderr
     summary = json.loads(scored.stdout)
     assert set(summary["iou"]) == {"background", "cat", "dog"}

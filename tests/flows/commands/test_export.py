@@ -1,4 +1,4 @@
-"""`deeplab export` as a person and a script meet it; the formats' own tests are tests/pipelines/test_exports_*.py."""
+"""`deeplab export` as a person and a script meet it; the formats' own tests are tests/pipelines/exports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pipelines.exports.formats import FORMATS
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.pipelines.exports.exported import make_table, regions
 
 

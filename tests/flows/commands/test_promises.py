@@ -41,7 +41,8 @@ from pipelines.train import flow_steps
 from pipelines.train.crf_search import tune
 from pipelines.train.evaluation import evaluate
 from pipelines.train.ray_train import train
-from tests.pipelines.conftest import EXAMPLES, make_archive, make_dataset, make_model
+from tests.material import EXAMPLES, make_archive, make_dataset, make_model
+from tests.s3_server import fresh_clients
 
 PLACES = {"archive": "a", "results": "r", "dataset": "d", "model": "m", "model_out": "o", "out": "o"}
 
@@ -90,11 +91,6 @@ def test_every_bad_option_is_named_at_once_as_it_is_typed(command: str, flags: s
     lines = [line for line in done.output.splitlines() if line.startswith("error: ")]
     assert sorted(line.split()[1].strip(":-") for line in lines) == sorted(flags.split())
     assert not isinstance(done.exception, ValidationError | TypeError)
-
-
-def fresh_clients() -> None:
-    for cached in (store.client, store.signed, filesystems._s3_filesystem):
-        cached.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -154,10 +150,10 @@ def test_an_error_about_an_outage_passes_and_a_chunk_that_met_a_refusal_does_not
     assert transient(None, None, Failed(data=SegmentError("chunk 1 of 2: no such bucket", passing=False))) is False
 
 
-def test_a_gpu_that_is_not_there_is_one_line_in_every_command(tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there_is_one_line_in_every_command(tmp_path: Path, running_ray: None) -> None:
     """In this process, and through Ray."""
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU: CUDA_VISIBLE_DEVICES= hides it")
     data, given = str(make_dataset(tmp_path / "data", 2)), {"device": "cuda"}
     commands = [
         lambda: evaluate(options.EvaluateOptions(model="pets", dataset=str(tmp_path / "nowhere"), **given)),

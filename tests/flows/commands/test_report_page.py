@@ -17,8 +17,9 @@ import pytest
 from pipelines.report.static_page import build
 from pipelines.table.results_table import ResultsTable
 from tests.flows.browser import SWITCHES, chromium
-from tests.pipelines.conftest import make_results
+from tests.material import make_results
 
+pytestmark = pytest.mark.drill
 MODEL = "pets@0123456789ab"
 PHOTOS, ERRORS = 60, 5
 

@@ -23,10 +23,10 @@ from pipelines import job
 from pipelines.archive.image_lists import ArchiveError
 from pipelines.cluster import connection, ray_jobs
 from pipelines.options import SegmentOptions
-from tests.pipelines.conftest import make_archive, make_dataset, make_model, make_results
+from tests.command_line import ROOT, deeplab
+from tests.flows.conftest import SECRET
+from tests.material import make_archive, make_dataset, make_model, make_results
 
-ROOT = Path(__file__).resolve().parents[3]
-SECRET = "correct-horse-battery-staple"
 # A home folder that nobody can write to, root included.
 NO_HOME = "/dev/null/home"
 
@@ -49,7 +49,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def deeplab(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "flows.cli", *map(str, arguments)]
     return subprocess.run(
         command, env={**os.environ, **variables}, cwd=cwd, capture_output=True, text=True, timeout=280, check=False
@@ -101,6 +101,7 @@ def test_a_folder_that_others_may_enter_is_not_taken_for_ours(temporary: Path) -
         environment.own_folder()
 
 
+@pytest.mark.drill
 def test_without_a_home_and_among_folders_of_our_names_workers_run_the_code_of_the_driver(temporary: Path, tmp_path: Path) -> None:
     """A dead proxy is set as well. The folders would end whoever imports them."""
     for package in ("deeplab", "pipelines", "flows"):
@@ -108,7 +109,7 @@ def test_without_a_home_and_among_folders_of_our_names_workers_run_the_code_of_t
         (tmp_path / "here" / package / "__init__.py").write_text("raise SystemExit('another code than the driver runs')")
     archive, model = make_archive(tmp_path / "photos", 2), make_model(tmp_path / "tiny")
     machine = {"HOME": NO_HOME, "HTTP_PROXY": "http://127.0.0.1:9"}
-    done = deeplab("segment", archive, tmp_path / "r", "--model", model, "--no-crf", cwd=tmp_path / "here", **machine)
+    done = process("segment", archive, tmp_path / "r", "--model", model, "--no-crf", cwd=tmp_path / "here", **machine)
     assert done.returncode == 0, done.stderr
     assert f"the home folder {NO_HOME} cannot be written" in done.stderr
     assert "2 done, 0 of them errors" in done.stdout
@@ -116,7 +117,7 @@ def test_without_a_home_and_among_folders_of_our_names_workers_run_the_code_of_t
 
 def test_a_dead_prefect_server_is_one_sentence(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/api"
-    done = deeplab("run", "evaluate", "pets", "examples/pets", PREFECT_API_URL=url, PREFECT_HOME=str(tmp_path))
+    done = process("run", "evaluate", "pets", "examples/pets", PREFECT_API_URL=url, PREFECT_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(rf"error: no answer from the Prefect server at {url} .*PREFECT_API_URL right\?\n", done.stderr)
 
@@ -153,6 +154,7 @@ def test_rays_token_is_found_where_ray_looks_for_it(monkeypatch: pytest.MonkeyPa
     assert connection.token() == SECRET
 
 
+@pytest.mark.drill
 def test_a_signal_to_all_processes_of_a_training_saves_its_state(tmp_path: Path) -> None:
     """As systemd, Slurm and others send it, to the loader processes too."""
     data, out, log = make_dataset(tmp_path / "data"), tmp_path / "out", tmp_path / "log"

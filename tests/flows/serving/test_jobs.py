@@ -18,13 +18,15 @@ from flows.serving.cleanup import leave_nothing_behind
 from pipelines.cluster import connection, ray_jobs
 from pipelines.options import RegisteredTraining, SegmentOptions
 from pipelines.table.results_table import ResultsTable
-from tests.flows.conftest import ROOT, SECRET, Prefect, Served, uris, wait_for
+from tests.flows.conftest import ROOT, SECRET, Prefect, Served
 from tests.flows.ray_cluster import RayCluster, ray_cluster
-from tests.pipelines.conftest import make_dataset
+from tests.material import make_dataset, uris
+from tests.processes import wait_for
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a cluster through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 

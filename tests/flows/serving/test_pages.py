@@ -13,11 +13,14 @@ import pytest
 
 from pipelines.options import SegmentOptions
 from tests.flows.browser import browser, chromium
-from tests.flows.conftest import Served, held, uris, wait_for
+from tests.flows.conftest import Served, held
+from tests.material import uris
+from tests.processes import wait_for
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a run through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from flows.serving.cleanup import end_processes
-from tests.flows.conftest import ROOT, Prefect, free_port, wait_for
-from tests.pipelines.conftest import make_model
+from tests.flows.conftest import ROOT, Prefect
+from tests.material import make_model
+from tests.processes import free_port, wait_for
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
 
 def program(name: str) -> str | None:
@@ -55,7 +56,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     if program("initdb") is None or program("postgres") is None:
-        pytest.skip("no PostgreSQL here: initdb and postgres are looked for (apt-get install postgresql)")
+        pytest.skip("no PostgreSQL, initdb and postgres: apt-get install postgresql")
     # Below pytest's own folder another user could not get at its files.
     with postgresql(Path(tempfile.mkdtemp(prefix="deeplab-postgres-"))) as url:
         yield url

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from flows.cli import app
-from tests.flows.conftest import ROOT, Prefect, uris, wait_for
-from tests.pipelines.conftest import make_archive, make_model
+from tests.flows.conftest import ROOT, Prefect
+from tests.material import make_archive, make_model, uris
+from tests.processes import wait_for
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
 
 def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -37,13 +36,6 @@ def test_without_a_server_the_final_state_is_printed_and_the_exit_code_tells(tmp
     assert "1 of 4 images (25.0%) became error rows" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(uris(tmp_path / "results")) == 4
-
-
-def test_bad_options_are_refused_before_anything_starts() -> None:
-    done = CliRunner().invoke(app, ["run", "train", "examples/pets", "out", "--crop", "3"])
-    assert done.exit_code == 2
-    assert "--crop" in done.stderr
-    assert not (ROOT / "out").exists()
 
 
 def test_a_run_from_a_shell_is_seen_and_cancelled_on_the_server(prefect_server: Prefect, tmp_path: Path) -> None:

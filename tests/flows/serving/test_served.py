@@ -13,11 +13,14 @@ import pytest
 from flows.serving.settings import limit_name
 from flows.watching.progress import slug
 from pipelines.storage import filesystems
-from tests.flows.conftest import SECRET, Prefect, Served, flow_processes, processes, serve, uris, wait_for
+from tests.flows.conftest import SECRET, Prefect, Served, flow_processes, processes, serve
+from tests.material import uris
+from tests.processes import wait_for
 
 pytestmark = [
+    pytest.mark.drill,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of a run through /proc"),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc, by which processes are found: only on Linux"),
 ]
 
 

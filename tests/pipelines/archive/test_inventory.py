@@ -14,14 +14,7 @@ from pipelines.archive import inventory
 from pipelines.archive.image_lists import MISSING, ArchiveError
 from pipelines.segment import plan
 from pipelines.storage import filesystems
-from tests.pipelines.conftest import make_archive, photo
-
-
-def listed(archive: object, tmp_path: Path, **options: object) -> dict[str, tuple[int, str]]:
-    found = inventory.take(str(archive), tmp_path / "inventory.parquet", **options)  # type: ignore[arg-type]
-    rows = pq.read_table(found.path).to_pylist()
-    assert len(rows) == found.images
-    return {row["uri"]: (row["bytes"], row["version"]) for row in rows}
+from tests.material import listed, make_archive, photo
 
 
 def test_a_folder_is_listed_with_all_folders_below_it_and_true_sizes(tmp_path: Path) -> None:
@@ -138,7 +131,7 @@ def test_memory_does_not_grow_with_an_inventory_that_is_taken_over_and_planned(t
     assert most < size / 1.5
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can list any folder")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can list any folder: run as another user")
 def test_a_folder_that_cannot_be_listed_is_an_entry_of_its_own_unless_it_is_the_archive(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "photos", 2)
     (archive / "a").chmod(0)

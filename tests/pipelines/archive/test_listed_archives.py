@@ -21,7 +21,7 @@ from pipelines.segment import run
 from pipelines.storage import filesystems, s3, storage_errors
 from pipelines.table import counts
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
+from tests.material import photo
 
 
 def taken(archive: str, tmp_path: Path, **options: object) -> list[dict[str, object]]:

@@ -30,8 +30,7 @@ from pipelines.storage import filesystems, local_files, s3_errors, storage_error
 from pipelines.table.results_table import ResultsTable
 from pipelines.upkeep import verification
 from pipelines.upkeep.status import status
-from tests.pipelines.archive.test_shards import make_tar, make_zip
-from tests.pipelines.conftest import make_archive, photo
+from tests.material import make_archive, make_tar, make_zip, photo
 
 
 def reasons(archive: object, tmp_path: Path, **options: object) -> dict[str, str | None]:

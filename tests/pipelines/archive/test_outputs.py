@@ -21,7 +21,7 @@ from pipelines.storage import filesystems
 from pipelines.table.results_table import ResultsTable
 from pipelines.train.packed_datasets import pack
 from pipelines.upkeep.compaction import vacuum
-from tests.pipelines.conftest import make_archive, make_dataset, make_results, photo
+from tests.material import make_archive, make_dataset, make_results, photo
 
 MODEL = "pets@0123456789ab"
 

@@ -19,9 +19,7 @@ from deeplab.errors import UserError
 from pipelines.archive import shards
 from pipelines.archive.image_lists import MISSING, ArchiveError
 from pipelines.storage import filesystems, s3
-from tests.pipelines.archive.test_inventory import listed
-from tests.pipelines.archive.test_shards import make_tar, make_zip
-from tests.pipelines.conftest import make_archive, make_dataset, photo
+from tests.material import listed, make_archive, make_dataset, make_tar, make_zip, photo
 
 Columns = dict[str, list[object]]
 

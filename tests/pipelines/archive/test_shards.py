@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 import zipfile
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from pipelines.archive import inventory, shards
+from pipelines.archive import shards
 from pipelines.archive.image_bytes import read
 from pipelines.archive.image_lists import ArchiveError
 from pipelines.archive.shards import name_of
 from pipelines.options import SegmentOptions
 from pipelines.segment import run
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
-
-
-def make_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as shard:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            shard.addfile(info, io.BytesIO(data))
-    return path
-
-
-def make_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as shard:
-        for name, data in members.items():
-            shard.writestr(name, data)
-    return path
-
-
-def listed(archive: str, tmp_path: Path) -> dict[str, str]:
-    inventory.take(archive, tmp_path / "inventory.parquet")
-    table = pq.read_table(tmp_path / "inventory.parquet")
-    return dict(zip(table["uri"].to_pylist(), table["version"].to_pylist(), strict=True))
-
+from tests.material import listed_versions, make_tar, make_zip, photo
 
 PHOTOS = {f"{folder}/photo {index} #é.jpg": photo(index) for folder in "ab" for index in range(3)}
 
@@ -53,7 +28,7 @@ def test_every_member_is_read_back_by_offset(kind: str, tmp_path: Path) -> None:
         path = make_tar(tmp_path / "shard.tar", members)
     else:
         path = make_zip(tmp_path / "shard.zip", members, zipfile.ZIP_DEFLATED if kind == "zip" else zipfile.ZIP_STORED)
-    found = listed(str(path), tmp_path)
+    found = listed_versions(str(path), tmp_path)
     assert {shards.split(uri)[1]: shards.fetch(uri, version)[0] for uri, version in found.items()} == {  # type: ignore[index]
         name: data for name, data in members.items() if name != "notes.txt"
     }
@@ -64,7 +39,7 @@ def test_shards_in_a_folder_stand_beside_loose_photos(tmp_path: Path) -> None:
     root.mkdir()
     make_tar(root / "one.tar", PHOTOS)
     (root / "loose.jpg").write_bytes(photo(7))
-    assert len(listed(str(root), tmp_path)) == 7
+    assert len(listed_versions(str(root), tmp_path)) == 7
 
 
 def test_members_of_a_shard_on_s3_are_read_by_range(s3: str, tmp_path: Path) -> None:
@@ -72,7 +47,7 @@ def test_members_of_a_shard_on_s3_are_read_by_range(s3: str, tmp_path: Path) -> 
 
     store.put(f"{s3}/shards/one.tar", make_tar(tmp_path / "one.tar", PHOTOS).read_bytes())
     store.put(f"{s3}/shards/two.zip", make_zip(tmp_path / "two.zip", PHOTOS).read_bytes())
-    found = listed(f"{s3}/shards", tmp_path)
+    found = listed_versions(f"{s3}/shards", tmp_path)
     assert len(found) == 12
     for uri, version in found.items():
         assert shards.fetch(uri, version) == (PHOTOS[shards.split(uri)[1]], version)  # type: ignore[index]
@@ -84,7 +59,7 @@ def test_hostile_members_become_reasons(tmp_path: Path) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         shard.addfile(link)
-    reasons = {uri.split("#")[1]: read(uri, version)[2] for uri, version in listed(str(path), tmp_path).items()}
+    reasons = {uri.split("#")[1]: read(uri, version)[2] for uri, version in listed_versions(str(path), tmp_path).items()}
     assert reasons == {
         "../../etc/x.jpg": "read: the member's name points out of its shard",
         "/root.jpg": "read: the member's name points out of its shard",
@@ -96,13 +71,13 @@ def test_hostile_members_become_reasons(tmp_path: Path) -> None:
 def test_a_bomb_is_refused_within_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", 1 << 20)
     path = make_zip(tmp_path / "bomb.zip", {"bomb.jpg": bytes(64 << 20)})
-    ((uri, version),) = listed(str(path), tmp_path).items()
+    ((uri, version),) = listed_versions(str(path), tmp_path).items()
     assert read(uri, version)[2] == "read: the member unpacks to over 1048576 bytes"
 
 
 def test_a_shard_that_changed_since_it_was_listed_is_noticed(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "shard.tar", PHOTOS)
-    found = listed(str(path), tmp_path)
+    found = listed_versions(str(path), tmp_path)
     make_tar(path, {name: data + b"x" for name, data in PHOTOS.items()})
     os.utime(path, (1, 1))
     uri, version = next(iter(found.items()))
@@ -121,7 +96,7 @@ def test_a_damaged_or_compressed_shard_is_named(name: str, tmp_path: Path) -> No
         with tarfile.open(path, "w:gz") as shard:
             shard.addfile(tarfile.TarInfo("x.jpg"))
     with pytest.raises(ArchiveError, match=f"no images found; .*{name}: read: not a readable {name[-3:]}"):
-        listed(str(path), tmp_path)
+        listed_versions(str(path), tmp_path)
 
 
 def test_names_for_people_show_the_member_as_a_file_in_its_shard() -> None:

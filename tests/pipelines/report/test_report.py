@@ -26,7 +26,7 @@ from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA, FORMAT, FORMAT_KEY, SCHEMA
 from pipelines.table.snapshot import Snapshot
 from pipelines.table.table_errors import ResultsError
-from tests.pipelines.conftest import START, make_results
+from tests.material import START, make_results
 
 MODEL = "pets@0123456789ab"
 

@@ -24,9 +24,9 @@ from pipelines.storage import filesystems
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
 from pipelines.upkeep.verification import verify
-from tests.pipelines.conftest import EXAMPLES, photo
+from tests.material import EXAMPLES, photo
 
-rasterio = pytest.importorskip("rasterio")
+rasterio = pytest.importorskip("rasterio", reason="no GDAL: pip install -e '.[large]' brings rasterio")
 pytestmark = pytest.mark.usefixtures("running_ray")
 
 HEIGHT, WIDTH = 300, 420

@@ -16,6 +16,7 @@ from pipelines.segment import plan
 from pipelines.table.commit import write_part
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
+from tests.examples import examples
 
 MODEL = "m@000000000000"
 
@@ -52,7 +53,7 @@ def test_an_empty_table_leaves_everything_to_do(tmp_path: Path) -> None:
 keys = st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"]))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     archive=st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from(["1", "2"]), min_size=1),
     done=st.dictionaries(keys, st.sampled_from(["ok", "error"])),

@@ -18,7 +18,7 @@ from pipelines.segment import read_ahead
 from pipelines.segment.poison import DEATHS, Register, Suspects, given_up
 from pipelines.segment.read_ahead import WINDOW, Loader
 from pipelines.storage.filesystems import read_versioned
-from tests.pipelines.conftest import make_archive, photo
+from tests.material import make_archive, photo
 
 Image = tuple[str, str, int]  # uri, version, bytes
 

@@ -19,7 +19,7 @@ from deeplab.scoring.predictor import Predictor, Scoring
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import SegmentProgress, TooManyErrors, segment
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import EXAMPLES, log_entries, make_archive, photo
+from tests.material import EXAMPLES, log_entries, make_archive, photo
 
 pytestmark = pytest.mark.usefixtures("running_ray")
 
@@ -115,7 +115,7 @@ def test_rows_fill_files_however_often_a_run_commits(tmp_path: Path, model: Path
 
 
 def test_another_model_writes_its_own_rows_beside_the_first(tmp_path: Path, model: Path) -> None:
-    from tests.pipelines.conftest import make_model
+    from tests.material import make_model
 
     archive = make_archive(tmp_path / "photos", 3)
     other = make_model(tmp_path / "other", seed=1, name="other")

@@ -25,7 +25,7 @@ from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import ADDED, FILE_SCHEMA, FORMAT, FORMAT_KEY, MODEL_KEY, SCHEMA
 from pipelines.upkeep import verification
 from pipelines.upkeep.compaction import compact
-from tests.pipelines.conftest import make_archive, photo
+from tests.material import make_archive, photo
 from tests.pipelines.segment.test_plan import planned, write_inventory
 
 MODEL = "m@000000000000"

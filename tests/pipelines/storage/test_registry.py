@@ -10,7 +10,7 @@ import pytest
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
 from pipelines.storage.model_registry import Registry, RegistryError, read_model
-from tests.pipelines.conftest import make_model
+from tests.material import make_model
 
 
 def label(reference: object) -> str:

@@ -35,17 +35,12 @@ from pipelines.table import results_table
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.table_errors import ResultsError
 from tests import s3_server
+from tests.material import listed_versions
 from tests.s3_proxy import Faults, Proxy
 
 
-def taken(archive: str, tmp_path: Path) -> dict[str, str]:
-    inventory.take(archive, tmp_path / "inventory.parquet")
-    table = pq.read_table(tmp_path / "inventory.parquet")
-    return dict(zip(table["uri"].to_pylist(), table["version"].to_pylist(), strict=True))
-
-
 def test_an_inventory_names_objects_with_their_etags(s3_archive: str, tmp_path: Path) -> None:
-    found = taken(s3_archive, tmp_path)
+    found = listed_versions(s3_archive, tmp_path)
     assert len(found) == 13
     uri = f"{s3_archive}/a/photo 00.jpg"
     assert found[uri] == hashlib.md5(store.get(uri)[0]).hexdigest()  # what an ETag of a single PUT is
@@ -92,7 +87,7 @@ def test_a_listing_can_be_left_in_the_middle(s3: str, tmp_path: Path) -> None:
 
 
 def test_one_object_is_an_archive(s3_archive: str, tmp_path: Path) -> None:
-    assert list(taken(f"{s3_archive}/a/photo 00.jpg", tmp_path)) == [f"{s3_archive}/a/photo 00.jpg"]
+    assert list(listed_versions(f"{s3_archive}/a/photo 00.jpg", tmp_path)) == [f"{s3_archive}/a/photo 00.jpg"]
 
 
 def test_an_empty_prefix_and_a_missing_bucket_are_said_so(s3: str, tmp_path: Path) -> None:
@@ -104,7 +99,7 @@ def test_an_empty_prefix_and_a_missing_bucket_are_said_so(s3: str, tmp_path: Pat
 
 def test_wrong_credentials_fail_and_show_no_secret(s3_archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
-    store.client.cache_clear()
+    s3_server.fresh_clients()
     with pytest.raises(StorageError) as caught:
         filesystems.read_versioned(f"{s3_archive}/a/photo 00.jpg")
     assert "SignatureDoesNotMatch" in str(caught.value) and "wrong-secret-value" not in str(caught.value)
@@ -115,7 +110,7 @@ def test_a_missing_object_is_a_missing_file_and_a_dead_store_is_not(s3: str, mon
         filesystems.read_versioned(f"{s3}/nothing.jpg")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(store, "TRIES", 2)
-    store.client.cache_clear()
+    s3_server.fresh_clients()
     with pytest.raises(StorageError, match="cannot be reached"):
         filesystems.read_versioned(f"{s3}/nothing.jpg")
 
@@ -182,7 +177,7 @@ def test_a_store_without_conditional_replacing_keeps_tables_but_moves_no_alias(s
 def test_other_stores_are_sent_no_newer_checksums_unless_asked_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def checksums() -> set[str]:
         sent: set[str] = set()
-        store.client.cache_clear()
+        s3_server.fresh_clients()
         store.client().meta.events.register("before-send.s3.PutObject", lambda request, **_: sent.update(request.headers))
         with suppress(StorageError):  # Ceph's answer over TLS when it is sent some
             store.put(f"{s3}/x", b"x")
@@ -212,7 +207,7 @@ def test_a_store_with_a_certificate_of_ones_own_needs_both_variables(
     try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setattr(store, "TRIES", 1)
-        store.client.cache_clear()
+        s3_server.fresh_clients()
         with pytest.raises(StorageError, match="is not trusted; for an authority of your own, AWS_CA_BUNDLE and SSL_CERT_FILE"):
             store.put(f"{s3}/x", b"x")
         monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
@@ -318,7 +313,7 @@ def test_an_inventory_on_s3_is_read_and_looked_up(s3_archive: str, tmp_path: Pat
     uris = [f"{s3_archive}/a/photo 00.jpg", f"{s3_archive}/gone.jpg"]
     pq.write_table(pa.table({"uri": uris}), tmp_path / "list.parquet")
     store.put(f"{s3_archive}/list.parquet", (tmp_path / "list.parquet").read_bytes())
-    found = taken(f"{s3_archive}/list.parquet", tmp_path)
+    found = listed_versions(f"{s3_archive}/list.parquet", tmp_path)
     assert found == {uris[0]: store.get(uris[0])[1], uris[1]: MISSING}
 
 
@@ -339,12 +334,11 @@ def test_a_public_bucket_is_read_without_credentials_and_not_written(
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-        for cached in (store.client, store.signed, filesystems._s3_filesystem):
-            cached.cache_clear()
+        s3_server.fresh_clients()
         assert not store.signed()
         assert filesystems.read_versioned(uri) == mine
-        assert len(taken(s3_archive, tmp_path)) == 13
-        assert taken(f"{s3_archive}/list.parquet", tmp_path) == {uri: mine[1]}
+        assert len(listed_versions(s3_archive, tmp_path)) == 13
+        assert listed_versions(f"{s3_archive}/list.parquet", tmp_path) == {uri: mine[1]}
         with pytest.raises(PermissionError, match="Access denied"):
             store.put(f"{s3_archive}/new.jpg", b"x")
     finally:

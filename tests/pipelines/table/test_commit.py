@@ -26,6 +26,7 @@ from pipelines.table.schema import FILE_SCHEMA
 from pipelines.table.table_errors import CommitConflict
 from pipelines.upkeep import compaction
 from pipelines.upkeep.compaction import vacuum
+from tests.examples import examples
 
 MODEL = "m@000000000000"
 IMAGES = [f"file:///{letter}" for letter in "abcd"]  # few, so that writers meet
@@ -264,5 +265,5 @@ class Interleavings(RuleBasedStateMachine):
         self.ok = now
 
 
-Interleavings.TestCase.settings = settings(max_examples=20, stateful_step_count=16, deadline=None)
+Interleavings.TestCase.settings = settings(max_examples=examples(20), stateful_step_count=16)
 TestInterleavings = Interleavings.TestCase

@@ -20,9 +20,9 @@ from pipelines.table.commit import row_key, without_errors, write_part
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA, SCHEMA
 from pipelines.table.table_errors import CommitConflict, ResultsError
+from tests.material import CARD
 
 MODEL = "m@000000000000"
-CARD = {"name": "m", "classes": [{"name": "background", "colour": [0, 0, 0]}, {"name": "cat", "colour": [64, 0, 0]}]}
 
 
 def rows(*entries: tuple[str, str]) -> pa.Table:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,14 @@ import pytest
 
 from deeplab.data.datasets import LabelledFolder
 from deeplab.data.layouts import DatasetError
-from deeplab.devices import DeviceError
-from deeplab.errors import UserError
 from deeplab.models import checkpoint
-from pipelines.cluster import connection
-from pipelines.cluster.connection import ClusterError
-from pipelines.cluster.parallel_map import results, spread
 from pipelines.options import EvaluateOptions, SegmentOptions, TuneOptions
 from pipelines.segment.run import begin, segment, task_of
 from pipelines.table.table_errors import ResultsError
 from pipelines.train import packed_datasets
 from pipelines.train.crf_search import tune
 from pipelines.train.evaluation import evaluate
-from tests.pipelines.conftest import EXAMPLES, make_dataset, make_model
+from tests.material import EXAMPLES, make_dataset, make_model
 
 FIGURES = ("mean_iou", "iou", "confusion", "pixels", "trimap")
 
@@ -124,35 +117,3 @@ def test_the_tuned_crf_is_the_best_of_its_candidates_and_lies_in_the_card(tmp_pa
     assert asdict(used.parameters) == written["parameters"]
     with pytest.raises(checkpoint.ModelError, match=r"pets is bundled .*--no-write"):
         tune(given.model_copy(update={"model": "pets", "write": True}))
-
-
-def die_once(folder: Path, item: int) -> int:
-    if item == 3 and not (folder / "died").exists():
-        (folder / "died").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 10 * item
-
-
-def refuse(_: None, item: int) -> None:
-    raise UserError(f"item {item} cannot be used")
-
-
-def break_down(_: None, item: int) -> None:
-    raise RuntimeError("what nobody foresaw")
-
-
-def test_a_killed_process_costs_its_task_only_and_errors_come_as_themselves(
-    tmp_path: Path, running_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert sorted(results(spread(die_once, tmp_path, range(6)), 60)) == [(k, 10 * k) for k in range(6)]
-    assert (tmp_path / "died").exists()
-    with pytest.raises(UserError, match=r"^item 0 cannot be used$"):
-        list(results(spread(refuse, None, [0]), 60))
-    with pytest.raises(ClusterError, match="RuntimeError: what nobody foresaw"):
-        list(results(spread(break_down, None, [0]), 60))
-    with pytest.raises(DeviceError, match="device cuda: the cluster has no GPU"):
-        spread(refuse, None, [0], "cuda")
-    monkeypatch.setattr(connection, "resources", lambda: connection.Resources(0, 0, 0, 0))
-    waiting = spread(die_once, tmp_path, [1] * 50)
-    with pytest.raises(ClusterError, match="no node with a CPU for 0 s"):
-        list(results(waiting, 0.0))

@@ -11,7 +11,7 @@ import pytest
 from deeplab.data.datasets import LabelledFolder
 from deeplab.data.layouts import DatasetError
 from pipelines.train import packed_datasets
-from tests.pipelines.conftest import make_dataset
+from tests.material import make_dataset
 
 
 @pytest.fixture

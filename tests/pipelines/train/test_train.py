@@ -19,7 +19,8 @@ from pipelines.storage import filesystems
 from pipelines.storage import s3 as store
 from pipelines.storage.model_registry import read_model
 from pipelines.train.ray_train import Notice, configuration, train
-from tests.pipelines.conftest import make_dataset
+from tests.material import make_dataset
+from tests.s3_server import fresh_clients
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -96,10 +97,9 @@ def test_a_store_that_cannot_be_written_is_named(s3: str, tmp_path: Path, monkey
     with pytest.raises(TrainingError, match=r"the state of step 2 was not saved \(.*AccessDenied.*earlier ones are kept"):
         train(given.model_copy(update={"model_out": f"{s3}/model"}))
     assert states_in(f"{s3}/model") == ["step-00000001.pt"]
-    monkeypatch.undo()
+    monkeypatch.setattr(store, "put", whole)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    for cached in (store.client, filesystems._s3_filesystem):
-        cached.cache_clear()
+    fresh_clients()
     with pytest.raises(UserError, match=rf"{s3}/other"):
         train(options(tmp_path).model_copy(update={"model_out": f"{s3}/other"}))
 

@@ -19,23 +19,9 @@ from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
 from pipelines.upkeep import verification
 from pipelines.upkeep.compaction import compact, drop_model, vacuum
-from tests.pipelines.table.test_results import CARD
+from tests.material import CARD, put, row
 
 MODEL, OTHER = "m@000000000000", "n@000000000000"
-CLASSES = ClassTable(("background", "cat"), ((0, 0, 0), (64, 0, 0)))
-
-
-def row(name: str, **changed: object) -> dict[str, object]:
-    labels = np.array([[0, 0, 1], [1, 1, 1]], np.uint8)
-    found = {"uri": f"file:///{name}", "version": "1", "status": "ok", "height": 2, "width": 3, "run": "run-1"}
-    found |= {"mask": masks.encode_png(labels, CLASSES), "class_pixels": [("background", 2), ("cat", 4)], "confidence": 0.5}
-    return {**found, "segmented_at": datetime(2026, 1, 2, tzinfo=UTC), **changed}
-
-
-def put(table: ResultsTable, chunk: str, *made: dict[str, object], model: str = MODEL) -> str:
-    part = write_part(table.uri, model, pa.Table.from_pylist(list(made), schema=FILE_SCHEMA))
-    table.commit(chunk, 1, [part.add_action(model)], model=model)
-    return part.path
 
 
 @pytest.fixture

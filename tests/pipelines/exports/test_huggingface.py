@@ -17,7 +17,7 @@ from PIL import Image
 from deeplab.images.decoding import decode
 from pipelines.exports import huggingface
 from pipelines.table.table_errors import ResultsError
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.pipelines.exports.exported import make_table, regions, written
 
 # In a process of its own: `datasets` reads its settings at import, and starts threads.

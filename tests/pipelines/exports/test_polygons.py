@@ -15,10 +15,10 @@ import shapely
 from pipelines.exports import polygons
 from pipelines.exports.geotiff import GeoTIFFError
 from pipelines.table.results_table import ResultsTable
-from tests.pipelines.conftest import photo
+from tests.material import photo
 from tests.pipelines.exports.exported import LAND, make_table, regions, written
 
-rasterio = pytest.importorskip("rasterio")
+rasterio = pytest.importorskip("rasterio", reason="no GDAL: pip install -e '.[large]' brings rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 NORTH = ("EPSG:32633", rasterio.transform.from_origin(500_000, 6_650_000, 10, 10))
 TURNED = ("EPSG:32733", rasterio.Affine(0.17, -0.1, 400_000, 0.1, 0.17, 7_000_000))

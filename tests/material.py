@@ -1,25 +1,29 @@
-"""Real parts for the pipeline's tests: a small random model, photos made here, one Ray for the session."""
+"""Small real things that tests make: a random model, photos, an archive, a data set, a results table."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import tarfile
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from deeplab import masks, zoo
-from deeplab.classes import PETS
+from deeplab.classes import PETS, ClassTable
 from deeplab.models import checkpoint
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-EXAMPLES = Path(__file__).parents[2] / "examples" / "pets"
+CLASSES = ClassTable(("background", "cat"), ((0, 0, 0), (64, 0, 0)))
+CARD = {"name": "m", "classes": [{"name": "background", "colour": [0, 0, 0]}, {"name": "cat", "colour": [64, 0, 0]}]}
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pets"
 
 
 def make_model(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
@@ -53,8 +57,42 @@ def make_archive(folder: Path, count: int, first: int = 0, scale: int = 1) -> Pa
     return folder
 
 
-def make_dataset(folder: Path, count: int = 6, side: int = 57) -> Path:
-    """`count` labelled pictures of dark ground with a bright square, in our layout; `val` is the first two."""
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as shard:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    return path
+
+
+def make_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as shard:
+        for name, data in members.items():
+            shard.writestr(name, data)
+    return path
+
+
+def listed(archive: object, tmp_path: Path, **options: object) -> dict[str, tuple[int, str]]:
+    """Bytes and version by URI of all that an archive holds."""
+    from pipelines.archive import inventory
+
+    found = inventory.take(str(archive), tmp_path / "inventory.parquet", **options)  # type: ignore[arg-type]
+    rows = pq.read_table(found.path).to_pylist()
+    assert len(rows) == found.images
+    return {row["uri"]: (row["bytes"], row["version"]) for row in rows}
+
+
+def listed_versions(archive: str, tmp_path: Path) -> dict[str, str]:
+    """Version by URI of all that an archive holds."""
+    return {uri: version for uri, (_, version) in listed(archive, tmp_path).items()}
+
+
+def make_dataset(folder: Path, count: int = 6, side: int = 57, classes: tuple[str, ...] = ("ground", "square")) -> Path:
+    """`count` labelled pictures in our layout: dark ground (class 0), a bright square (class 1), a line of 255 below it.
+
+    `val` is the first two of them, `train` all.
+    """
     random = np.random.default_rng(3)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
@@ -68,29 +106,47 @@ def make_dataset(folder: Path, count: int = 6, side: int = 57) -> Path:
         labels[top + side // 2, left : left + side // 2] = 255
         Image.fromarray(image).save(folder / "images" / f"{stem}.png")
         Image.fromarray(labels).save(folder / "labels" / f"{stem}.png")
-    (folder / "classes.txt").write_text("ground\nsquare\n")
+    (folder / "classes.txt").write_text("\n".join(classes) + "\n")
     (folder / "train.txt").write_text("\n".join(stems) + "\n")
     (folder / "val.txt").write_text("\n".join(stems[:2]) + "\n")
     return folder
 
 
-def log_entries(table: Path) -> list[dict[str, object]]:
+def row(name: str, **changed: object) -> dict[str, object]:
+    """A row of a results table whose mask is 2 x 3 pixels of CLASSES."""
+    labels = np.array([[0, 0, 1], [1, 1, 1]], np.uint8)
+    found = {"uri": f"file:///{name}", "version": "1", "status": "ok", "height": 2, "width": 3, "run": "run-1"}
+    found |= {"mask": masks.encode_png(labels, CLASSES), "class_pixels": [("background", 2), ("cat", 4)], "confidence": 0.5}
+    return {**found, "segmented_at": datetime(2026, 1, 2, tzinfo=UTC), **changed}
+
+
+def put(table: Any, chunk: str, *made: dict[str, object], model: str = "m@000000000000") -> str:
+    """Commit rows as one part file; returns its path in the table."""
+    from pipelines.table.commit import write_part
+    from pipelines.table.schema import FILE_SCHEMA
+
+    part = write_part(table.uri, model, pa.Table.from_pylist(list(made), schema=FILE_SCHEMA))
+    table.commit(chunk, 1, [part.add_action(model)], model=model)
+    return part.path
+
+
+def log_entries(table: Path) -> list[dict[str, Any]]:
     """Every action of a Delta log, read as the plain JSON lines that they are."""
     return [json.loads(line) for file in sorted((table / "_delta_log").glob("*.json")) for line in file.read_text().splitlines()]
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+def committed(table: Path) -> int:
+    """Images that commits brought, by the log's own files."""
+    return sum(int(entry["commitInfo"].get("images", 0)) for entry in log_entries(table) if "commitInfo" in entry)
 
 
-@pytest.fixture(scope="package")
-def running_ray() -> Iterator[None]:
-    """One Ray for the tests of this folder, gone before others start clusters of their own from this process."""
-    from pipelines.cluster import connection
+def uris(table: Path) -> list[str]:
+    """Images with a row; fails when one has two."""
+    from pipelines.table.results_table import ResultsTable
 
-    with connection.session(cpus=2):
-        yield
+    rows = ResultsTable.open(str(table)).dataset().to_table(columns=["uri"])["uri"].to_pylist()
+    assert len(rows) == len(set(rows))
+    return rows
 
 
 def make_results(
