@@ -1,4 +1,4 @@
-"""What a results table holds, and what of an archive is still to do."""
+"""The contents of a results table, and how much of an archive is still to do."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def status(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Versions, models, rows, errors by reason; with `archive` also how many of its images have no row yet. JSON-ready.
+    """Version, models, rows, errors by reason; with `archive` also how many of its images have no row yet. JSON-ready.
 
-    include, exclude: the patterns that the archive was segmented with; a table does not remember them.
+    include, exclude: the patterns with which the archive was segmented, which a table does not store.
     """
     models: list[dict[str, Any]] = []
     for label, ok, errors, first, last, confidence in table.query(
@@ -52,8 +52,8 @@ def status(
     result: dict[str, Any] = {"results": table.uri, "version": table.version, "models": models}
     if archive is not None:
         with tempfile.TemporaryDirectory(prefix="deeplab-") as folder:
-            found = inventory.take(archive, Path(folder) / "inventory.parquet", include=include, exclude=exclude)
+            listed = inventory.take(archive, Path(folder) / "inventory.parquet", include=include, exclude=exclude)
             label = table.pick_model(model)
-            todo = plan.make(found.path, table, label, Path(folder) / "plan.parquet")
+            todo = plan.make(listed.path, table, label, Path(folder) / "plan.parquet")
         result["archive"] = {"archive": archive, "model": label, "images": todo.archive, "done": todo.done, "pending": todo.images}
     return result

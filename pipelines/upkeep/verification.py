@@ -1,4 +1,4 @@
-"""A results table verified: every file there, every row sound, every image once."""
+"""Verify a results table: every file exists, every row is sound, every image has one row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED = 100  # problems that are named one by one; all are counted
 
 @dataclass
 class Verdict:
-    """What `verify` found: `problems` are sentences, the first NAMED of `count`."""
+    """The result of `verify`. `problems`: sentences, the first NAMED of `count`; `pending`: images of the archive without a row."""
 
     files: int = 0
     rows: int = 0
@@ -49,10 +49,10 @@ def verify(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
 ) -> Verdict:
-    """Read every file and decode every mask: all there and readable, masks of the image's size with the model's classes and the
-    counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`, as `status`.
+    """Read every file and decode every mask: files exist and are readable, masks have the image's size, the model's classes and the
+    row's counts, and no image has two rows. With `archive`, also count its images without a row of `model`, as `status` does.
 
-    `report`: files read and files in all. Memory holds one batch of rows; keys are compared on disk.
+    `report` gets the files read and their total. Memory holds one batch of rows; keys are compared on disk.
     """
     verdict = Verdict()
     labels = [model] if model is not None else list(table.models())
