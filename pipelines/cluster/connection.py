@@ -133,7 +133,7 @@ def _check(address: str) -> None:
         code, last = _probe(address)
     if any(sign in last for sign in NO_TOKEN):
         refusal = "does not accept the token that is set here" if token() else "requires a token, and none is set here"
-        remedy = "RAY_AUTH_TOKEN, or a file named by RAY_AUTH_TOKEN_PATH, must hold the cluster's token (on its head: ray get-auth-token)"
+        remedy = "RAY_AUTH_TOKEN, or a file named by RAY_AUTH_TOKEN_PATH, must hold the cluster's (on its head: ray get-auth-token)"
         raise ClusterError(f"{address} {refusal} ({NO_TOKEN[0]}): {remedy}")
     if code is None:
         raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s")
