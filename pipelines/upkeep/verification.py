@@ -83,7 +83,7 @@ def verify(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if archive is not None:
-        verdict.pending = int(status(table, archive, model, include, exclude)["archive"]["pending"])
+        verdict.pending = status(table, archive, model, include, exclude)["archive"]["pending"]
     return verdict
 
 

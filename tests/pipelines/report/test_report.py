@@ -123,7 +123,7 @@ def test_a_photo_that_is_gone_or_another_leaves_its_mask(tmp_path: Path) -> None
 
 def test_tables_without_masks_or_without_rows_have_a_page_that_says_so(tmp_path: Path) -> None:
     only_errors = build(opened(make_results(tmp_path / "a", photos=0, errors=2)), tmp_path / "errors", MODEL)
-    assert "Not one image has a mask" in only_errors.page.read_text()
+    assert "No image has a mask" in only_errors.page.read_text()
     empty = ResultsTable.ensure(str(tmp_path / "b"))
     empty.register(MODEL, opened(tmp_path / "a" / "results").models()[MODEL])
     empty.refresh()
