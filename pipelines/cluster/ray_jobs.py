@@ -196,7 +196,7 @@ def job_name(kind: str, options: BaseModel) -> str:
 
 def run(
     jobs: Jobs, kind: str, options: BaseModel, started: Callable[[str, bool], None], event: Tell, line: Callable[[str], None]
-) -> Any:
+) -> dict[str, Any]:
     """Do the work as a job and return its result. An interruption of this process stops the job.
 
     `started` gets the job's id and whether it was already running, `event` each progress event, `line` every line that is not an

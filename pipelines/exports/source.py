@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,20 @@ class Mask:
         return masks.decode_png(self.png)
 
 
-def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+class MaskRow(TypedDict):
+    """The columns of an ok row that are exported."""
+
+    uri: str
+    version: str
+    status: str
+    mask: bytes
+    height: int
+    width: int
+    confidence: float
+    read_version: NotRequired[str | None]  # files of earlier releases lack it
+
+
+def rows(table: ResultsTable, model: str) -> Iterator[MaskRow]:
     """The ok rows of a model, one by one; for an image with several versions, only the one segmented last."""
     older = table.query(
         """
@@ -82,7 +95,7 @@ def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[s
     for path in table.files(model):
         try:
             with table.open_file(path) as file:
-                for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, "uri", "version", "status"]))):
+                for batch in file.iter_batches(BATCH, columns=list(MaskRow.__annotations__)):
                     for row in batch.to_pylist():
                         if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
                             yield row
@@ -115,9 +128,9 @@ class Masks:
         self.own = mark_output(LocalFiles(folder))
 
     def __iter__(self) -> Iterator[Mask]:
-        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence", "read_version"]):
+        for row in rows(self.table, self.model):
             name = path_of(parts_of(row["uri"])[len(self.shared) :], row["uri"].startswith("file:"))
-            version = row.get("read_version") or row["version"]  # files of earlier releases lack the column
+            version = row.get("read_version") or row["version"]
             yield Mask(row["uri"], version, name, row["height"], row["width"], row["confidence"], row["mask"])
 
     def target(self, mask: Mask, suffix: str, below: str = "") -> Path:

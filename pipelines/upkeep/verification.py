@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -87,17 +87,29 @@ def verify(
     return verdict
 
 
+class CheckedRow(TypedDict):
+    """The columns of a row that are checked, which may hold anything."""
+
+    uri: str
+    status: str
+    error: str | None
+    height: int | None
+    width: int | None
+    mask: bytes | None
+    class_pixels: list[tuple[str, int]] | None
+
+
 def _check_rows(rows: pa.Table, classes: ClassTable, path: str, verdict: Verdict) -> None:
     absent = [field.name for field in FILE_SCHEMA if field not in ADDED and field.name not in rows.column_names]
     if absent:
         raise KeyError(f"no column {', '.join(absent)}")
-    for row in rows.select(["uri", "status", "error", "height", "width", "mask", "class_pixels"]).to_pylist():
+    for row in rows.select(list(CheckedRow.__annotations__)).to_pylist():
         verdict.rows += 1
         if (problem := _problem(row, classes)) is not None:
             verdict.add(f"{row['uri']} in {path}: {problem}")
 
 
-def _problem(row: dict[str, Any], classes: ClassTable) -> str | None:
+def _problem(row: CheckedRow, classes: ClassTable) -> str | None:
     if row["status"] == "error":
         return None if row["error"] and row["mask"] is None else "an error row without a reason, or with a mask"
     if row["status"] != "ok" or row["mask"] is None:
