@@ -78,7 +78,7 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
 
 
 @task(name="register", cache_policy=NO_CACHE)
-def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, Any]:
+def register(options: RegisteredTraining, figures: dict[str, Any]) -> flow_steps.Registration:
     return flow_steps.register(options, figures)
 
 

@@ -1,4 +1,4 @@
 """Ray and storage: how the work spreads over machines.
 
-Modules here are what all rooms share (options, DuckDB) and what stands on them; no Prefect, no terminal.
+Modules here are shared by all rooms (DuckDB) or use several of them; no Prefect, no terminal.
 """

@@ -1,4 +1,4 @@
-"""What a model costs on this machine, and what an archive will take: the work of `deeplab benchmark`."""
+"""The speed of a model on this machine, and an estimate for an archive: the work of `deeplab benchmark`."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ CLASSES = 21  # of an architecture without a model: PASCAL VOC's
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was measured of `model` (a label), and the estimate for an archive."""
+    """The measured speed of `model` (a label), and the estimate for an archive."""
 
     model: str
     speed: Speed
     estimate: Estimate
 
     def json(self) -> dict[str, Any]:
-        """All figures, flat but for the estimate."""
+        """All figures, flat except for the estimate."""
         figures = {**dataclasses.asdict(self.speed), "utilisation": self.speed.utilisation}
         return {"model": self.model, **figures, "estimate": dataclasses.asdict(self.estimate)}
 
 
 def benchmark(options: BenchmarkOptions, watch: Callable[[int, int], None] = lambda done, total: None) -> Benchmark:
-    """Measure, and estimate. `watch` hears of rounds done and of all. Raises ModelError, DeviceError, UserError for bad photos."""
+    """Measure and estimate. `watch` gets the rounds done and in all. Raises ModelError, DeviceError, UserError for bad photos."""
     model, label = _model(options.model)
     on_gpu = device_named(options.device).type == "cuda"
     photos = _read(Path(options.photos), options.count) if options.photos else speed.pictures(options.count, *options.side)
     refinement = options.refinement(model)
     twin = dataclasses.replace(refinement, mode="exact", backend="torch", device="cuda") if refinement and on_gpu else None
     try:
-        found = speed.measure(
+        measured = speed.measure(
             model.network,
             model.classes,
             photos,
@@ -64,11 +64,11 @@ def benchmark(options: BenchmarkOptions, watch: Callable[[int, int], None] = lam
         raise UserError(f"{options.photos}: a photo cannot be used: {error}") from error
     gpus = options.gpus if options.gpus is not None else torch.cuda.device_count()
     cores = options.cores or os.cpu_count() or 1
-    return Benchmark(label, found, speed.estimate(found, options.images, cores, gpus if on_gpu else 0, options.hourly_price))
+    return Benchmark(label, measured, speed.estimate(measured, options.images, cores, gpus if on_gpu else 0, options.hourly_price))
 
 
 def _model(name: str) -> tuple[Model, str]:
-    """A model and its label; of an architecture's name, one with random weights."""
+    """A model and its label; the name of an architecture gives one with random weights."""
     if name not in zoo.ARCHITECTURES:
         model = checkpoint.parse(*model_registry.read_model(name))
         return model, model.label
@@ -81,6 +81,6 @@ def _model(name: str) -> tuple[Model, str]:
 def _read(folder: Path, count: int) -> list[bytes]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not paths:
-        raise UserError(f"{folder}: no photos in it ({', '.join(EXTENSIONS[:6])}, ... are accepted)")
-    step = max(1, len(paths) // count)  # from all over the folder
+        raise UserError(f"{folder}: holds no photos ({', '.join(EXTENSIONS[:6])}, ... are accepted)")
+    step = max(1, len(paths) // count)  # evenly from the folder
     return [path.read_bytes() for path in paths[::step][:count]]

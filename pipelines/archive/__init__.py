@@ -1,4 +1,4 @@
-"""What images there are: listing, lists, inventories, tar, zip and Parquet shards, and an image's bytes.
+"""The images of an archive: listing, lists, inventories, tar, zip and Parquet shards, and the bytes of an image.
 
 No pixels, no results.
 """

@@ -1,4 +1,4 @@
-"""An image's bytes by its name, from a file, an object or a shard, or the reason why there are none."""
+"""The bytes of an image by its URI, from a file, an object or a shard, or the reason why they cannot be read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pipelines.storage import filesystems, storage_errors
 
 
 def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
-    """(bytes, version of those bytes, reason why not). What is the image's own fault is a reason; the system's raises.
+    """(bytes, version of those bytes, error). A fault of the image is returned as `error`; a fault of the system is raised.
 
-    The latter (a store that is down, no memory) is tried again for a while and then fails the block, so that an outage
-    never turns into rows.
+    The latter (a store that is down, no memory) is retried for a while and then fails the block, so that an outage never becomes
+    error rows.
     """
     try:
         return *filesystems.outlast(lambda: shards.fetch(uri, expected)), None
@@ -19,5 +19,5 @@ def read(uri: str, expected: str) -> tuple[bytes, str, str | None]:
         return b"", expected, f"read: {storage_errors.reason(error)}"
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # nothing of storage's; it would end every run at this image
+    except Exception as error:  # not from storage; raised, it would stop every run at this image
         return b"", expected, f"read: {described(error, 200)}"

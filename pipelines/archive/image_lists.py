@@ -1,4 +1,4 @@
-"""Images that somebody named: the lines of a text list, the rows of a Parquet inventory, a glob."""
+"""Images named by the user: the lines of a text list, the rows of a Parquet inventory, a glob."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipelines.storage import filesystems, s3
 MISSING = "missing"
 Entry = tuple[str, int, str]  # uri, bytes, version
 T = TypeVar("T")
-FOLDERS_OF_SHARDS = 16  # whose members are remembered while a list is looked up
+CACHED_SHARDS = 16  # whose members stay in memory while a list is looked up
 
 
 class ArchiveError(UserError):
-    """The archive cannot be listed or holds no images; the message says what was looked for."""
+    """The archive cannot be listed or holds no images; the message says what is accepted."""
 
 
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -39,7 +39,7 @@ def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def from_list(path: Path) -> Iterator[Entry]:
-    """What a text list names, each place once. A line `# ...`, a hash and a blank, is a comment. Raises ArchiveError."""
+    """The images of a text list, each once. A line that begins with a hash and a blank is a comment. Raises ArchiveError."""
     try:
         lines = text_lists.lines(path.read_bytes(), str(path))
     except (OSError, text_lists.ListError) as error:
@@ -52,7 +52,7 @@ def from_list(path: Path) -> Iterator[Entry]:
 
 
 def from_glob(pattern: str) -> Iterator[Entry]:
-    """The files that a pattern fits. Folders that have just this name are taken as they are, `photos [2024]/*.jpg`."""
+    """The files that match a pattern. Existing folders at its start are taken literally: `photos [2024]/*.jpg`."""
     parts = Path(pattern).parts
     literal = Path()
     while parts and os.path.exists(literal / parts[0]):
@@ -62,21 +62,21 @@ def from_glob(pattern: str) -> Iterator[Entry]:
 
 
 def looked_up(uris: Iterable[str]) -> Iterator[Entry]:
-    """Size and version of each image, alone or in a shard; MISSING where there is none."""
-    members = lru_cache(maxsize=FOLDERS_OF_SHARDS)(_members)
+    """Size and version of each image, in a shard or not; MISSING if there is no such image."""
+    members = lru_cache(maxsize=CACHED_SHARDS)(_members)
     for group in groups(uris, 1000):
-        alone = [uri for uri in group if shards.split(uri) is None]
-        stats = dict(zip(alone, filesystems.stat_all(alone), strict=True))
+        files = [uri for uri in group if shards.split(uri) is None]
+        stats = dict(zip(files, filesystems.stat_all(files), strict=True))
         for uri in group:
-            if (inside := shards.split(uri)) is not None:
-                yield (uri, *members(inside[0]).get(uri, (0, MISSING)))
+            if (parts := shards.split(uri)) is not None:
+                yield (uri, *members(parts[0]).get(uri, (0, MISSING)))
             else:
                 stat = stats[uri]
                 yield (uri, stat.size, stat.version) if stat else (uri, 0, MISSING)
 
 
 def _members(shard: str) -> dict[str, tuple[int, str]]:
-    """(bytes, version) of what a shard holds, by its URI; nothing of a shard that is gone or damaged."""
+    """(bytes, version) of the members of a shard, by their URI; empty if the shard is gone or damaged."""
     (stat,) = filesystems.stat_all([shard])
     try:
         return {uri: (size, version) for _, uri, size, version in shards.members(shard, stat.version)} if stat else {}
@@ -85,10 +85,10 @@ def _members(shard: str) -> dict[str, tuple[int, str]]:
 
 
 def _spelled(name: str, folder: str, where: str) -> str:
-    """The URI of a name in a list that lies in `folder`: relative names lie beside the list.
+    """The URI of a name in a list that lies in `folder`; relative names are relative to it.
 
-    `shard.tar#member` is a member where such a shard is there; any other # is part of a name. ArchiveError that begins
-    with `where` for what can be no place.
+    `shard.tar#member` is a member if that shard exists; any other # is part of a name. ArchiveError that begins with `where` for
+    an impossible name.
     """
     try:
         at = name.find("#")
@@ -106,12 +106,12 @@ def _spelled(name: str, folder: str, where: str) -> str:
     except filesystems.StorageError as error:
         raise ArchiveError(f"{where}: {error}") from error
     if "\0" in uri or "%00" in uri:
-        raise ArchiveError(f"{where}: {name!r} holds a NUL character, which no name can")
+        raise ArchiveError(f"{where}: {name!r} holds a NUL character, which no name may contain")
     return uri
 
 
 def _place(name: str, folder: str) -> str:
-    if name.startswith("file://"):  # by hand, perhaps, and then with marks that a URI's path does not hold
+    if name.startswith("file://"):  # perhaps typed by hand, with characters that a URI would encode
         return filesystems.canonical(name.replace("#", "%23").replace("?", "%3F"))
     if "://" in name or name.startswith("/"):
         return filesystems.canonical(name)
@@ -123,13 +123,12 @@ def _place(name: str, folder: str) -> str:
 def from_inventory(archive: str) -> Iterator[Entry]:
     """The rows of a Parquet file with a column `uri`; `version` and `bytes` are looked up for rows without a version.
 
-    Whoever wrote it: text may be of any of Arrow's kinds, plain, large, view or in a dictionary, numbers of any width.
-    Raises ArchiveError.
+    Text may be of any of Arrow's types (plain, large, view, dictionary), and numbers of any width. Raises ArchiveError.
     """
-    system, inner = filesystems.filesystem(archive)
+    system, path = filesystems.filesystem(archive)
     try:
-        # Read ahead, the whole file would be in memory at the end.
-        source = pq.ParquetFile(inner, filesystem=system, pre_buffer=False)
+        # With pre_buffer the whole file would end up in memory.
+        source = pq.ParquetFile(path, filesystem=system, pre_buffer=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArchiveError(f"{archive}: not a readable Parquet file ({error})") from error
     schema = source.schema_arrow
@@ -143,17 +142,17 @@ def from_inventory(archive: str) -> Iterator[Entry]:
     row = 0
     for batch in source.iter_batches(columns=wanted):
         columns = [batch[name].to_pylist() if name in wanted else [None] * batch.num_rows for name in ("uri", "version", "bytes")]
-        bare = []
+        unversioned = []
         for name, version, size in zip(*columns, strict=True):
             row += 1
             if not name:
                 continue
             uri = _spelled(name, folder, f"{archive}, row {row}")
             if version is None or version == "":
-                bare.append(uri)
+                unversioned.append(uri)
             else:
                 yield uri, _whole_number(size), str(version)
-        yield from looked_up(bare)
+        yield from looked_up(unversioned)
 
 
 def _whole_number(size: float | None) -> int:
@@ -161,7 +160,7 @@ def _whole_number(size: float | None) -> int:
 
 
 def _require_columns(schema: pa.Schema, archive: str) -> None:
-    """ArchiveError where the columns are not those of an inventory."""
+    """ArchiveError if the columns are not those of an inventory."""
     if "uri" not in schema.names:
         raise ArchiveError(
             f"{archive}: an inventory needs a text column `uri` (and may have `version`, `bytes`), a shard a column of image "

@@ -1,4 +1,4 @@
-"""An archive becomes an inventory: a Parquet file of (uri, bytes, version), streamed, however large the archive is."""
+"""The inventory of an archive: a Parquet file of (uri, bytes, version), streamed, so that archives of any size fit."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pipelines.archive.parquet_shards import SUFFIX as PARQUET
 from pipelines.storage import filesystems, local_files, s3, storage_errors
 
 SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
-# Names that say "image" but hold formats that are not decoded: better an error row with the reason than silence.
+# Also extensions of image formats that are not decoded: they become error rows with a reason instead of being passed over.
 KNOWN_IMAGES = (*EXTENSIONS, ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", ".raw", ".cr2", ".nef", ".arw", ".dng")
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What `take` found: the Parquet file, its rows, how many files were passed over for their names, and how many folders
-    and files because this program wrote them (`deeplab.files.mark_output`)."""
+    """The result of `take`. `passed_over`: files left out by name; `outputs`: files and folders left out because this program wrote
+    them (`deeplab.files.mark_output`)."""
 
     path: Path
     images: int
@@ -35,10 +35,10 @@ class Inventory:
     outputs: int
 
 
-# Named one by one by the user, which needs no image's extension. None: what is in it could not be listed, so that it is one
-# error row in itself, unless it is excluded.
+# Whether the user named the image itself, which then needs no image's extension. None: a folder or shard that could not be
+# listed, which becomes one error row unless it is excluded.
 Listed = bool | None
-Named = tuple[str, Entry, Listed]  # the first is the path inside the archive
+Named = tuple[str, Entry, Listed]  # path inside the archive, entry, listed
 
 
 def take(
@@ -46,24 +46,24 @@ def take(
 ) -> Inventory:
     """List `archive` into the Parquet file `path`.
 
-    archive: a folder (all below it), a glob, an s3:// prefix, a tar or zip, a list file (.txt, one path or URI a line,
-    relative ones beside the list), an inventory (.parquet with a `uri` column; `version` and `bytes` are looked up where
-    they are missing) or an S3 Inventory report (its manifest.json). Tar and zip shards, and Parquet files with image
-    bytes, among what is found stand for their members; a folder or shard that cannot be listed stands for itself.
-    include, exclude: patterns against the path inside the archive and the bare name, of shards and members; without
-    `include`, files with an image's extension are taken.
-    limit: stop after so many.
+    archive: a folder (all below it), a glob, an s3:// prefix, a tar or zip, a list file (.txt, one path or URI per line,
+    relative to the list), an inventory (.parquet with a `uri` column; missing `version` and `bytes` are looked up) or an S3
+    Inventory report (its manifest.json). Tar and zip shards, and Parquet files with image bytes, are replaced by their members; a
+    folder or shard that cannot be listed is an entry itself.
+    include, exclude: patterns for the path inside the archive and the bare name, of shards and members; without `include`, files
+    with an image's extension are taken.
+    limit: most images to list.
 
-    Raises ArchiveError when the archive is missing, unreadable, of another kind, or holds nothing to take.
+    Raises ArchiveError if the archive is missing, unreadable, of an unknown kind, or holds no images.
     """
-    passed_over = images = unread = 0
-    first_unread: Entry | None = None
+    passed_over = images = unlisted = 0
+    first_unlisted: Entry | None = None
     outputs: list[str] = []
     with pq.ParquetWriter(path, SCHEMA) as writer:
         named = _unpacked(_entries(archive, outputs.append), exclude)
 
         def chosen() -> Iterator[Entry]:
-            nonlocal passed_over, images, unread, first_unread
+            nonlocal passed_over, images, unlisted, first_unlisted
             for relative, entry, listed in named:
                 if limit is not None and images >= limit:
                     return
@@ -72,14 +72,14 @@ def take(
                     continue
                 images += 1
                 if listed is None:
-                    unread += 1
-                    first_unread = first_unread or entry
+                    unlisted += 1
+                    first_unlisted = first_unlisted or entry
                 yield entry
 
         for rows in image_lists.groups(chosen(), 50_000):
             writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA))
-    if first_unread is not None and images == unread:
-        uri, _, version = first_unread
+    if first_unlisted is not None and images == unlisted:
+        uri, _, version = first_unlisted
         raise ArchiveError(f"{archive}: no images found; {uri}: {read(uri, version)[2]}")
     if not images:
         hint = f"; {passed_over} files were passed over by name (--include '*' takes them)" if passed_over else ""
@@ -105,8 +105,8 @@ def _fits(relative: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _unpacked(entries: Iterable[Named], exclude: tuple[str, ...]) -> Iterator[Named]:
-    """The members of a shard in its place, and the shard itself where it cannot be listed to its end; none that is excluded
-    is opened."""
+    """Replaces shards by their members, and adds the shard itself if it cannot be listed to its end. Excluded shards are not
+    opened."""
     for relative, (uri, size, version), listed in entries:
         if not shards.is_shard(uri) or shards.split(uri) or listed is None or _fits(relative, exclude):
             yield relative, (uri, size, version), listed
@@ -114,21 +114,21 @@ def _unpacked(entries: Iterable[Named], exclude: tuple[str, ...]) -> Iterator[Na
         if version == MISSING:
             yield relative, (uri, 0, MISSING), None
             continue
-        rows = uri.lower().endswith(PARQUET)  # their names have no extension
+        is_parquet = uri.lower().endswith(PARQUET)  # the names of its members have no extension
         members = 0
         try:
-            for name, member, length, of in shards.members(uri, version):
+            for name, member, length, member_version in shards.members(uri, version):
                 members += 1
-                yield f"{relative}/{name}", (member, length, of), rows
+                yield f"{relative}/{name}", (member, length, member_version), is_parquet
         except shards.ShardError:
             yield relative, (uri, 0, version), None
         else:
-            if not members:  # such as a results table's files among the photos
+            if not members:  # such as the files of a results table among the photos
                 yield relative, (uri, size, version), False
 
 
 def _entries(archive: str, output: Callable[[str], None] = lambda place: None) -> Iterator[Named]:
-    """Everything in an archive. Folders and files below it that this program wrote are left out, and `output` hears of them."""
+    """All entries of an archive, without folders and files below it that this program wrote, which `output` gets."""
     if archive.rsplit("/", 1)[-1] == s3_inventory.NAME:
         for uri, size, version in s3_inventory.objects(archive):
             yield s3.split(uri)[1], (uri, size, version), False
@@ -137,11 +137,11 @@ def _entries(archive: str, output: Callable[[str], None] = lambda place: None) -
         if archive.endswith(".parquet"):
             yield from _named(image_lists.from_inventory(archive))
             return
-        prefix, found = archive.rstrip("/") + "/", False
+        prefix, empty = archive.rstrip("/") + "/", True
         for uri, size, version in s3.list_objects(archive, output):
-            found = True
+            empty = False
             yield uri.removeprefix(prefix), (uri, size, version), False
-        if not found:  # no folder: perhaps one image
+        if empty:  # not a folder: perhaps one image
             yield from _named(entry for entry in image_lists.looked_up([archive]) if entry[2] != MISSING)
         return
     path = filesystems.local_path(archive).expanduser()
@@ -163,14 +163,14 @@ def _entries(archive: str, output: Callable[[str], None] = lambda place: None) -
 
 
 def _named(entries: Iterable[Entry]) -> Iterator[Named]:
-    """Images that the user named one by one, whatever they are called."""
+    """Images that the user named one by one, whatever their extension."""
     return ((entry[0], entry, True) for entry in entries)
 
 
 def _from_folder(root: Path, output: Callable[[str], None]) -> Iterator[Named]:
-    """Depth first, sorted, hidden names left out; links to folders are not followed, so no loop can hold it up.
+    """Depth first, sorted, without hidden names; links to folders are not followed, so there are no loops.
 
-    What is no file, cannot be looked at or, being a folder, cannot be listed is MISSING, and becomes an error row.
+    Folders that cannot be listed, and entries that are not files or not accessible, are MISSING and become error rows.
     """
     base = Path(os.path.abspath(root))
     stack = [base]

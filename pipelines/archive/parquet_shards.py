@@ -1,7 +1,7 @@
 """Parquet files that hold image bytes (as Hugging Face data sets do), each image addressed as `shard.parquet#ROW`.
 
-The version of an image is `SHARD-VERSION@GROUP+ROW`: the row group it lies in and its place there. A reader fetches the
-image column of that row group once for all images of it that it is given.
+The version of an image is `SHARD-VERSION@GROUP+ROW`: its row group and its row there. A reader fetches the image column of a row
+group once for all of its images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,15 +20,14 @@ from pipelines.storage.object_file import open_object
 from pipelines.storage.storage_errors import EntryError, reason
 
 SUFFIX = ".parquet"
-# Columns that hold encoded images, by the names that people give them; of type binary, or struct with a binary `bytes`.
+# Common names of columns with encoded images; their type is binary, or struct with a binary `bytes`.
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "data", "jpg", "jpeg", "png", "webp")
-# A row group is read as a whole, by each process.
-MAX_GROUP_BYTES = 1 << 30
+MAX_GROUP_BYTES = 1 << 30  # each process reads a row group as a whole
 _lock = threading.Lock()
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """The column with encoded images, as Parquet names it inside; None where there is none."""
+    """The column with encoded images, as its Parquet path; None if there is none."""
     for name in IMAGE_COLUMNS:
         if name in schema.names:
             kind = schema.field(name).type
@@ -45,8 +43,8 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int]]:
-    """(row, group, place in it, bytes) of every row, from the footer alone; bytes are the row group's mean. Nothing where
-    there is no column of images. Raises ValueError where the footer is damaged, and what `stream` raises.
+    """(row as text, row group, row in the group, bytes) of every row, from the footer alone; bytes are the row group's mean. Empty
+    if there is no column of images. Raises ValueError if the footer is damaged, and the errors of `stream`.
     """
     with _arrow_errors():
         file = pq.ParquetFile(stream)
@@ -54,16 +52,16 @@ def members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int]]:
         return
     row = 0
     for group in range(file.metadata.num_row_groups):
-        of = file.metadata.row_group(group)
-        for place in range(of.num_rows):
-            # Digits enough that the order of names is the order of rows, so that a group's images stay together.
-            yield f"{row:09d}", group, place, of.total_byte_size // of.num_rows
+        metadata = file.metadata.row_group(group)
+        for place in range(metadata.num_rows):
+            # Zeros make the order of names the order of rows, so that the images of a group stay together.
+            yield f"{row:09d}", group, place, metadata.total_byte_size // metadata.num_rows
             row += 1
 
 
 @contextmanager
 def _arrow_errors() -> Iterator[None]:
-    """Arrow's errors as ValueError in one line; it calls damage an OSError, too. (`open_object` raises its own in their place.)"""
+    """Turns Arrow's errors into a ValueError of one line. Damage is an OSError in Arrow; `open_object` restores its own errors."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -71,8 +69,8 @@ def _arrow_errors() -> Iterator[None]:
 
 
 def read(shard: str, listed: str, group: int, place: int) -> bytes:
-    """The bytes of one row; ValueError with the reason where the shard is not what was listed."""
-    with _lock:  # so that the threads of a process read a row group once
+    """The bytes of one row; ValueError with the reason if they cannot be read."""
+    with _lock:  # the threads of a process read a row group only once
         column = _group(shard, listed, group)
     if isinstance(column, str):
         raise ValueError(column)
@@ -84,7 +82,7 @@ def read(shard: str, listed: str, group: int, place: int) -> bytes:
 
 @lru_cache(maxsize=2)
 def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
-    """The image column of a row group; the reason why not, so that it is not read again for every image."""
+    """The image column of a row group, or the reason why it cannot be read, which is cached for its other images."""
     try:
         with open_object(shard, listed) as stream, _arrow_errors():
             file = pq.ParquetFile(stream)
@@ -93,7 +91,7 @@ def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
                 return "the shard holds no such image"
             if (size := _column_bytes(file.metadata.row_group(group), name)) > MAX_GROUP_BYTES:
                 return f"its row group holds {size} bytes of images; up to {MAX_GROUP_BYTES} are accepted, write smaller ones"
-            column: Any = file.read_row_group(group, columns=[name]).column(0)
+            column: pa.ChunkedArray = file.read_row_group(group, columns=[name]).column(0)
     except EntryError as error:
         return reason(error)
     except ValueError as error:
@@ -103,6 +101,6 @@ def _group(shard: str, listed: str, group: int) -> pa.ChunkedArray | str:
     return column
 
 
-def _column_bytes(group: Any, name: str) -> int:
+def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
     columns = [group.column(index) for index in range(group.num_columns)]
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -27,16 +26,16 @@ class InventoryError(filesystems.StorageError):
 
 
 def objects(manifest: str) -> Iterator[tuple[str, int, str]]:
-    """(URI, bytes, ETag) of every current object that a report lists; older versions and delete markers are left out.
+    """(URI, bytes, ETag) of every current object that a report lists, without older versions and delete markers.
 
     manifest: s3:// URI or local path of manifest.json; its files are read from the bucket that it names. One batch of
     rows is in memory at a time. Raises InventoryError.
     """
     try:
-        about = json.loads(filesystems.read_versioned(manifest)[0])
-        kind, bucket = about["fileFormat"], about["destinationBucket"].removeprefix("arn:aws:s3:::")
-        files = [f"s3://{bucket}/{file['key']}" for file in about["files"]]
-        names = [_plain(name) for name in about["fileSchema"].split(",")]
+        report = json.loads(filesystems.read_versioned(manifest)[0])
+        kind, bucket = report["fileFormat"], report["destinationBucket"].removeprefix("arn:aws:s3:::")
+        files = [f"s3://{bucket}/{file['key']}" for file in report["files"]]
+        names = [_plain(name) for name in report["fileSchema"].split(",")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InventoryError(f"{manifest}: {type(error).__name__}: {error}; {ACCEPTED}") from error
     if kind not in ("CSV", "ORC", "Parquet"):
@@ -50,7 +49,7 @@ def objects(manifest: str) -> Iterator[tuple[str, int, str]]:
 
 
 def _plain(name: str) -> str:
-    """Key, e_tag and ETag in one spelling."""
+    """One spelling for e_tag and ETag."""
     return name.strip().lower().replace("_", "")
 
 
@@ -69,16 +68,13 @@ def _batches(file: str, kind: str, names: list[str]) -> Iterator[pa.RecordBatch]
 
 
 def _current(batch: pa.RecordBatch, encoded: bool) -> Iterator[tuple[str, int, str]]:
-    found = {_plain(name): column for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-    absent = {"bucket", "key", "etag"} - found.keys()
+    columns = {_plain(name): column for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    absent = {"bucket", "key", "etag"} - columns.keys()
     if absent:
         raise KeyError(f"no column for {', '.join(sorted(absent))}")
-    blank: Any = [None] * batch.num_rows
-    columns = [
-        found[name].to_pylist() if name in found else blank
-        for name in ("bucket", "key", "etag", "size", "islatest", "isdeletemarker")
-    ]
-    for bucket, key, etag, size, latest, deleted in zip(*columns, strict=True):
+    wanted = ("bucket", "key", "etag", "size", "islatest", "isdeletemarker")
+    values = [columns[name].to_pylist() if name in columns else [None] * batch.num_rows for name in wanted]
+    for bucket, key, etag, size, latest, deleted in zip(*values, strict=True):
         name = unquote_plus(key) if encoded else key
         if (
             etag

@@ -1,8 +1,8 @@
 """Images inside tar and zip shards (WebDataset and the like), addressed as `shard.tar#member` and read by offset.
 
-A member's version is `SHARD-VERSION@OFFSET+LENGTH`: what a reader needs to fetch just its bytes, and to see that the
-shard is still the one that was listed. Nothing is ever unpacked to disk. Parquet files with image bytes are shards, too
-(`parquet_shards.py`): the two numbers are then row group and row.
+A member's version is `SHARD-VERSION@OFFSET+LENGTH`: with it a reader fetches only the member's bytes and sees whether the shard
+has changed. Nothing is unpacked to disk. Parquet files with image bytes are shards as well (`parquet_shards.py`): there the two
+numbers are row group and row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, cast
 from urllib.parse import quote, unquote, unquote_to_bytes
 
 from deeplab.errors import one_line
@@ -27,19 +26,18 @@ from pipelines.storage.object_file import CHANGED, open_object
 from pipelines.storage.storage_errors import OWN, EntryError, StorageError, reason
 
 SUFFIXES = (".tar", ".zip", parquet_shards.SUFFIX)
-# No photo is larger; what claims to be is a bomb.
-MAX_MEMBER_BYTES = 1 << 30
-BYTES = re.compile("[\udc80-\udcff]")  # how Python holds the bytes of names that are no UTF-8
-ACCEPTED = dict.fromkeys(("tar", "zip"), "uncompressed tar and zip are accepted") | {"parquet": "write it anew"}
+MAX_MEMBER_BYTES = 1 << 30  # no photo is larger: a larger member is a zip bomb
+BYTES = re.compile("[\udc80-\udcff]")  # Python's surrogates for bytes of names that are not UTF-8
+ACCEPTED = dict.fromkeys(("tar", "zip"), "uncompressed tar and zip are accepted") | {"parquet": "write it again"}
 ZIP_LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 
 
 class ShardError(EntryError):
-    """A shard cannot be listed, or not to its end: damaged, compressed as a whole, not what its name says, or unreadable."""
+    """A shard cannot be listed to its end: damaged, compressed as a whole, of another type than its name says, or unreadable."""
 
 
 class MemberError(EntryError):
-    """A member is refused or is no longer what was listed."""
+    """A member is refused or has changed since it was listed."""
 
 
 def is_shard(name: str) -> bool:
@@ -47,7 +45,7 @@ def is_shard(name: str) -> bool:
 
 
 def split(uri: str) -> tuple[str, str] | None:
-    """Shard and member of a member's URI, None for any other."""
+    """Shard and member of a member's URI; None for any other URI."""
     shard, mark, member = uri.partition("#")
     if not mark or not is_shard(shard):
         return None
@@ -55,18 +53,18 @@ def split(uri: str) -> tuple[str, str] | None:
 
 
 def join(shard: str, member: str) -> str:
-    """The URI of a member. Bytes of its name that are no UTF-8 are percent-encoded on S3, too, where nothing else is."""
+    """The URI of a member. On S3 only the bytes of its name that are not UTF-8 are percent-encoded."""
     if not filesystems.is_s3(shard):
         return f"{shard}#{quote(os.fsencode(member))}"
     return f"{shard}#{BYTES.sub(lambda byte: f'%{ord(byte[0]) - 0xDC00:02X}', member)}"
 
 
 def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
-    """(name, URI, bytes, version) of everything in a shard that is not a folder, in its order; of a Parquet file without
-    images nothing. A name may come more than once: the last one counts.
+    """(name, URI, bytes, version) of every entry of a shard that is not a folder, in its order; empty for a Parquet file without
+    images. A name may occur more than once: the last one counts.
 
-    Only the directory of a zip or Parquet file is read; a tar has none, so its headers are visited one by one. Raises
-    ShardError where it cannot be read on, after what was readable, and StorageError.
+    Only the directory of a zip or Parquet file is read; a tar has none, so its headers are visited one by one. Raises ShardError
+    at the first entry that cannot be read, and StorageError.
     """
     kind = shard.rpartition(".")[2].lower()
     listing = {"zip": _zip_members, "tar": _tar_members, "parquet": parquet_shards.members}[kind]
@@ -78,12 +76,12 @@ def members(shard: str, version: str) -> Iterator[tuple[str, str, int, str]]:
         raise
     except OWN as error:
         raise ShardError(error.errno, reason(error), shard) from error
-    except Exception as error:  # damage comes as almost any exception
+    except Exception as error:  # damage raises almost any exception
         raise ShardError(errno.EBADMSG, f"not a readable {kind} ({one_line(error)}); {ACCEPTED[kind]}", shard) from error
 
 
 def fault(shard: str, version: str) -> EntryError:
-    """Why a shard stands in the inventory beside its members or in their place: it is listed again, and says so."""
+    """Why a shard is itself in the inventory, with or without its members: lists it again and returns the error."""
     empty = True
     try:
         for _ in members(shard, version):
@@ -94,19 +92,19 @@ def fault(shard: str, version: str) -> EntryError:
 
 
 def _tar_members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int]]:
-    """A link or a device has offset and length -1: it becomes a row with a reason, and is never followed."""
+    """A link or a device has offset and length -1: it becomes an error row and is never followed."""
     with tarfile.open(fileobj=stream, mode="r:") as shard:
         start = -1
         while (member := shard.next()) is not None:
-            if shard.offset <= start:  # a size below zero: it would be listed for ever
+            if shard.offset <= start:  # a negative size would make the listing endless
                 raise tarfile.ReadError(f"damaged at byte {member.offset}")
             start = shard.offset
-            cast(Any, shard).members.clear()  # tarfile keeps all it has seen
+            shard.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members
             if member.isfile() and member.sparse is None:
                 yield member.name, member.offset_data, member.size, member.size
             elif not member.isdir():
                 yield member.name, -1, -1, 0
-        end = shard.offset  # tarfile takes a damaged header for the end, which is zeros or nothing at all
+        end = shard.offset  # tarfile takes a damaged header for the end; a real end is zeros or nothing
     stream.seek(end)
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"damaged at byte {end}")
@@ -120,8 +118,7 @@ def _zip_members(stream: io.BufferedReader) -> Iterator[tuple[str, int, int, int
 
 
 def fetch(uri: str, expected: str) -> tuple[bytes, str]:
-    """All bytes of an image, alone or in a shard, and the version of these bytes. Raises an error of `storage_errors.OWN` where the
-    image cannot be read for a reason of its own, else StorageError."""
+    """All bytes of an image, in a shard or not, and their version; errors as `read_versioned`."""
     if split(uri):
         return read(uri, expected)
     if is_shard(uri):
@@ -130,7 +127,7 @@ def fetch(uri: str, expected: str) -> tuple[bytes, str]:
 
 
 def read(uri: str, expected: str) -> tuple[bytes, str]:
-    """All bytes of a member and its version; MemberError where it is refused or has changed, and errors as `fetch`."""
+    """All bytes of a member and its version; MemberError if it is refused or has changed; other errors as `fetch`."""
     parts = split(uri)
     assert parts is not None
     shard, member = parts
@@ -140,7 +137,7 @@ def read(uri: str, expected: str) -> tuple[bytes, str]:
         raise _refused(f"a member needs the version SHARD@OFFSET+LENGTH, not {expected!r}; list the shard itself", uri)
     offset, length = int(start), int(span)
     if leads_outside(member):
-        raise _refused("the member's name points out of its shard", uri)
+        raise _refused("the member's name leads outside its shard", uri)
     if shard.lower().endswith(parquet_shards.SUFFIX):
         try:
             return parquet_shards.read(shard, listed, offset, length), expected
@@ -153,7 +150,7 @@ def read(uri: str, expected: str) -> tuple[bytes, str]:
     if shard.lower().endswith(".tar"):
         data = _range(uri, shard, offset, length, listed)
     else:
-        # Name and extra field of the local header may be longer than the directory's, so it is read first.
+        # Name and extra field of the local header may be longer than those in the directory, so it is read first.
         header = _range(uri, shard, offset, ZIP_LOCAL_HEADER.size, listed)
         magic, _, flags, method, _, _, _, _, _, name, extra = ZIP_LOCAL_HEADER.unpack(header)
         if magic != b"PK\x03\x04" or flags & 1:
@@ -193,19 +190,19 @@ def _inflate(uri: str, data: bytes, method: int) -> bytes:
 
 
 def parts_of(uri: str) -> list[str]:
-    """What an image's URI consists of, encoded as it is there: scheme, bucket, folders, name; a shard counts as a folder."""
+    """The parts of an image's URI, encoded as there: scheme, bucket, folders, name; a shard counts as a folder."""
     path, mark, member = uri.partition("#") if shards.split(uri) else (uri, "", "")
     scheme, _, rest = path.partition("://")
     return [scheme, *rest.removeprefix("/").split("/"), *(member.split("/") if mark else ())]
 
 
 def path_of(parts: list[str], local: bool, errors: str = "surrogateescape") -> str:
-    """Parts of a URI as a path. `errors`: what bytes that are no UTF-8 become, as Python's codecs name it."""
+    """Parts of a URI as a path. `errors`: the codec's error handler for bytes that are not UTF-8."""
     path = "/".join(parts)
     return unquote(path, errors=errors) if local else path
 
 
 def name_of(uri: str) -> str:
-    """The path inside the bucket or on the disk, for people: any of it can be printed."""
+    """The path in the bucket or on the disk as printable text."""
     scheme, *parts = parts_of(uri)
     return f"/{path_of(parts, True, 'backslashreplace')}" if scheme == "file" else f"{scheme}://{path_of(parts, False)}"

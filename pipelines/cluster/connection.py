@@ -1,4 +1,4 @@
-"""Ray: start it here, or join the cluster that was named. Nothing else calls ray.init."""
+"""Ray: start it here or join a cluster. Only this module calls ray.init."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from deeplab.errors import UserError
 CONNECT_SECONDS = 30
 OBJECT_STORE_BYTES = 2 << 30
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job's program
-ROOT = Path(__file__).resolve().parents[2]  # where this process found our packages
-# Joins a cluster in a process that can be ended; its last line is what went wrong.
+ROOT = Path(__file__).resolve().parents[2]  # from where this process imports our packages
+# Joins a cluster in a process that can be killed; its last line is the error.
 PROBE = """
 import sys, ray
 try:
@@ -37,28 +37,28 @@ NO_TOKEN = ("InvalidAuthToken", "AuthenticationError")
 
 
 class ClusterError(UserError):
-    """The Ray cluster cannot be reached or started; the message says which and what to check."""
+    """The Ray cluster cannot be reached or started; the message says which one and what to check."""
 
     passing = True
 
 
 @contextmanager
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
-    """Run the body with Ray: a fresh one in this process, or the cluster at `address` ("auto", host:port).
+    """Run the body with Ray: a new local one, or the cluster at `address` ("auto", host:port).
 
-    Without an address a cluster that happens to run on this host is never joined, and no other host reaches what starts.
-    A Ray that the caller started is used and left as it is. Ray's SIGTERM handler, which would turn a cancellation into a
-    crash, is undone. Workers import our packages from where this process did, whatever lies in the current folder.
-    Raises ClusterError when `address` does not answer within CONNECT_SECONDS.
+    Without an address, a cluster that happens to run on this host is not joined, and other hosts cannot reach the local one. If
+    Ray is already initialized, it is used and left running. Ray's SIGTERM handler, which would turn a cancellation into a crash,
+    is removed. Workers import our packages from where this process does, whatever the current folder holds.
+    Raises ClusterError if `address` does not answer within CONNECT_SECONDS.
     """
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray starts its workers at niceness 15, where any other load on the machine brings a run to a halt.
+    # Ray starts its workers at niceness 15, at which any other load on the machine stops a run.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray's C++ parts print into the progress bar, for every actor pool a false alarm (ray-project/ray#53727); what
-    # goes wrong in earnest arrives as an exception. Set the variable yourself to see them.
+    # Ray's C++ code logs into the progress bar, with a false alarm for every actor pool (ray-project/ray#53727). Real errors arrive
+    # as exceptions. Set the variable yourself to see the logs.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
@@ -66,10 +66,10 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     try:
         if address is None:
             memory = min(OBJECT_STORE_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 5)
-            # Ray keeps as many idle processes as there are CPUs; those of other stages must not crowd out the ones that hold
-            # the network, which serve the next block.
+            # Ray keeps as many idle processes as there are CPUs. With more, processes of other stages do not displace those that
+            # hold the network.
             os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (cpus or os.cpu_count() or 1) + 2))
-            # Ray would write a token for itself into the home folder, which a service's user may not have.
+            # Otherwise Ray writes a token into the home folder, which a service's user may not have.
             if token() is None:
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             with _loopback():
@@ -92,7 +92,7 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """A Ray that starts in here listens on 127.0.0.1 alone, as its kin on Windows and macOS do; on Linux any host could knock."""
+    """A Ray that starts in the body listens on 127.0.0.1 only, as on Windows and macOS; on Linux its default is all interfaces."""
     constants, name = ray._private.ray_constants, ray._private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before = constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
     constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
@@ -107,11 +107,13 @@ def _loopback() -> Iterator[None]:
 
 
 def _check(address: str) -> None:
-    """Fail within the deadline where ray.init would wait for minutes."""
+    """ClusterError within CONNECT_SECONDS if a cluster cannot be joined; ray.init would wait for minutes."""
     if address.startswith(("http://", "https://")):
-        raise ClusterError(f"{address} is a Jobs API, which the flows take (deeplab run, deeplab serve); here host:port or 'auto'")
+        raise ClusterError(
+            f"{address} is a Jobs API, which only flows accept (deeplab run, deeplab serve); here host:port or 'auto' is accepted"
+        )
     if JOB in os.environ:
-        return  # inside a job: Ray names the cluster, and it is there
+        return  # inside a job, whose cluster exists
     if address != "auto" and "://" not in address:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
@@ -124,17 +126,15 @@ def _check(address: str) -> None:
         raise ClusterError(f"address {address!r}: host:port of a Ray head or 'auto' is accepted")
     code, last = _probe(address)
     if any(sign in last for sign in NO_TOKEN) and "RAY_AUTH_MODE" not in os.environ and token() is not None:
-        # Ray joins without its token unless the mode says so, which it read when it was imported. A driver in that mode answers
-        # nobody who has none, so a cluster that asks for none must be joined in the other.
+        # Ray uses its token only in token mode, which it read when it was imported. A driver in token mode does not answer peers
+        # without one, so the mode is set only for a cluster that requires it.
         os.environ["RAY_AUTH_MODE"] = "token"
         ray._raylet.Config.initialize("")
         code, last = _probe(address)
     if any(sign in last for sign in NO_TOKEN):
-        known = "does not know the token that is set here" if token() else "asks for a token, and none is set here"
-        remedy = (
-            "RAY_AUTH_TOKEN, or a file that RAY_AUTH_TOKEN_PATH names, must hold the cluster's (on its head: ray get-auth-token)"
-        )
-        raise ClusterError(f"{address} {known} ({NO_TOKEN[0]}): {remedy}")
+        refusal = "does not accept the token that is set here" if token() else "requires a token, and none is set here"
+        remedy = "RAY_AUTH_TOKEN, or a file named by RAY_AUTH_TOKEN_PATH, must hold the cluster's (on its head: ray get-auth-token)"
+        raise ClusterError(f"{address} {refusal} ({NO_TOKEN[0]}): {remedy}")
     if code is None:
         raise ClusterError(f"{address} did not answer as a Ray cluster within {CONNECT_SECONDS} s")
     if code:
@@ -143,7 +143,7 @@ def _check(address: str) -> None:
 
 
 def _probe(address: str) -> tuple[int | None, str]:
-    """Join and leave in another process: its exit code (None: it had to be ended) and the last line of its stderr."""
+    """Join and leave in another process: its exit code (None: it had to be killed) and the last line of its stderr."""
     command = [sys.executable, "-P", "-c", PROBE, address]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace") as process:
         deadline = threading.Timer(CONNECT_SECONDS, process.kill)
@@ -152,7 +152,7 @@ def _probe(address: str) -> tuple[int | None, str]:
             last = ""
             for line in process.stderr or ():
                 last = line.strip() or last
-                if NO_TOKEN[0] in line:  # Ray would try again for 20 s
+                if NO_TOKEN[0] in line:  # Ray would retry for 20 s
                     process.kill()
                     break
             code = process.wait()
@@ -177,9 +177,9 @@ def token() -> str | None:
 def _job_config() -> JobConfig:
     """Workers import our packages from ROOT.
 
-    Ray puts the driver's current folder before all others in its workers' path, and a folder pipelines/ in it, or another
-    checkout, would run in them instead. What it calls a client's job has no such folder. Installed packages need no entry;
-    one would put them before Python's own library.
+    Ray puts the driver's current folder first in the path of its workers, which would then run a folder pipelines/ there, or
+    another checkout. A job that is marked as a client's does not get that entry. Installed packages need no entry; it would put
+    them before Python's own library.
     """
     installed = str(ROOT) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     return JobConfig(_client_job=True, _py_driver_sys_path=[] if installed else [str(ROOT)])
@@ -187,9 +187,9 @@ def _job_config() -> JobConfig:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the nodes of a cluster have for tasks: CPUs, GPUs, and bytes of memory, the object store's not among them.
+    """The resources of a cluster for tasks: CPUs, GPUs and bytes of memory, without the object store.
 
-    `node_memory`: of the node that has the most; 0 where a node does not say.
+    `node_memory`: of the largest node; 0 if a node reports none.
     """
 
     cpus: float
@@ -198,12 +198,12 @@ class Resources:
     node_memory: float
 
     def takes_gpu(self, device: str) -> bool:
-        """Whether a process that may compute on `device` (auto, cpu or cuda) is to have a GPU."""
+        """Whether a process with the option `device` (auto, cpu or cuda) gets a GPU."""
         return device == "cuda" or (device == "auto" and self.gpus >= 1)
 
 
 def resources() -> Resources:
-    """Of the nodes that live now."""
+    """The resources of the nodes that are alive."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     memory = [float(node.get("memory", 0)) for node in nodes if node.get("CPU")] or [0.0]
     cpus, gpus = (sum(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
@@ -225,10 +225,10 @@ def wake(timeout: float) -> None:
 
 
 def no_cpu(timeout: float) -> str:
-    return f"no node with a CPU for {timeout:g} s: the cluster has none to give; add nodes, start again"
+    return f"the cluster has had no node with a CPU for {timeout:g} s; add nodes and start again"
 
 
 def dashboard() -> str | None:
-    """Address of the cluster's dashboard; None where it runs without one, as the Ray that `session` starts here does."""
+    """Address of the cluster's dashboard; None if it has none, like the Ray that `session` starts here."""
     url = ray._private.worker._global_node.webui_url if ray.is_initialized() else None
     return f"http://{url}" if url else None

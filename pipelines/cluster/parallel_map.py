@@ -1,10 +1,10 @@
-"""The same function over many items on Ray: results as they come, our own errors as themselves, and a deadline for resources."""
+"""One function over many items on Ray: results as they complete, our own errors unwrapped, and a deadline for resources."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -14,29 +14,32 @@ from pipelines.cluster import connection
 from pipelines.cluster.connection import ClusterError
 
 RETRIES = 5  # of a task whose worker or node died
+Shared = TypeVar("Shared")
 
 
-def spread(function: Callable[..., Any], shared: Any, items: Sequence[Any], device: str = "cpu", returns: int = 1) -> list[Any]:
-    """References to function(shared, item) of every item: a task each, with a CPU and, if `device` and cluster allow, a GPU.
+def spread(
+    function: Callable[[Shared, Any], object], shared: Shared, items: Sequence[object], device: str = "cpu", returns: int = 1
+) -> list[Any]:
+    """References to function(shared, item) for every item: a task each, with a CPU and, if `device` and cluster allow, a GPU.
 
-    `shared` travels once; items may be references themselves. With `returns` above 1 the function returns so many
-    values, and each item has a list of references. Call it inside connection.session. DeviceError for cuda without a GPU.
+    `shared` is sent once; an item may be a reference to the function's argument. With `returns` above 1 the function returns so
+    many values, and each item has a list of references. Call it inside connection.session. DeviceError for cuda without a GPU.
     """
-    there = connection.resources()
-    if device == "cuda" and there.gpus < 1:
+    resources = connection.resources()
+    if device == "cuda" and resources.gpus < 1:
         raise DeviceError("device cuda: the cluster has no GPU; 'cpu' and 'auto' are accepted")
     task = ray.remote(function).options(
-        num_cpus=1, num_gpus=1 if there.takes_gpu(device) else 0, max_retries=RETRIES, num_returns=returns
+        num_cpus=1, num_gpus=1 if resources.takes_gpu(device) else 0, max_retries=RETRIES, num_returns=returns
     )
-    where = ray.put(shared)
-    return [task.remote(where, item) for item in items]
+    shared_reference = ray.put(shared)
+    return [task.remote(shared_reference, item) for item in items]
 
 
-def results(references: Sequence[Any], timeout: float) -> Iterator[tuple[int, Any]]:
-    """(position, result) in the order in which tasks end.
+def results(references: Sequence[ray.ObjectRef], timeout: float) -> Iterator[tuple[int, Any]]:
+    """(position, result) in the order in which tasks complete.
 
-    A UserError that a task raised is raised as itself. ClusterError when the cluster has had nothing to run a task on for
-    `timeout` seconds, or a task failed for a reason of the system's.
+    A UserError of a task is raised unwrapped. ClusterError if the cluster has had no CPU for `timeout` seconds, or if a task
+    failed for a reason of the system's.
     """
     positions = {reference: index for index, reference in enumerate(references)}
     pending, idle_since = list(references), time.monotonic()
@@ -54,7 +57,7 @@ def results(references: Sequence[Any], timeout: float) -> Iterator[tuple[int, An
             ray.cancel(reference)
 
 
-def _value(reference: Any) -> Any:
+def _value(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

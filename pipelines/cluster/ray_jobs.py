@@ -1,7 +1,7 @@
 """A run as a job on a Ray cluster, through its Jobs API: submit or attach, follow its lines, stop it.
 
-The job is `python -m pipelines.job KIND OPTIONS` on the cluster's head, so only HTTP leads there: neither the network
-between its nodes nor the same Python is needed here. Its nodes need this package, the storage and credentials of their own.
+The job is `python -m pipelines.job KIND OPTIONS` on the cluster's head, which this process reaches by HTTP only: it needs neither
+access to the cluster's network nor the same Python. The nodes need this package, the storage and their own credentials.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -28,22 +28,30 @@ from pipelines.cluster.connection import ClusterError, token
 
 REQUEST_SECONDS = 30
 POLL_SECONDS = 1.0
-ABSENCE_SECONDS = 120.0  # a head that is silent for so long is gone for this try
+ABSENCE_SECONDS = 120.0  # after so long without an answer of the head, this attempt fails
 STOP_SECONDS = 8.0  # Ray gives a stopped job 3 s before it kills it
 EVENT = "deeplab"  # the key that marks a line of the job as an event
-UNFORESEEN = "Unforeseen"  # the class of an error event that is none of our own
+UNFORESEEN = "Unforeseen"  # the class in an error event whose error is not one of ours
 
 Tell = Callable[[dict[str, Any]], None]
 
 
+class ErrorEvent(TypedDict):
+    """The last event of a job that failed: class and message of the error, and whether another attempt may succeed."""
+
+    error: str
+    message: str
+    passing: bool
+
+
 class JobFailed(UserError):
-    """The job ended for a reason of the system's, or was stopped by someone else; another try may help."""
+    """The job failed for a reason of the system's, or someone else stopped it; another attempt may succeed."""
 
     passing = True
 
 
 class JobRefused(UserError):
-    """The job ended with one of our own errors: `kind` is its class, and the message is the one that it had there."""
+    """The job ended with one of our own errors. `kind`: its class; the message is the original one."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -51,19 +59,19 @@ class JobRefused(UserError):
 
 
 def is_jobs(address: str | None) -> bool:
-    """Whether an address is a Jobs API (http://host:8265), and not a cluster to join."""
+    """Whether an address is a Jobs API (http://host:8265) and not a cluster to join."""
     return address is not None and address.startswith(("http://", "https://"))
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which would wait for a silent head for ever."""
+    """Ray's client with a timeout: without one it waits for a silent head forever."""
 
-    def _do_request(self, *arguments: Any, **given: Any) -> Any:
-        return super()._do_request(*arguments, timeout=REQUEST_SECONDS, **given)
+    def _do_request(self, *arguments: Any, **options: Any) -> Any:
+        return super()._do_request(*arguments, timeout=REQUEST_SECONDS, **options)
 
 
 class Jobs:
-    """The Jobs API of one cluster. Raises ClusterError where there is none, or where the token is missing or wrong."""
+    """The Jobs API of one cluster. Raises ClusterError if there is none, or if the token is missing or wrong."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
@@ -72,14 +80,16 @@ class Jobs:
         secret = token()
         headers = {"Authorization": f"Bearer {secret}"} if secret else None
         before = os.environ.get("RAY_API_SERVER_ADDRESS")
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # RAY_ADDRESS would win over the argument
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # RAY_ADDRESS takes precedence over the argument
         try:
             self.client = _Client(self.address, headers=headers)
         except AuthenticationError as error:
-            why = "does not know this token" if secret else "asks for a token"
-            raise ClusterError(f"{address} {why}: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH must hold that of the cluster") from error
+            refusal = "does not accept this token" if secret else "requires a token"
+            raise ClusterError(
+                f"{address} {refusal}: RAY_AUTH_TOKEN, or a file named by RAY_AUTH_TOKEN_PATH, must hold the cluster's token"
+            ) from error
         except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"no Jobs API at {address} ({error}); a Ray head with its dashboard is looked for there") from error
+            raise ClusterError(f"no Jobs API at {address} ({error}); the dashboard of a Ray head is accepted") from error
         finally:
             if before is None:
                 del os.environ["RAY_API_SERVER_ADDRESS"]
@@ -88,15 +98,15 @@ class Jobs:
 
     def attempts(self, name: str) -> list[JobDetails]:
         """The jobs NAME-1, NAME-2, ... that the cluster knows, oldest first."""
-        found = [job for job in self.client.list_jobs() if (job.submission_id or "").rpartition("-")[0] == name]
-        return sorted(found, key=lambda job: int(job.submission_id.rpartition("-")[2]))
+        jobs = [job for job in self.client.list_jobs() if (job.submission_id or "").rpartition("-")[0] == name]
+        return sorted(jobs, key=lambda job: int(job.submission_id.rpartition("-")[2]))
 
     def live(self, name: str) -> JobDetails | None:
-        """The attempt that has not ended, if there is one."""
+        """The attempt that has not ended; None if there is none."""
         return next((job for job in self.attempts(name) if not job.status.is_terminal()), None)
 
     def begin(self, name: str, kind: str, options: BaseModel) -> tuple[str, bool]:
-        """(submission id of the job, whether it was there already): the same work is never submitted twice at once."""
+        """(submission id of the job, whether it was already running): the same work is never submitted twice at once."""
         attempts = self.attempts(name)
         if attempts and not attempts[-1].status.is_terminal():
             return str(attempts[-1].submission_id), True
@@ -107,12 +117,12 @@ class Jobs:
         try:
             self.client.submit_job(entrypoint=command, submission_id=job, metadata={"deeplab": kind})
         except RuntimeError:
-            if self.live(name) is None:  # else another run was faster by a moment, with the same work
+            if self.live(name) is None:  # otherwise another run has just submitted the same work
                 raise
         return job, False
 
     def stop(self, name: str, patience: float = STOP_SECONDS) -> bool:
-        """Stop the attempt that runs, and wait a little for its end; whether there was one."""
+        """Stop the running attempt and wait up to `patience` seconds for its end; returns whether there was one."""
         job = self.live(name)
         if job is None:
             return False
@@ -127,20 +137,20 @@ class Jobs:
         return f"{self.address}/#/jobs/{job}"
 
     def follow(self, job: str, tell: Callable[[str], None]) -> JobDetails:
-        """Pass every line of the job to `tell` until it ends; how it ended.
+        """Pass every line of the job to `tell` until it ends; returns how it ended.
 
-        Raises ConnectionError when the head does not answer for ABSENCE_SECONDS; the job may go on without us.
+        Raises ConnectionError if the head does not answer for ABSENCE_SECONDS; the job may continue.
         """
         lines: queue.Queue[str] = queue.Queue()
         tail = threading.Thread(target=lambda: asyncio.run(self._tail(job, lines)), name=f"tail {job}", daemon=True)
         tail.start()
-        heard = time.monotonic()
+        last_answer = time.monotonic()
         while True:
             try:
                 details = self.client.get_job_info(job)
-                heard = time.monotonic()
+                last_answer = time.monotonic()
             except (OSError, RuntimeError) as error:
-                if time.monotonic() - heard > ABSENCE_SECONDS:
+                if time.monotonic() - last_answer > ABSENCE_SECONDS:
                     raise ConnectionError(f"{self.address} does not answer any more ({error}); {job} may still run") from error
                 details = None
             ended = details is not None and details.status.is_terminal()
@@ -154,7 +164,7 @@ class Jobs:
             time.sleep(POLL_SECONDS)
 
     async def _tail(self, job: str, lines: queue.Queue[str]) -> None:
-        """Lines of the job from its first on; after a lost connection from where it was lost."""
+        """Put the job's lines into `lines`; after a lost connection, continue where it was lost."""
         seen = 0
         while True:
             number, rest = 0, ""
@@ -169,7 +179,7 @@ class Jobs:
                 if rest:
                     lines.put(rest)
                 return
-            except Exception:  # the head is away; `follow` decides for how long
+            except Exception:  # the head is away; `follow` decides how long to wait
                 await asyncio.sleep(POLL_SECONDS)
                 with suppress(Exception):
                     if self.client.get_job_status(job).is_terminal():
@@ -179,56 +189,56 @@ class Jobs:
 
 
 def job_name(kind: str, options: BaseModel) -> str:
-    """Of the work, not of who asks for it: whoever comes back to it, after whatever died, finds the job that does it."""
+    """A name made from the work alone, by which whoever asks for the same work again finds its job."""
     text = options.model_dump_json(exclude={"address"})
     return f"deeplab-{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def run(
     jobs: Jobs, kind: str, options: BaseModel, started: Callable[[str, bool], None], event: Tell, line: Callable[[str], None]
-) -> Any:
+) -> dict[str, Any]:
     """Do the work as a job and return its result. An interruption of this process stops the job.
 
-    `started` is told the job's id and whether it ran already; `event` each event, `line` every other line. Raises
-    JobRefused for our own errors, JobFailed and ConnectionError for the system's.
+    `started` gets the job's id and whether it was already running, `event` each progress event, `line` every line that is not an
+    event. Raises JobRefused for our own errors, JobFailed and ConnectionError for faults of the system.
     """
     name = job_name(kind, options)
     result: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
+    error: ErrorEvent | None = None
 
     def tell(text: str) -> None:
         nonlocal result, error
-        found = parse(text)
-        if found is None:
+        values = parse(text)
+        if values is None:
             if text.strip():
                 line(text)
-        elif found[EVENT] == "result":
-            result = found["result"]
-        elif found[EVENT] == "error":
-            error = found
+        elif values[EVENT] == "result":
+            result = values["result"]
+        elif values[EVENT] == "error":
+            error = ErrorEvent(error=values["error"], message=values["message"], passing=values["passing"])
         else:
-            event(found)
+            event(values)
 
     try:
         job, attached = jobs.begin(name, kind, options)
         started(job, attached)
         details = jobs.follow(job, tell)
-    except RuntimeError as trouble:  # what Ray's client makes of an answer that is no 200
-        raise JobFailed(f"{jobs.address}: {trouble}") from trouble
+    except RuntimeError as failure:  # from Ray's client, for an answer other than 200
+        raise JobFailed(f"{jobs.address}: {failure}") from failure
     except Exception:
         raise
     except BaseException:
         with suppress(Exception):
             jobs.stop(name)
         raise
-    if error is not None and (error["passing"] or error["error"] == UNFORESEEN):
+    if error is not None and error["passing"]:
         raise JobFailed(f"job {job}: {error['message']}; its log: {jobs.page(job)}")
     if error is not None:
         raise JobRefused(error["error"], error["message"])
     if details.status == JobStatus.SUCCEEDED and result is not None:
         return result
-    what = "was stopped" if details.status == JobStatus.STOPPED else "failed"
-    raise JobFailed(f"job {job} {what}: {details.message}; its log: {jobs.page(job)}")
+    end = "was stopped" if details.status == JobStatus.STOPPED else "failed"
+    raise JobFailed(f"job {job} {end}: {details.message}; its log: {jobs.page(job)}")
 
 
 def parse(text: str) -> dict[str, Any] | None:
@@ -236,7 +246,7 @@ def parse(text: str) -> dict[str, Any] | None:
     if not text.startswith("{"):
         return None
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and EVENT in found else None
+    return values if isinstance(values, dict) and EVENT in values else None

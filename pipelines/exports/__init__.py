@@ -1,4 +1,4 @@
-"""Masks out of the table: one format a file, listed in formats.py.
+"""Masks out of the table: one module per format, listed in formats.py.
 
-A page to look at is report/.
+The report page is report/.
 """

@@ -1,12 +1,12 @@
-"""COCO: annotations with compressed RLE, and panoptic segments as RGB PNGs of ids."""
+"""COCO: annotations with compressed RLE, and panoptic segments as RGB PNGs of segment ids."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,24 @@ from PIL import Image
 from deeplab import masks
 from deeplab.classes import ClassTable
 from pipelines.exports.source import Masks
+
+
+class Category(TypedDict):
+    """A COCO category."""
+
+    id: int
+    name: str
+    supercategory: str
+
+
+class Segment(TypedDict):
+    """A COCO panoptic segment. `bbox`: left, top, width, height."""
+
+    id: int
+    category_id: int
+    area: int
+    bbox: list[int]
+    iscrowd: int
 
 
 def rle(source: Masks) -> None:
@@ -32,8 +50,8 @@ def rle(source: Masks) -> None:
 def panoptic(source: Masks) -> None:
     """panoptic.json, and panoptic/NAME.png of segment ids (R + 256 G + 65536 B): a segment per image and class.
 
-    A segment has its category's id; background is COCO's void, 0. No category is a thing: a segment is all of a class,
-    however many objects it holds.
+    A segment has the id of its category; background is COCO's void, 0. No category is a thing: a segment covers all of a class,
+    however many objects it contains.
     """
     first = _first(source.classes)
     categories = [
@@ -52,37 +70,37 @@ def panoptic(source: Masks) -> None:
 
 
 def _first(classes: ClassTable) -> int:
-    """The category of class 0: COCO's begin at 1, and a background is none."""
+    """The category of class 0: COCO's categories begin at 1, and the background is not one."""
     return 1 if classes.background is None else 0
 
 
-def _categories(classes: ClassTable) -> list[dict[str, Any]]:
+def _categories(classes: ClassTable) -> list[Category]:
     first = _first(classes)
     return [
-        {"id": index + first, "name": name, "supercategory": name}
+        Category(id=index + first, name=name, supercategory=name)
         for index, name in enumerate(classes.names)
         if index != classes.background
     ]
 
 
-def _segments(ids: np.ndarray) -> Iterator[dict[str, Any]]:
+def _segments(ids: np.ndarray) -> Iterator[Segment]:
     for index in np.unique(ids):
         if index:
             region = ids == index
             top, bottom = _span(region.any(1))
             left, right = _span(region.any(0))
-            yield {
-                "id": int(index),
-                "category_id": int(index),
-                "area": int(region.sum()),
-                "bbox": [left, top, right - left, bottom - top],
-                "iscrowd": 0,
-            }
+            yield Segment(
+                id=int(index),
+                category_id=int(index),
+                area=int(region.sum()),
+                bbox=[left, top, right - left, bottom - top],
+                iscrowd=0,
+            )
 
 
-def _span(marked: np.ndarray) -> tuple[int, int]:
-    """The first marked place, and the one after the last."""
-    places = np.flatnonzero(marked)
+def _span(mask: np.ndarray) -> tuple[int, int]:
+    """The index of the first true value, and the one after the last."""
+    places = np.flatnonzero(mask)
     return int(places[0]), int(places[-1]) + 1
 
 
@@ -92,23 +110,23 @@ class _Array:
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.count = stream, 0
 
-    def add(self, value: dict[str, Any]) -> None:
+    def add(self, value: Mapping[str, object]) -> None:
         self.stream.write((",\n" if self.count else "\n") + json.dumps(value))
         self.count += 1
 
 
 @contextmanager
-def _document(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple[_Array, _Array]]:
-    """Stream COCO JSON, images and annotations: the latter to a side file first, so that memory does not grow with masks."""
-    side_path = path.with_suffix(".annotations")
+def _document(path: Path, categories: Sequence[Mapping[str, object]]) -> Iterator[tuple[_Array, _Array]]:
+    """Stream COCO JSON: images, and annotations through a temporary file, so that memory does not grow."""
+    temporary_path = path.with_suffix(".annotations")
     try:
-        with path.open("w", encoding="utf-8") as out, side_path.open("w+", encoding="utf-8") as side:
+        with path.open("w", encoding="utf-8") as out, temporary_path.open("w+", encoding="utf-8") as annotations:
             out.write('{"categories": ' + json.dumps(categories) + ',\n"images": [')
-            yield _Array(out), _Array(side)
+            yield _Array(out), _Array(annotations)
             out.write('],\n"annotations": [')
-            side.seek(0)
-            while part := side.read(1 << 20):
+            annotations.seek(0)
+            while part := annotations.read(1 << 20):
                 out.write(part)
             out.write("]}\n")
     finally:
-        side_path.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)

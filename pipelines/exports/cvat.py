@@ -1,4 +1,4 @@
-"""CVAT: annotations in its own XML, which are uploaded to a task of the same photos and corrected there."""
+"""CVAT: annotations in its XML format, to upload to a task with the same photos and correct there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(source: Masks) -> None:
         out.write("      </labels>\n    </task>\n  </meta>\n")
         for mask in source:
             if NOT_XML.search(mask.name):
-                source.done.skip(mask.uri, "its name holds characters that XML cannot hold; png and coco-rle hold any")
+                source.done.skip(mask.uri, "its name holds characters that XML does not allow; png and coco-rle allow any")
                 continue
             out.write(
                 f'  <image id="{source.done.images}" name={quoteattr(mask.name)} width="{mask.width}" height="{mask.height}">\n'
@@ -47,9 +47,9 @@ def write(source: Masks) -> None:
 
 
 def box_rle(region: np.ndarray) -> tuple[int, int, int, int, list[int]]:
-    """An H x W bool region as left, top, width and height of its box, and the lengths of runs in that box.
+    """An H x W bool region as left, top, width and height of its box, and the run lengths in that box, row by row.
 
-    Runs go by rows and begin with pixels outside the region, of which there may be 0.
+    The first run is of pixels outside the region and may have length 0.
     """
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     top, left = int(rows[0]), int(columns[0])

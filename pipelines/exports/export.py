@@ -1,4 +1,4 @@
-"""Masks out of the table: files in one of the formats of `pipelines.exports`."""
+"""Export masks as files in one of the formats of formats.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.table.table_errors import ResultsError
 
 
 def export(table: ResultsTable, model: str, folder: Path, form: str, report: Callable[[int], None] = lambda done: None) -> Exported:
-    """Write the masks of `model` below `folder` in one of FORMATS; of each image the newest.
+    """Write the newest mask of each image by `model` below `folder`, in one of FORMATS.
 
-    Images whose photo is needed and gone, or that the format cannot hold, are left out with a reason. `report` gets the
-    number of images so far. Raises ResultsError when there is nothing to export or an image would be overwritten, and
-    GeoTIFFError where a format needs rasterio and there is none.
+    Images that the format cannot represent, or whose photo is needed but gone, are left out with a reason. `report` gets the
+    number of images so far. Raises ResultsError if there is nothing to export or an image would be overwritten, and
+    GeoTIFFError if the format needs rasterio and it is not installed.
     """
     if form not in FORMATS:
         raise ResultsError(f"no format {form}; there are: {', '.join(FORMATS)}")

@@ -1,10 +1,10 @@
-"""A Hugging Face data set folder: photos and masks in Parquet shards, and its card."""
+"""A Hugging Face data set folder: photos and masks in Parquet shards, and a data set card."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +13,26 @@ from deeplab.errors import ImageError
 from deeplab.images.decoding import header
 from pipelines.exports.source import Masks
 
-# The hub's own sizes for image data: groups of 100 rows, so that its viewer need not read much, and files of 500 MB.
+# The hub's sizes for image data: row groups of 100 rows, so that its viewer reads little, and files of 500 MB.
 GROUP_ROWS, GROUP_BYTES, SHARD_BYTES = 100, 64 << 20, 500_000_000
+
+
+class Picture(TypedDict):
+    """An encoded picture and its file name."""
+
+    bytes: bytes
+    path: str
+
+
+class Example(TypedDict):
+    """A row of SCHEMA."""
+
+    image: Picture
+    mask: Picture
+    uri: str
+    confidence: float
+
+
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FEATURES = {
     "image": {"_type": "Image"},
@@ -31,7 +49,7 @@ SCHEMA = pa.schema(
 def write(source: Masks) -> None:
     """data/train-NNNNN.parquet (photo as it was segmented, palette PNG mask), README.md and id2label.json.
 
-    A photo that is not the very file that was segmented is left out. Memory holds a row group.
+    Photos that changed since they were segmented are left out. Memory holds a row group.
     """
     source.refuse_earlier("data/train-*.parquet")
     shards = _Shards(source.folder / "data")
@@ -39,17 +57,15 @@ def write(source: Masks) -> None:
         if (encoded := source.photo(mask, unchanged=True)) is None:
             continue
         if header(encoded) is None:
-            source.unusable(mask, ImageError("it is no image"))
+            source.unusable(mask, ImageError("it is not an image"))
             continue
-        shards.add(
-            {
-                "image": {"bytes": encoded, "path": mask.printed},
-                "mask": {"bytes": mask.png, "path": f"{mask.printed}.png"},
-                "uri": mask.uri,
-                "confidence": mask.confidence,
-            },
-            len(encoded) + len(mask.png),
+        example = Example(
+            image=Picture(bytes=encoded, path=mask.printed),
+            mask=Picture(bytes=mask.png, path=f"{mask.printed}.png"),
+            uri=mask.uri,
+            confidence=mask.confidence,
         )
+        shards.add(example, len(encoded) + len(mask.png))
         source.wrote()
     shards.close()
     names = source.classes.names
@@ -72,13 +88,13 @@ configs:
 
 # Masks by {source.model}
 
-{source.done.images} photos with the masks that the model `{source.model}` made of them: predictions, not labels by people.
+{source.done.images} photos with their masks by the model `{source.model}`: predictions, not labels by people.
 
     from datasets import load_dataset
     rows = load_dataset("path/of/this/folder", split="train")
 
 `image` is the photo; `mask` a palette PNG of the same size, pixel value = class id; `confidence` the mean probability of
-the winning class. The photos keep the licences that they have.
+the winning class. The photos keep their own licences.
 
 | id | class |
 |---|---|
@@ -91,33 +107,33 @@ class _Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, 0
-        self.rows: list[dict[str, Any]] = []
-        self.held = self.written = 0
+        self.rows: list[Example] = []
+        self.group_bytes = self.file_bytes = 0
         self.out: pq.ParquetWriter | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, row: dict[str, Any], size: int) -> None:
+    def add(self, row: Example, size: int) -> None:
         self.rows.append(row)
-        self.held += size
-        if len(self.rows) == GROUP_ROWS or self.held >= GROUP_BYTES:
-            self._group()
+        self.group_bytes += size
+        if len(self.rows) == GROUP_ROWS or self.group_bytes >= GROUP_BYTES:
+            self._write_group()
 
     def close(self) -> None:
         if self.rows:
-            self._group()
+            self._write_group()
         if self.out is not None:
             self.out.close()
             self.out = None
 
-    def _group(self) -> None:
-        if self.out is not None and self.written + self.held > SHARD_BYTES:
+    def _write_group(self) -> None:
+        if self.out is not None and self.file_bytes + self.group_bytes > SHARD_BYTES:
             self.out.close()
             self.out = None
         if self.out is None:
-            # Photos and masks are compressed already, and hardly one is there twice.
+            # No dictionaries: photos and masks are compressed already and hardly repeat.
             name = f"train-{self.files:05d}.parquet"
             self.out = pq.ParquetWriter(self.folder / name, SCHEMA, compression="none", use_dictionary=False)
-            self.files, self.written = self.files + 1, 0
+            self.files, self.file_bytes = self.files + 1, 0
         self.out.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
-        self.written += self.held
-        self.rows, self.held = [], 0
+        self.file_bytes += self.group_bytes
+        self.rows, self.group_bytes = [], 0

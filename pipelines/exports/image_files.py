@@ -1,4 +1,4 @@
-"""A file an image: palette PNG, overlays, GeoTIFF."""
+"""One file per image: palette PNG, overlay, GeoTIFF."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.exports.source import Masks
 
 
 def png(source: Masks) -> None:
-    """The PNG of the table as it is: 8-bit with the class palette, 16-bit grey above 256 classes."""
+    """The PNG of the table, unchanged: 8-bit with the class palette, 16-bit grey above 256 classes."""
     for mask in source:
         source.target(mask, ".png").write_bytes(mask.png)
         source.wrote(1)
 
 
 def overlay(source: Masks) -> None:
-    """The photo with the mask on it, as JPEG; of photos too large to be decoded a reduced one."""
+    """The photo with the mask on top, as JPEG, reduced if the photo is too large to decode."""
     for mask in source:
         target = source.target(mask, ".jpg")
         if (encoded := source.photo(mask)) is None:
@@ -33,7 +33,7 @@ def overlay(source: Masks) -> None:
 
 
 def geotiff(source: Masks) -> None:
-    """TIFF with the coordinate system and transform of an image that has them."""
+    """A TIFF with the georeference of the image, if it has one."""
     for mask in source:
         target = source.target(mask, ".tif")
         if (encoded := source.photo(mask)) is None:

@@ -22,18 +22,18 @@ from pipelines.table.table_errors import ResultsError
 def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = False) -> Exported:
     """A contact sheet of `count` photos and overlays: an even sample, or those of lowest confidence.
 
-    Photos that are gone are passed over. Raises ResultsError when none can be shown.
+    Photos that are gone are left out. Raises ResultsError if none can be shown.
     """
     order = "confidence, uri" if worst else "hash(uri)"
     with Snapshot(table, model) as rows:  # sorting the table itself would read every mask in it
         chosen = rows.ask(f"SELECT id, confidence FROM rows WHERE status = 'ok' ORDER BY {order} LIMIT ?", [2 * count])
-        found = rows.masks([number for number, _ in chosen])
+        mask_rows = rows.masks([number for number, _ in chosen])
     result = Exported()
     entries: list[tuple[str, np.ndarray, np.ndarray]] = []
     for number, confidence in chosen:
         if len(entries) == count:
             break
-        uri, version, mask = found[number]
+        uri, version, mask = mask_rows[number]
         try:
             pair = picture(shards.fetch(uri, version)[0], masks.decode_png(mask))
         except OSError as error:
@@ -45,7 +45,7 @@ def show(table: ResultsTable, model: str, path: Path, count: int, worst: bool = 
         entries.append((f"{Path(name_of(uri)).name}   confidence {confidence:.2f}", *pair))
     if not entries:
         raise ResultsError(
-            f"{table.uri}: no photo of model {model} can be shown ({len(found)} ok rows, {result.left_out} unreadable)"
+            f"{table.uri}: no photo of model {model} can be shown ({len(mask_rows)} ok rows, {result.left_out} unreadable)"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(entries, table.classes(model), model).save(path)

@@ -1,4 +1,4 @@
-"""What is exported: the masks of one model, each with the name and the photo that belong to it."""
+"""The source of an export: the masks of one model, each with its name and its photo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -22,16 +22,14 @@ from pipelines.storage import filesystems
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.table_errors import ResultsError
 
-BATCH = 64  # rows that are read at a time; masks of the largest images have megabytes
-NAMED = 1000  # skipped images that are named one by one; all are counted
+BATCH = 64  # rows per read; masks of the largest images have megabytes
+NAMED = 1000  # skipped images that are named; all are counted
 
 
 @dataclass
 class Exported:
-    """What an export did: `files` written, `images` in them, and the images that were left out.
-
-    `skipped`: URI -> reason, of the first NAMED of `left_out` images.
-    """
+    """The result of an export: `files` written, `images` in them, and images `left_out`. `skipped`: URI -> reason of the first
+    NAMED of these."""
 
     files: int = 0
     images: int = 0
@@ -49,8 +47,7 @@ class Mask:
     """A row of the table. `version`: of the bytes that were segmented. `name`: the image's path below the folder that all
     images share, with / between its parts.
 
-    It is the image's own name, whatever is in it: `Masks.target` makes a place of it that is safe to write to, and
-    `printed` is the text for documents.
+    The name may hold anything: `Masks.target` turns it into a safe path, and `printed` into text for documents.
     """
 
     uri: str
@@ -63,7 +60,7 @@ class Mask:
 
     @property
     def printed(self) -> str:
-        """The name as text that UTF-8 can hold; bytes that are none as \\xe9."""
+        """The name as valid UTF-8; bytes that are not become \\xe9."""
         return self.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
     def labels(self) -> np.ndarray:
@@ -71,8 +68,21 @@ class Mask:
         return masks.decode_png(self.png)
 
 
-def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The ok rows of a model, one by one; of an image with several versions only the one segmented last."""
+class MaskRow(TypedDict):
+    """The columns of an ok row that are exported."""
+
+    uri: str
+    version: str
+    status: str
+    mask: bytes
+    height: int
+    width: int
+    confidence: float
+    read_version: NotRequired[str | None]  # files of earlier releases lack it
+
+
+def rows(table: ResultsTable, model: str) -> Iterator[MaskRow]:
+    """The ok rows of a model, one by one; for an image with several versions, only the one segmented last."""
     older = table.query(
         """
         SELECT uri, version FROM results WHERE status = 'ok'
@@ -81,11 +91,11 @@ def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[s
         model=model,
     ).fetchall()
     outdated = set(older)
-    # Not through the data set: its scanner reads ahead of a writer that is slower than it, in the end the whole table.
+    # Not through the dataset: its scanner reads ahead of a slow writer, up to the whole table.
     for path in table.files(model):
         try:
             with table.open_file(path) as file:
-                for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys([*columns, "uri", "version", "status"]))):
+                for batch in file.iter_batches(BATCH, columns=list(MaskRow.__annotations__)):
                     for row in batch.to_pylist():
                         if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
                             yield row
@@ -96,68 +106,65 @@ def rows(table: ResultsTable, model: str, columns: list[str]) -> Iterator[dict[s
 
 
 class Masks:
-    """The newest mask of each image, in the table's order, and where its files go: `folder`, which is made here.
+    """The newest mask of each image, in the table's order, and the `folder` for its files, which is created.
 
-    `done` counts; writers call `wrote` for each image that is in their output. Memory holds a batch of rows.
-    Raises ResultsError where the model has no mask.
+    `done`: the result so far; writers call `wrote` for each image in their output. Memory holds a batch of rows.
+    Raises ResultsError if the model has no mask.
     """
 
     def __init__(self, table: ResultsTable, model: str, folder: Path, report: Callable[[int], None] = lambda done: None) -> None:
         span = table.query("SELECT min(uri), max(uri) FROM results WHERE status = 'ok'", model=model).fetchone()
         if span is None or span[0] is None:
             raise ResultsError(f"{table.uri}: no ok rows of model {model} to export")
-        # Every uri lies between the smallest and the largest, so what these two share all share.
+        # All uris sort between the smallest and the largest, so the folders that these two share are shared by all.
         folders = zip(*(parts_of(uri)[:-1] for uri in span), strict=False)
         self.shared = [first for first, last in takewhile(lambda pair: pair[0] == pair[1], folders)]
         self.table, self.model, self.folder, self.report = table, model, folder, report
         self.classes = table.classes(model)
         self.done = Exported()
-        self.taken: set[Path] = set()
+        self.targets: set[Path] = set()
         self.folders: set[Path] = set()
         folder.mkdir(parents=True, exist_ok=True)
         self.own = mark_output(LocalFiles(folder))
 
     def __iter__(self) -> Iterator[Mask]:
-        for row in rows(self.table, self.model, ["mask", "height", "width", "confidence", "read_version"]):
+        for row in rows(self.table, self.model):
             name = path_of(parts_of(row["uri"])[len(self.shared) :], row["uri"].startswith("file:"))
-            version = row.get("read_version") or row["version"]  # files of earlier releases have no such column
+            version = row.get("read_version") or row["version"]
             yield Mask(row["uri"], version, name, row["height"], row["width"], row["confidence"], row["mask"])
 
     def target(self, mask: Mask, suffix: str, below: str = "") -> Path:
-        """The file of a mask below `folder`, named as the image; its folder is made.
+        """The file of a mask below `folder`, named like the image; creates its folder.
 
-        Two images that differ only in their extension keep it (a.jpg.png). A name that is no path below the folder becomes one
-        (`relative_path`). ResultsError where it is the image itself.
+        Images that differ only in their extension keep it (a.jpg.png). A name that leads outside the folder is changed
+        (`relative_path`). ResultsError if the file is the image itself.
         """
-        # Where a file has the name of another's folder, it lies beside all others under a name of its own.
-        apart = f"{mask.name.replace('/', '_')}-{hashlib.sha256(mask.uri.encode()).hexdigest()[:12]}"
-        for name in (stem(mask.name), mask.name, apart):
+        # A file with the name of another's folder gets a unique name at the top.
+        unique = f"{mask.name.replace('/', '_')}-{hashlib.sha256(mask.uri.encode()).hexdigest()[:12]}"
+        for name in (stem(mask.name), mask.name, unique):
             target = self.folder / below / f"{relative_path(name, len(suffix))}{suffix}"
             above = [parent for parent in target.parents if parent.is_relative_to(self.folder)]
-            if target not in self.taken and target not in self.folders and not self.taken.intersection(above):
+            if target not in self.targets and target not in self.folders and not self.targets.intersection(above):
                 break
-        self.taken.add(target)
+        self.targets.add(target)
         self.folders.update(above)
         if filesystems.canonical(str(target)) == mask.uri:
-            raise ResultsError(f"{self.folder}: {target.name} is the image itself there; choose another folder")
+            raise ResultsError(f"{self.folder}: {target.name} would overwrite the image itself; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
     def mark(self) -> None:
-        """Mark what was written as ours, where the folder as a whole is not."""
+        """Mark the files as ours, unless the whole folder is marked."""
         if not self.own:
-            mark_files(self.taken)
+            mark_files(self.targets)
 
     def refuse_earlier(self, pattern: str) -> None:
-        """ResultsError where `folder` holds numbered files, which those of this export might not all replace."""
-        if found := next(self.folder.glob(pattern), None):
-            raise ResultsError(f"{self.folder}: holds an earlier export ({found.name}); choose another folder")
+        """ResultsError if `folder` holds numbered files of an earlier export, which this one might not all replace."""
+        if earlier := next(self.folder.glob(pattern), None):
+            raise ResultsError(f"{self.folder}: holds an earlier export ({earlier.name}); choose another folder")
 
     def photo(self, mask: Mask, unchanged: bool = False) -> bytes | None:
-        """The encoded photo behind a mask; None, and a reason in `done`, when it is gone.
-
-        `unchanged`: also when it is not the very file that was segmented.
-        """
+        """The encoded photo of a mask; None if it is gone, with the reason in `done`. `unchanged`: also None if it has changed."""
         try:
             data, version = shards.fetch(mask.uri, mask.version)
         except OSError as error:
@@ -169,11 +176,11 @@ class Masks:
         return data
 
     def unusable(self, mask: Mask, error: ImageError) -> None:
-        """Leave an image out whose photo is there, but is no longer what the mask belongs to."""
+        """Leave out an image whose photo exists, but no longer fits the mask."""
         self.done.skip(mask.uri, f"the photo cannot be used: {error}")
 
     def wrote(self, files: int = 0) -> None:
-        """One more image is in the output, and `files` more files are."""
+        """Count one more image in the output, and `files` more files."""
         self.done.images += 1
         self.done.files += files
         self.report(self.done.images)

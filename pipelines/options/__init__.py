@@ -1,6 +1,6 @@
-"""What a person sets, once, in small models that are put together for each command.
+"""The options of all commands, each defined once, in small models that commands combine.
 
-What is done with it is the other rooms'.
+The other rooms use them.
 """
 
 from pipelines.options.inference import BenchmarkOptions, EvaluateOptions, SegmentOptions, TuneOptions

@@ -1,4 +1,4 @@
-"""Options of what works with a model: segmenting, evaluating, and the search for its CRF parameters."""
+"""Options of commands that use a model: segment, evaluate, tune-crf, benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.options.parts import (
 
 
 class Places(Options):
-    """What is segmented, by which model, into which table."""
+    """The archive, the model and the results table."""
 
     archive: str = Field(description="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix of images")
     results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
@@ -44,14 +44,14 @@ class SegmentOptions(RefinementOptions, ScoringOptions, Places):
         le=100_000_000_000,
         description="Images with more pixels become error rows; raise it for large images",
     )
-    commit_every: float = Field(default=60, gt=0, le=86400, description="Seconds between commits: what a dead driver can lose")
+    commit_every: float = Field(default=60, gt=0, le=86400, description="Seconds between commits: the work that a crash can lose")
     limit: int | None = Field(default=None, ge=1, description="Take only the first LIMIT images of the archive")
     include: tuple[str, ...] = Field(default=(), description="Pattern of names to take; '*' takes every file")
     exclude: tuple[str, ...] = Field(default=(), description="Pattern of names to leave out")
     max_error_rate: float = Field(
-        default=0.05, ge=0, le=1, description="Fail (exit code 3), after committing, above this share of error rows"
+        default=0.05, ge=0, le=1, description="Above this share of error rows, fail (exit code 3) after committing"
     )
-    retry_errors: bool = Field(default=False, description="Take up images whose row is an error again")
+    retry_errors: bool = Field(default=False, description="Segment images with an error row again")
     address: Address = None
     start_timeout: StartTimeout = 600
 
@@ -67,7 +67,7 @@ class EvaluateOptions(ClusterOptions, RefinementOptions, ScoringOptions, SplitOp
     model: str = Field(description="Bundled model, model folder, REGISTRY@ALIAS, or a results table")
     crf: bool = Field(default=False, description="Refine with the dense CRF before counting")
     skip_broken: SkipBroken = False
-    rows_of: str | None = Field(default=None, description="Of a results table: the model whose rows count; default the latest")
+    rows_of: str | None = Field(default=None, description="With a results table: the model whose rows count; default the latest")
     trimap: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = Field(
         default=(), max_length=50, description="Also count within these distances (pixels) of void boundaries, e.g. 2,5,10"
     )
@@ -79,11 +79,11 @@ class EvaluateOptions(ClusterOptions, RefinementOptions, ScoringOptions, SplitOp
 
 
 class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
-    """A search for the CRF parameters that suit one model."""
+    """A search for the best CRF parameters of one model."""
 
-    model: str = Field(description="Model folder or s3:// prefix, whose card takes the winner; or any other model, with write off")
+    model: str = Field(description="Model folder or s3:// prefix, whose card gets the winner; with write off, any model")
     crf_mode: CRFMode = "fast"
-    images: int = Field(default=100, ge=1, le=5000, description="Images to search on, evenly from the split; the papers take 100")
+    images: int = Field(default=100, ge=1, le=5000, description="Images to search on, evenly from the split; the papers use 100")
     grid: Literal["deeplab-v2", "deeplab-v1"] = Field(
         default="deeplab-v2", description="Coarse grid: deeplab-v2 has 128 candidates, deeplab-v1 288"
     )
@@ -92,20 +92,20 @@ class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
 
 
 class BenchmarkOptions(CRFOptions, ScoringOptions):
-    """What a model is measured with, and what archive the estimate is for."""
+    """The settings of a measurement, and the archive that the estimate is for."""
 
     model: Annotated[str, Spelling(argument="MODEL")] = Field(
         default="pets", description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
     )
     device: Device = "auto"
-    photos: str | None = Field(default=None, description="Folder of photos like those of the archive; default made-up ones")
+    photos: str | None = Field(default=None, description="Folder of photos like those of the archive; default synthetic ones")
     count: Annotated[int, Spelling("-n")] = Field(default=8, ge=1, le=1000, description="Photos to measure with")
-    size: str = Field(default="375x500", description="HEIGHTxWIDTH of made-up photos, in pixels")
-    rounds: int = Field(default=3, ge=1, le=100, description="Times that each photo goes through; the median counts")
+    size: str = Field(default="375x500", description="HEIGHTxWIDTH of synthetic photos, in pixels")
+    rounds: int = Field(default=3, ge=1, le=100, description="Measurements of each photo; the median counts")
     images: int = Field(default=1_000_000, ge=1, description="Images of the archive that the estimate is for")
     cores: int | None = Field(default=None, ge=1, description="Cores of the estimate; default this machine's")
     gpus: int | None = Field(default=None, ge=0, description="GPUs of the estimate; default this machine's, on cuda")
-    hourly_price: float | None = Field(default=None, ge=0, description="What these cores and GPUs cost an hour, for a cost line")
+    hourly_price: float | None = Field(default=None, ge=0, description="Price of these cores and GPUs per hour, for a cost line")
 
     @field_validator("size")
     @classmethod
@@ -117,6 +117,6 @@ class BenchmarkOptions(CRFOptions, ScoringOptions):
 
     @property
     def side(self) -> tuple[int, int]:
-        """Height and width of made-up photos."""
+        """Height and width of synthetic photos."""
         height, width = self.size.split("x")
         return int(height), int(width)

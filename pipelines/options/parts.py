@@ -1,6 +1,6 @@
-"""Options that several commands have, one class a subject.
+"""Options that several commands share, one class per subject.
 
-Classes are put together by inheritance. A class has the fields of its last base first: that is their order in help and forms, and
+Commands combine the classes by inheritance. The fields of the last base come first: this is their order in help and forms, and
 the validator of a field sees only the fields before it.
 """
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
 CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Where to compute")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Device to compute on")]
 Address = Annotated[
     str | None,
     Field(
         description="Ray cluster (host:port or auto; flows that segment or train also take http://host:8265); none starts Ray here"
     ),
 ]
-StartTimeout = Annotated[float, Field(gt=0, description="Seconds to wait for a cluster that has nothing to give")]
+StartTimeout = Annotated[float, Field(gt=0, description="Seconds to wait for a cluster without free resources")]
 SkipBroken = Annotated[bool, Field(description="Leave broken pairs out instead of refusing the data set")]
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How an option is typed where its name does not say it: a short form ("-m"), or the name of an argument."""
+    """How an option appears on the command line besides its name: a short form ("-m"), or the name of an argument."""
 
     short: str = ""
     argument: str = ""
@@ -45,7 +45,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def of_kind(self, kind: type[T], base: T | None = None) -> T:
-        """The dataclass `kind`, with the options that its fields name; an option that is None stays as `base` has it."""
+        """The dataclass `kind` with the options that its fields name; where an option is None, the value of `base` remains."""
         assert dataclasses.is_dataclass(kind)
         names = [field.name for field in dataclasses.fields(kind) if field.name in type(self).model_fields]
         values: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -53,59 +53,60 @@ class Options(BaseModel):
 
 
 def short(place: str) -> str:
-    """The last part of a path or URI: how people call the place."""
+    """The last part of a path or URI, as a short name."""
     return place.rstrip("/").rsplit("/", 1)[-1] or place
 
 
 class ScoringOptions(Options):
-    """How a model is applied to an image; what they mean is said at deeplab.scoring.predictor.Scoring."""
+    """How a model is applied to an image; deeplab.scoring.predictor.Scoring documents the fields."""
 
     scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
         default=(1.0,), min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC"
     )
     flip: bool = Field(default=False, description="Also score the mirror image and average")
     fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused: max (DeepLab v2) or mean")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Arithmetic of scoring")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Number format of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
 
     @field_validator("overlap")
     @classmethod
     def _less_than_a_tile(cls, overlap: int, info: ValidationInfo) -> int:
-        tile = info.data.get("tile")  # not there when it is out of bounds itself, which is said then
+        tile = info.data.get("tile")  # absent if it is itself out of bounds, which has an error of its own
         if tile is not None and overlap > tile - LEAST_STRIDE:
             raise ValueError(f"at most {tile - LEAST_STRIDE} is accepted with a tile of {tile}")
         return overlap
 
 
 class CRFOptions(Options):
-    """Whether and how masks are refined, by the engine of this package."""
+    """Whether and how masks are refined, by this package's engine."""
 
     crf: bool = Field(default=True, description="Refine masks with the dense CRF")
     crf_params: CRFName = Field(
-        default="kazuto", description=f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: what tune-crf wrote into the model's"
+        default="kazuto",
+        description=f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: those that tune-crf wrote into the card",
     )
     crf_mode: CRFMode = "fast"
 
     def refinement(self, model: Model) -> Refinement | None:
-        """The CRF for a model; None without. ModelError where it is to come from the model's card, and that has none."""
+        """The CRF for a model; None without refinement. ModelError if the model's card should have parameters and has none."""
         return Refinement(model.crf(self.crf_params), self.crf_mode) if self.crf else None
 
 
 class RefinementOptions(CRFOptions):
-    """Whether and how masks are refined, and what computes that."""
+    """Whether and how masks are refined, and on what."""
 
     crf_backend: Literal["native", "torch", "pydensecrf"] = Field(
         default="native",
-        description="What computes the CRF: native (on the cores), torch (on the GPUs, always exact) or pydensecrf",
+        description="Implementation of the CRF: native (on the cores), torch (on the GPUs, always exact) or pydensecrf",
     )
 
     def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
-        """The CRF for a model on a device; None without. ModelError as above."""
+        """The CRF for a model on a device; None without refinement. ModelError as above."""
         refinement = super().refinement(model)
         if refinement is None:
             return None
-        # On a GPU sums in a fixed order, so that a block that is done again has the same masks.
+        # Deterministic: a block that is done again on a GPU has the same masks.
         return dataclasses.replace(refinement, backend=self.crf_backend, device=device, deterministic=True)
 
 
@@ -127,7 +128,7 @@ class SplitOptions(DataSetOptions):
 
 
 class ClusterOptions(Options):
-    """Where work runs."""
+    """Where the work runs."""
 
     device: Device = "auto"
     workers: int = Field(
@@ -142,7 +143,7 @@ class ClusterOptions(Options):
 
     @property
     def here(self) -> bool:
-        """Whether this process does all of the work, without Ray."""
+        """Whether this process does all the work, without Ray."""
         return self.workers == 1 and self.address is None
 
 

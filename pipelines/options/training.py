@@ -13,10 +13,7 @@ from pipelines.options.parts import ClusterOptions, DataSetOptions, Options, Ski
 
 
 class PresetOptions(Options):
-    """A preset, and what a person may have otherwise; what they mean is said at deeplab.training.presets.TrainingConfig.
-
-    What is None is as the preset has it.
-    """
+    """A preset and overrides of its values, None for none; deeplab.training.presets.TrainingConfig documents the fields."""
 
     preset: str = Field(
         default="finetune",
@@ -27,15 +24,15 @@ class PresetOptions(Options):
     batch_size: int | None = Field(default=None, ge=1, le=4096, description="Override the crops per step, over all workers")
     crop: int | None = Field(default=None, ge=33, le=4097, description="Override the preset's crop, in pixels")
     learning_rate: float | None = Field(default=None, gt=0, description="Override the preset's learning rate")
-    schedule: Literal["poly", "step"] | None = Field(default=None, description="Override how the learning rate falls")
+    schedule: Literal["poly", "step"] | None = Field(default=None, description="Override the decay of the learning rate")
     objective: Literal["single", "official", "kazuto"] | None = Field(
         default=None, description="Override: a single loss, or one per scale (MSC): official or kazuto"
     )
     ema: float | None = Field(default=None, ge=0, lt=1, description="Override the decay of the weights' running mean; 0 is off")
     seed: int | None = Field(default=None, ge=0, description="Override the preset's seed")
-    precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Override the arithmetic")
-    clip_norm: float | None = Field(default=None, ge=0, description="Override the gradient's greatest length; 0 is off")
-    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Override what batch norm does")
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Override the number format")
+    clip_norm: float | None = Field(default=None, ge=0, description="Override the largest gradient norm; 0 is off")
+    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Override the mode of batch norm")
     validate_every: int | None = Field(default=None, ge=1, description="Override the steps between validations")
 
     @field_validator("preset")
@@ -48,19 +45,19 @@ class PresetOptions(Options):
 
 
 class ExecutionOptions(Options):
-    """How a training is carried out; what they mean is said at deeplab.training.loop.Execution."""
+    """How a training runs; deeplab.training.loop.Execution documents the fields."""
 
     loaders: int = Field(default=1, ge=0, le=64, description="Processes that read and augment ahead, per worker")
     accumulate: int = Field(
-        default=1, ge=1, le=4096, description="Passes per worker that make one optimizer step: less memory, same result"
+        default=1, ge=1, le=4096, description="Passes per worker and optimizer step: more need less memory, with the same result"
     )
     compile: bool = Field(default=False, description="Run the network through torch.compile")
-    checkpoint_every: int = Field(default=0, ge=0, description="Also save the state every so many steps")
-    keep: int = Field(default=2, ge=1, description="Newest states that stay; the best step's stays too")
+    checkpoint_every: int = Field(default=0, ge=0, description="Also save the state after every so many steps")
+    keep: int = Field(default=2, ge=1, description="Newest states to keep, besides that of the best step")
 
 
 class Training(ClusterOptions, ExecutionOptions, PresetOptions, DataSetOptions):
-    """A training, whatever becomes of its model."""
+    """The options of a training that all commands share."""
 
     split: str = Field(default="train", pattern=r"^[\w.-]+$", description="Split to train on")
     val_split: str = Field(
@@ -72,14 +69,14 @@ class Training(ClusterOptions, ExecutionOptions, PresetOptions, DataSetOptions):
         default=None, description="Name in the model card; default the folder's"
     )
     licence: str = Field(default="not stated", description="Licence of the data, for the model card")
-    min_workers: int | None = Field(default=None, ge=1, description="Continue with as few when nodes are lost")
-    resize_every: float = Field(default=60, gt=0, description="Seconds between looks for more nodes, with min_workers")
-    retries: int = Field(default=3, ge=0, description="Restarts from the last state after a worker or node died")
+    min_workers: int | None = Field(default=None, ge=1, description="Least workers to continue with after nodes are lost")
+    resize_every: float = Field(default=60, gt=0, description="Seconds between checks for more nodes, with min_workers")
+    retries: int = Field(default=3, ge=0, description="Restarts from the last state after a worker or node dies")
 
     @field_validator("workers")
     @classmethod
     def _together(cls, workers: int, info: ValidationInfo) -> int:
-        """Each worker has at least one crop a pass, and what statistics over all of them need."""
+        """Each worker needs at least one crop per pass, and sync batch norm over several workers needs GPUs."""
         chosen = info.data
         if "preset" not in chosen:
             return workers
@@ -87,7 +84,7 @@ class Training(ClusterOptions, ExecutionOptions, PresetOptions, DataSetOptions):
         batch = chosen.get("batch_size") or preset.batch_size
         if workers * accumulate > batch:
             raise ValueError(
-                f"a batch of {batch} cannot be divided over {workers} workers x {accumulate} passes: each needs at least one crop"
+                f"a batch of {batch} cannot be split over {workers} workers x {accumulate} passes: each needs at least one crop"
             )
         if workers > 1 and chosen.get("device") == "cpu" and (chosen.get("batch_norm") or preset.batch_norm) == "sync":
             raise ValueError("batch_norm sync with several workers needs GPUs; one worker, or batch_norm frozen, is accepted")
@@ -110,7 +107,7 @@ class TrainOptions(Training):
 
 
 class RegisteredTraining(Training):
-    """One training as a flow: the model is measured and may take an alias of a registry."""
+    """A training as a flow: the model is evaluated and may get an alias in a registry."""
 
     out: Annotated[str, Spelling(argument="MODEL_OUT")] = Field(
         description="Model folder or s3:// prefix to write; an unfinished training in it is continued"
@@ -126,7 +123,7 @@ class RegisteredTraining(Training):
     @classmethod
     def _another(cls, val_split: str, info: ValidationInfo) -> str:
         if val_split == info.data.get("split"):
-            raise ValueError("the best weights cannot be chosen on what they are trained on; another split is accepted")
+            raise ValueError("the best weights cannot be chosen on the training split; another split is accepted")
         return val_split
 
     @property

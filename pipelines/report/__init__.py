@@ -1,4 +1,4 @@
-"""The report page: what a results table holds, as a static page or served with all of its rows.
+"""The report page of a results table: a static page, or served with all rows.
 
 A flow's report in Prefect is flows/watching.
 """

@@ -1,4 +1,4 @@
-"""The figures of the page, all from the rows of a table and from its log."""
+"""The figures of the page, from the rows of a table and its log."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.table.snapshot import Snapshot
 
 BARS = 60  # of the throughput over time
 BINS = 20  # of the confidence
-REASONS, NAMES = 20, 10  # errors by reason, and files by name for each
+REASONS, NAMES = 20, 10  # most frequent reasons of errors, and file names for each
 
 
 @dataclass
 class RunFigures:
-    """One run that wrote rows of the model; rates are over the time between its first and its last row."""
+    """One run that wrote rows of the model; its rate is over the time between its first and last row."""
 
     name: str
     first: datetime
@@ -37,12 +37,12 @@ class RunFigures:
 
 @dataclass
 class Facts:
-    """What the page says. Shares are of pixels, 0..1; `throughput`: (start of a slice of time, images/s) of the last run."""
+    """The contents of the page. Shares are of pixels, 0..1; `throughput`: (start of a time slice, images/s) of the last run."""
 
     results: str
     model: str
     version: int
-    made: datetime
+    created_at: datetime
     card: dict[str, Any]
     images: int = 0
     errors: int = 0
@@ -78,7 +78,7 @@ class Facts:
 
 
 def gather(rows: Snapshot) -> Facts:
-    """Everything that is counted: one pass over `rows` for each figure, none over the masks."""
+    """All figures: one pass over `rows` for each, none over the masks."""
     table, model = rows.table, rows.model
     facts = Facts(table.uri, model, table.version, datetime.now(UTC), table.models()[model])
     (facts.images, facts.errors, facts.confidence), *_ = rows.ask(
@@ -91,13 +91,13 @@ def gather(rows: Snapshot) -> Facts:
             "FROM rows GROUP BY run ORDER BY max(segmented_at) DESC, run"
         )
     ]
-    counted = dict(
+    bins = dict(
         rows.ask(
             "SELECT least(?, floor(confidence * ?))::INT AS bin, count(*) FROM rows WHERE confidence IS NOT NULL GROUP BY 1",
             [BINS - 1, BINS],
         )
     )
-    facts.histogram = [counted.get(index, 0) for index in range(BINS)]
+    facts.histogram = [bins.get(index, 0) for index in range(BINS)]
     reason = reason_of("error")
     facts.reasons = [
         (text or "no reason given", count, [name_of(uri) for uri in uris])
@@ -115,13 +115,13 @@ def gather(rows: Snapshot) -> Facts:
 
 def _throughput(rows: Snapshot, run: RunFigures) -> list[tuple[datetime, float]]:
     slice_seconds = max(1.0, run.seconds / BARS)
-    counted = dict(
+    images = dict(
         rows.ask(
             "SELECT floor(epoch(segmented_at - ?::TIMESTAMPTZ) / ?)::INT, count(*) FROM rows WHERE run = ? GROUP BY 1",
             [run.first, slice_seconds, run.name],
         )
     )
-    return [(run.first + timedelta(seconds=k * slice_seconds), counted.get(k, 0) / slice_seconds) for k in range(max(counted) + 1)]
+    return [(run.first + timedelta(seconds=k * slice_seconds), images.get(k, 0) / slice_seconds) for k in range(max(images) + 1)]
 
 
 def _seconds(rows: Snapshot, run: str) -> dict[str, float]:
@@ -135,7 +135,7 @@ def _seconds(rows: Snapshot, run: str) -> dict[str, float]:
 
 
 def _compare(rows: Snapshot, facts: Facts) -> None:
-    """Class shares of the last run, against the run before it, or else the model that wrote before this one."""
+    """Set the class shares of the last run, and those of the run before it or else of the model that wrote before this one."""
     table, model = rows.table, rows.model
     with_masks = [
         run for (run,) in rows.ask("SELECT run FROM rows WHERE status = 'ok' GROUP BY run ORDER BY max(segmented_at) DESC, run")
@@ -146,9 +146,9 @@ def _compare(rows: Snapshot, facts: Facts) -> None:
     if len(with_masks) > 1:
         facts.before, facts.before_name = class_shares(table, model, with_masks[1]), with_masks[1]
         return
-    found = table.query(
+    earlier_model = table.query(
         "SELECT model FROM results WHERE model <> ? AND status = 'ok' GROUP BY model ORDER BY max(segmented_at) DESC LIMIT 1",
         [model],
     ).fetchone()
-    if found:
-        facts.before, facts.before_name = class_shares(table, found[0]), found[0]
+    if earlier_model:
+        facts.before, facts.before_name = class_shares(table, earlier_model[0]), earlier_model[0]

@@ -1,4 +1,4 @@
-"""The page over all rows of a table, for one person on this machine."""
+"""The page with all rows of a table, served to one person on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import html
 import socket
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,8 +25,8 @@ from pipelines.table.snapshot import Snapshot
 
 HOST = "127.0.0.1"
 KINDS = ("all", "low", "errors")
-MOST = 100  # cards an answer
-# In place of a photo that is gone: the reason, as a tooltip and for screen readers, under words that fit a thumbnail.
+MAX_CARDS = 100  # per response
+# In place of a photo that is gone: a text that fits a thumbnail, with the reason as a tooltip and for screen readers.
 GONE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 240" font-family="sans-serif" font-size="20" fill="#a32626">'
     '<title>{}</title><text x="160" y="120" text-anchor="middle">the photo cannot be shown</text></svg>'
@@ -37,63 +36,65 @@ GONE = (
 def application(rows: Snapshot) -> Starlette:
     """`/`: the page; `/rows`: cards by filter and offset; `/photo/ID` and `/mask/ID`: pictures of a row of the table.
 
-    A picture is named by the number of its row, never by a place, so nothing but the table's images can be asked for.
+    Pictures are named by the id of their row, not by a path, so only the table's images can be requested.
     """
     page = render(gather(rows), rows.classes, {"rows": "rows"})
 
     @lru_cache(maxsize=256)
     def pictures(number: int) -> gallery.Pictures | None:
-        found = rows.masks([number])
-        return gallery.pictures(*found[number], rows.classes) if number in found else None
+        masks = rows.masks([number])
+        return gallery.pictures(*masks[number], rows.classes) if number in masks else None
 
     async def index(request: Request) -> Response:
         return HTMLResponse(page)
 
     async def cards(request: Request) -> Response:
-        asked = request.query_params
+        query = request.query_params
         try:
-            offset, limit = int(asked.get("offset", "0")), int(asked.get("limit", "24"))
-            which = int(asked["class"]) if asked.get("class") else None
+            offset, limit = int(query.get("offset", "0")), int(query.get("limit", "24"))
+            class_id = int(query["class"]) if query.get("class") else None
         except ValueError:
             return PlainTextResponse("offset, limit and class are numbers", 400)
-        kind = asked.get("kind", "all")
-        if offset < 0 or not 1 <= limit <= MOST or kind not in KINDS or (which is not None and not 0 <= which < len(rows.classes)):
-            return PlainTextResponse(f"offset from 0, limit 1 to {MOST}, kind of {', '.join(KINDS)}, class of this table", 400)
-        name = None if which is None else rows.classes.names[which]
-        total, found = await run_in_threadpool(gallery.page, rows, offset, limit, kind, asked.get("name", ""), name)
-        for card in found:
+        kind = query.get("kind", "all")
+        known_class = class_id is None or 0 <= class_id < len(rows.classes)
+        if offset < 0 or not 1 <= limit <= MAX_CARDS or kind not in KINDS or not known_class:
+            accepted = f"offset from 0, limit 1 to {MAX_CARDS}, kind {', '.join(KINDS)}, and class of this table are accepted"
+            return PlainTextResponse(accepted, 400)
+        name = None if class_id is None else rows.classes.names[class_id]
+        total, selected = await run_in_threadpool(gallery.page, rows, offset, limit, kind, query.get("name", ""), name)
+        for card in selected:
             if card["error"] is None:
-                card |= {"photo": f"photo/{card['id']}", "mask": f"mask/{card['id']}"}
-        return JSONResponse({"total": total, "cards": found})
+                card["photo"], card["mask"] = f"photo/{card['id']}", f"mask/{card['id']}"
+        return JSONResponse({"total": total, "cards": selected})
 
     async def picture(request: Request) -> Response:
-        made = await run_in_threadpool(pictures, request.path_params["number"])
-        if made is None or request.path_params["kind"] not in ("photo", "mask"):
+        pair = await run_in_threadpool(pictures, request.path_params["number"])
+        if pair is None or request.path_params["kind"] not in ("photo", "mask"):
             return PlainTextResponse("no such picture", 404)
         if request.path_params["kind"] == "mask":
-            return Response(made.mask, media_type="image/png")
-        if made.photo is None:
-            return Response(GONE.format(html.escape(made.gone)), media_type="image/svg+xml")
-        return Response(made.photo, media_type="image/jpeg")
+            return Response(pair.mask, media_type="image/png")
+        if pair.photo is None:
+            return Response(GONE.format(html.escape(pair.gone)), media_type="image/svg+xml")
+        return Response(pair.photo, media_type="image/jpeg")
 
-    routes: list[Any] = [
+    routes = [
         Route("/", index),
         Route("/rows", cards),
         Route("/{kind:str}/{number:int}", picture),
     ]
-    # A page of another origin that made its name resolve to 127.0.0.1 sends that name, and is refused.
+    # Refuses a page of another origin whose name resolves to 127.0.0.1 (DNS rebinding): it sends its own host name.
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
 
 
 def serve(table: ResultsTable, model: str, port: int, started: Callable[[str], None]) -> None:
-    """Serve until interrupted. `started` hears the address. UserError for a port that is taken."""
+    """Serve until interrupted. `started` gets the address. UserError if the port is in use."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
-        listener.listen()  # before the address is told: who comes before the server is up waits for it and is not refused
+        listener.listen()  # before `started`, so that early requests wait for the server instead of being refused
     except OSError as error:
-        raise UserError(f"port {port}: cannot be listened on ({error.strerror}); choose another with --port") from error
+        raise UserError(f"port {port}: cannot listen ({error.strerror}); choose another with --port") from error
     with listener, Snapshot(table, model) as rows:
         server = uvicorn.Server(uvicorn.Config(application(rows), log_level="error", access_log=False, timeout_graceful_shutdown=2))
         started(f"http://{HOST}:{listener.getsockname()[1]}/")

@@ -1,4 +1,4 @@
-"""The page itself: rendered from the facts, and written to a folder with its thumbnails."""
+"""The page, rendered from the facts and written to a folder with its thumbnails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import jinja2
 
@@ -21,20 +21,29 @@ from deeplab.files import LocalFiles, mark_output
 from deeplab.json_text import json_text
 from pipelines.report import gallery
 from pipelines.report.figures import Facts, gather
+from pipelines.report.gallery import Card
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.snapshot import Snapshot
 
 HERE = Path(__file__).parent
-MARK = "deeplab-report.json"  # names a folder as a report, which the next one may replace
+MARK = "deeplab-report.json"  # marks a folder as a report, which the next one may replace
 
 
 class ReportError(UserError):
     """The report cannot be written; the message says where and why."""
 
 
+class GalleryData(TypedDict, total=False):
+    """The input of the gallery's script: `cards` and the `total` number of images, or `rows`, the URL that serves cards."""
+
+    cards: list[Card]
+    total: int
+    rows: str
+
+
 @dataclass
 class Built:
-    """What was written: the page, cards with pictures, and photos that could not be shown, with the reason."""
+    """The written report: the page, its figures, the number of cards, and photos that could not be shown, with the reason."""
 
     page: Path
     facts: Facts
@@ -47,11 +56,11 @@ def build(
 ) -> Built:
     """Write the report of one model's rows, as the table is now, to `folder`: index.html and pictures/.
 
-    An earlier report there is replaced when the new one is whole; any other folder is left alone. Raises ReportError,
-    ResultsError. `watch` hears of pictures done and of all.
+    The complete report replaces an earlier one there; any other folder is refused. Raises ReportError, ResultsError. `watch` gets
+    the number of pictures done and in all.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file())):
-        raise ReportError(f"{folder}: exists and is no report; choose an empty or new folder")
+        raise ReportError(f"{folder}: exists and is not a report; choose an empty or new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -62,9 +71,9 @@ def build(
         mark_output(LocalFiles(staging))
         with Snapshot(table, model) as rows:
             facts = gather(rows)
-            cards = gallery.chosen(rows, sample)
+            cards = gallery.sample(rows, sample)
             gone = _write_pictures(rows, cards, staging / "pictures", watch)
-            text = render(facts, rows.classes, {"cards": cards, "total": facts.images})
+            text = render(facts, rows.classes, GalleryData(cards=cards, total=facts.images))
         (staging / "index.html").write_text(text, encoding="utf-8")
         (staging / MARK).write_text(json_text(facts.json(), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
@@ -77,8 +86,8 @@ def build(
     return Built(folder / "index.html", facts, len(cards), gone)
 
 
-def _write_pictures(rows: Snapshot, cards: list[dict[str, Any]], folder: Path, watch: Callable[[int, int], None]) -> dict[str, str]:
-    """Thumbnails of the cards, whose `photo` and `mask` are set to their places; photos that are gone, with the reason."""
+def _write_pictures(rows: Snapshot, cards: list[Card], folder: Path, watch: Callable[[int, int], None]) -> dict[str, str]:
+    """Write the thumbnails of the cards and set `photo` and `mask` to their URLs; returns photos that are gone, with the reason."""
     folder.mkdir()
     good = [card for card in cards if card["error"] is None]
     masks = rows.masks([card["id"] for card in good])
@@ -88,19 +97,19 @@ def _write_pictures(rows: Snapshot, cards: list[dict[str, Any]], folder: Path, w
         if card["id"] not in masks:
             continue
         uri, version, mask = masks[card["id"]]
-        made = gallery.pictures(uri, version, mask, rows.classes)
-        for kind, data, suffix in (("photo", made.photo, "jpg"), ("mask", made.mask, "png")):
-            if data is not None:
-                name = f"{card['id']}-{kind}.{suffix}"
-                (folder / name).write_bytes(data)
-                card[kind] = f"pictures/{name}"
-        if made.gone:
-            card["gone"], gone[uri] = made.gone, made.gone
+        pair = gallery.pictures(uri, version, mask, rows.classes)
+        card["mask"] = f"pictures/{card['id']}-mask.png"
+        (folder.parent / card["mask"]).write_bytes(pair.mask)
+        if pair.photo is not None:
+            card["photo"] = f"pictures/{card['id']}-photo.jpg"
+            (folder.parent / card["photo"]).write_bytes(pair.photo)
+        if pair.gone:
+            card["gone"], gone[uri] = pair.gone, pair.gone
     return gone
 
 
-def render(facts: Facts, classes: ClassTable, data: dict[str, Any]) -> str:
-    """The page as HTML. `data`: what the gallery's script finds in the page: "cards", or "rows", where to ask for them."""
+def render(facts: Facts, classes: ClassTable, data: GalleryData) -> str:
+    """The page as HTML, with `data` for the gallery's script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "page"),
         autoescape=True,
@@ -109,21 +118,21 @@ def render(facts: Facts, classes: ClassTable, data: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"when": _when, "share": lambda value: f"{100 * value:.2f} %", "span": _span}
-    known = [
+    legend = [
         {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*bright(colour))}
         for name, colour in zip(classes.names, classes.colours, strict=True)
     ]
-    told = json_text({**data, "classes": known})
-    # Inside a script element only "</" and "<!--" end or change it; as escapes they are the same JSON.
-    safe = told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    text = json_text({**data, "classes": legend})
+    # "</" and "<!--" would end or change the script element; escaped they are the same JSON.
+    safe = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     style, script = ((HERE / "page" / name).read_text(encoding="utf-8") for name in ("style.css", "gallery.js"))
     return environment.get_template("index.html").render(
-        facts=facts, classes=known, data=safe, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
+        facts=facts, classes=legend, data=safe, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
     )
 
 
 def _hash(text: str) -> str:
-    """By which the page's policy knows its own style and script, and runs no other."""
+    """The hash by which the page's security policy admits its own style and script, and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

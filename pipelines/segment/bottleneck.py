@@ -1,4 +1,4 @@
-"""Which stage bounds a run, and what would help: one sentence from the seconds that its stages took."""
+"""Which stage limits the speed of a run, and what would help, in one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pipelines.segment.parallelism import Parallelism
 
-# Below this share of their time at work, processes mostly waited, and no stage can be blamed.
+# Processes that work for a smaller share of their time mostly wait, and no stage is to blame.
 BUSY = 0.5
 HELP = {
     "score": "a GPU, more cores or fewer --scales",
@@ -17,9 +17,9 @@ HELP = {
 
 
 def bound(seconds: Mapping[str, float], wall: float, parallelism: Parallelism) -> str:
-    """A sentence on a run of `wall` seconds whose stages took `seconds`, summed over processes; empty for a run that did nothing.
+    """One sentence on a run of `wall` seconds; empty for a run that did nothing. `seconds`: by stage, summed over processes.
 
-    Reading and decoding go on beside the network in threads of their own, so they count as waiting where they are late.
+    Images are read and decoded in threads beside the network, so slow reading shows up as waiting.
     """
     work = {stage: seconds.get(stage, 0.0) for stage in (*HELP, "refine_gpu")}
     if wall <= 0 or not any(work.values()):
@@ -29,20 +29,22 @@ def bound(seconds: Mapping[str, float], wall: float, parallelism: Parallelism) -
     slots = parallelism.slots
     busy = sum(work.values())
     if busy < BUSY * slots * wall:
-        late = "reading was slow: a nearer store" if seconds.get("read", 0.0) > busy else "workers were starting: more images a run"
-        return f"waiting: the {slots} cores were at work {busy / (slots * wall):.0%} of the time; {late} would help"
+        slow_read = seconds.get("read", 0.0) > busy
+        remedy = "reading was slow: a nearer store" if slow_read else "workers were starting: more images per run"
+        return f"waiting: the {slots} cores were busy {busy / (slots * wall):.0%} of the time; {remedy} would help"
     stage = max(work, key=lambda name: work[name])
     return f"{stage}: {work[stage] / busy:.0%} of the work; {HELP[stage]} would help"
 
 
 def _with_gpus(work: Mapping[str, float], wall: float, scorers: int, tasks: int) -> str:
     gpu, cpu = work["score"] + work["large"] + work["refine_gpu"], work["refine"] + work["encode"]
-    of_gpus, of_cores = gpu / (scorers * wall), cpu / (tasks * wall)
-    if max(of_gpus, of_cores) < BUSY:
-        return f"waiting: GPUs were at work {of_gpus:.0%} and cores {of_cores:.0%} of the time; more images a run would help"
-    if of_gpus >= of_cores:
-        both = f"{scorers} GPUs were at work {of_gpus:.0%} of the time, {tasks} cores {of_cores:.0%}"
-        refined = " (they refined, too)" if work["refine_gpu"] else ""
-        return f"score: {both}{refined}; more GPUs would help"
+    gpu_share, core_share = gpu / (scorers * wall), cpu / (tasks * wall)
+    if max(gpu_share, core_share) < BUSY:
+        return f"waiting: GPUs were busy {gpu_share:.0%} and cores {core_share:.0%} of the time; more images per run would help"
+    if gpu_share >= core_share:
+        refined = " (the GPUs also refined)" if work["refine_gpu"] else ""
+        busy = f"{scorers} GPUs were busy {gpu_share:.0%} of the time, {tasks} cores {core_share:.0%}{refined}"
+        return f"score: {busy}; more GPUs would help"
     cores = max(tasks + 1, round(cpu / (gpu / scorers))) if gpu else tasks + 1
-    return f"refine: cores were at work {of_cores:.0%} of the time, GPUs {of_gpus:.0%}; about {cores} cores would keep up with them"
+    busy = f"cores were busy {core_share:.0%} of the time, GPUs {gpu_share:.0%}"
+    return f"refine: {busy}; about {cores} cores would keep up with the GPUs"

@@ -1,9 +1,8 @@
-"""The whole way of an image that is too large to be decoded: read, score, refine and encode it in bands of rows."""
+"""Images too large to decode whole: read, score, refine and encode them in bands of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -14,23 +13,24 @@ from deeplab.images.row_windows import LargeImage
 from deeplab.scoring.multiscale import confidence
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.row_bands import Label, label_rows
+from pipelines.table.schema import MaskColumns
 
 
 def segment_large(
     encoded: bytes, header: Header, predictor: Predictor, label: Label, margin: int, classes: ClassTable
-) -> dict[str, Any]:
-    """The columns height, width, mask, class_pixels and confidence of an image. Raises ImageError.
+) -> MaskColumns:
+    """The columns that describe an image's mask, without `refined`. Raises ImageError.
 
-    label, margin: as `label_rows` takes them; its windows are as large as the predictor's tiles, and the margin.
-    Memory: the encoded image and mask, and a few thousand rows of pixels, however many there are (docs/archives.md).
+    label, margin: as in `label_rows`; its windows are the predictor's tiles plus the margin.
+    Memory: the encoded image, the encoded mask and a few thousand rows of pixels, however tall the image (docs/archives.md).
     """
     side = predictor.tile - 1
-    certain: list[tuple[float, int]] = []
+    confidences: list[tuple[float, int]] = []  # of a band, and its rows
 
     def score_rows(image: LargeImage) -> Iterator[np.ndarray]:
-        for part in predictor.score_rows(image):
-            certain.append((confidence(part), part.shape[1]))
-            yield part
+        for band in predictor.score_rows(image):
+            confidences.append((confidence(band), band.shape[1]))
+            yield band
 
     pixels: dict[str, int] = {}
     png = masks.MaskPNG(header.height, header.width, classes)
@@ -39,6 +39,12 @@ def segment_large(
             png.add(labels)
             for name, count in masks.class_pixels(labels, classes).items():
                 pixels[name] = pixels.get(name, 0) + count
-    values, rows = zip(*certain, strict=True)
-    found = {"height": header.height, "width": header.width, "mask": png.finish(), "class_pixels": list(pixels.items())}
-    return {**found, "confidence": float(np.average(values, weights=rows))}
+    values, rows = zip(*confidences, strict=True)
+    return MaskColumns(
+        height=header.height,
+        width=header.width,
+        mask=png.finish(),
+        class_pixels=list(pixels.items()),
+        confidence=float(np.average(values, weights=rows)),
+        refined=None,
+    )

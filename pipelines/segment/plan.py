@@ -1,4 +1,4 @@
-"""What is still to do: the inventory minus what the table holds, in blocks of images that one task works on."""
+"""What is still to do: the inventory minus the images in the table, in blocks that one task works on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import done_versions
 
 SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa.int64())])
-# Images that are sorted by size together, so that those of a block are alike and batches fill up.
+# Images that are sorted by size together, so that a block holds images of similar size and batches fill up.
 SORTED = 20_000
-SMALLEST = 4  # images of a block: Ray Data costs 3 to 8 ms of the driver's CPU a block, which even a few images outweigh
+SMALLEST = 4  # images of a block: their work outweighs the 3 to 8 ms of the driver's CPU that Ray Data takes per block
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The images to do, as a Parquet file in the order of their uris.
+    """The images to do, as a Parquet file sorted by uri.
 
-    `version`: the table's, when the plan was made; `done`: images of the archive that have their row.
+    `version`: the table's, when the plan was made; `done`: images of the archive that already have a row; `archive`: all of its
+    images.
     """
 
     path: Path
@@ -37,9 +38,9 @@ class Plan:
     def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
         """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
 
-        Only SORTED rows are in memory at a time. Each task's first block has another size, so that tasks end one after another:
-        rows arrive steadily, and what a block costs at its ends is not paid by all at once. Towards the end a block is a task's
-        share of what is left (guided self-scheduling: Polychronopoulos and Kuck, 1987), so that all end at about the same time.
+        Only SORTED rows are in memory at a time. The first blocks of the tasks differ in size, so that tasks finish one after
+        another and rows arrive steadily. Towards the end a block is a task's share of the rest (guided self-scheduling:
+        Polychronopoulos and Kuck, 1987), so that all tasks finish at about the same time.
         """
         left, number = self.images, 0
         with pq.ParquetFile(self.path, pre_buffer=False) as source:
@@ -59,7 +60,7 @@ class Plan:
 
 
 def packed(block: pa.Table) -> pa.Table:
-    """A block as a table of one row, which Ray Data neither cuts nor joins with others, compressed."""
+    """A block, compressed, as a table of one row, which Ray Data neither splits nor joins with others."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, block.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(block)
@@ -67,16 +68,16 @@ def packed(block: pa.Table) -> pa.Table:
 
 
 def unpacked(row: pa.Table) -> pa.Table:
-    """The block that `packed` made this row of."""
+    """The inverse of `packed`."""
     return pa.ipc.open_stream(row["block"][0].as_buffer()).read_all()
 
 
 def make(inventory: Path, table: ResultsTable | None, model: str, path: Path, *, retry_errors: bool = False) -> Plan:
-    """Anti-join `inventory` with the rows of `model` in `table` (None: an empty one) into the Parquet file `path`.
+    """Anti-join `inventory` with the rows of `model` in `table` (None: an empty table) into the Parquet file `path`.
 
-    An image is done when a row of its uri has its listed version, as `version` or as `read_version` (it changed between
-    listing and reading, and now the listing has caught up); with `retry_errors` only when that row is ok. Of an image that
-    the inventory names more than once (a tar may hold a name twice) the last entry counts, as when a tar is unpacked.
+    An image is done if a row of its uri has its listed version as `version`, or as `read_version` (the image changed between
+    listing and reading, and the new listing shows it); with `retry_errors` the row must also be ok. If the inventory names an
+    image more than once (a tar may hold a name twice), the last entry counts, as when a tar is unpacked.
     """
     with sql.connect(path.parent) as connection:
         connection.execute("SET preserve_insertion_order = false")

@@ -1,7 +1,7 @@
-"""What a run tells Prometheus, through the endpoint of the Ray node that its driver is on. Names arrive with `ray_` before them.
+"""A run's metrics for Prometheus, at the endpoint of the driver's Ray node, which prefixes their names with `ray_`.
 
-The driver alone reports, twice a second at most, so that an image costs nothing more. Labels are the table's place and the model;
-no other text of a run leaves this way.
+Only the driver reports, at most twice a second, so images cost nothing. The labels, the table's URI and the model, are the only
+text of a run that is published.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ray.util.metrics import Counter, Gauge
 from pipelines.table.commit import Committed
 
 LABELS = ("results", "model")
-PRINTED = string.punctuation + " "  # what stays as it is, besides letters and digits
+UNQUOTED = string.punctuation + " "  # besides letters and digits
 
 
 class Metrics:
-    """One run's counters. A counter goes on where an earlier run of the same driver left it; rates do not mind."""
+    """One run's counters. A later run of the same driver continues them, which does not change rates."""
 
     def __init__(self, results: str, model: str) -> None:
         self.images = Counter("deeplab_images", "Images that have their row, errors among them.", LABELS)
@@ -27,16 +27,16 @@ class Metrics:
         self.pending = Gauge("deeplab_pending_images", "Planned images of the run that have no row yet.", LABELS)
         self.working = Gauge("deeplab_working_images", "Images that are finished and not yet committed.", LABELS)
         self.seconds = Counter("deeplab_stage_seconds", "Seconds by stage, summed over processes.", (*LABELS, "stage"))
-        # Ray sends labels as ASCII. An S3 key or a model's name may hold any letter; what else there is of it is percent-encoded.
-        self.labels = {"results": quote(results, PRINTED), "model": quote(model, PRINTED)}
+        # Ray sends labels as ASCII, but an S3 key or a model's name may hold any character: others are percent-encoded.
+        self.labels = {"results": quote(results, UNQUOTED), "model": quote(model, UNQUOTED)}
 
     def progress(self, pending: int, working: int) -> None:
-        """Images without a row, and those of them that are finished."""
+        """Set the number of images without a row, and how many of these are finished."""
         self.pending.set(float(pending), self.labels)
         self.working.set(float(working), self.labels)
 
     def committed(self, before: Committed, now: Committed) -> None:
-        """What commits brought since `before`."""
+        """Count what commits added since `before`."""
         if now is before:
             return
         for counter, value in ((self.images, now.images - before.images), (self.errors, now.errors - before.errors)):

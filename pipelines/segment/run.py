@@ -1,7 +1,7 @@
 """Segmenting an archive: inventory, plan, one stream with a commit every few seconds, check.
 
-`segment` takes the steps in order. They are apart for callers that watch, retry or schedule each of them; each returns what
-the next one takes, and all are safe to repeat.
+`segment` runs all steps. Callers may also watch, retry or schedule them one by one: each step returns what the next one takes,
+and all are safe to repeat.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ from pipelines.table.results_table import ResultsTable
 if TYPE_CHECKING:
     from pipelines.segment.stages import Task
 
-# Ray Data adds its own view and advice on its settings below what was raised.
-RAY_ADDS = ("To change retry attempts", "Failed to apply UDF transform")
+# Advice that Ray Data appends to an exception.
+RAY_ADVICE = ("To change retry attempts", "Failed to apply UDF transform")
 
 
 @dataclass(frozen=True)
 class SegmentProgress:
-    """What a watcher is told: `phase` is inventory, plan, start, segment or commit; images count this run's only.
+    """The state of a run. `phase`: inventory, plan, start, segment, or commit after each commit. Counts are of this run's images.
 
-    `committed`: those that have their row, `version`: the table's, `already`: images of the archive that had their row before.
-    A phase `commit` follows each commit.
+    `committed`: images with a row; `version`: the table's; `already`: images of the archive that had a row before the run.
     """
 
     phase: str
@@ -55,10 +54,11 @@ class SegmentProgress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
-    `images`, `errors`: its rows in the table; `already`: images that had their row before; `elsewhere`: images whose row another
-    run brought meanwhile; `outputs` of this program in the archive were passed over; `bound`: the stage that held it up.
+    `images`, `errors`: its rows in the table; `already`: images that had a row before; `elsewhere`: images whose row another run
+    committed meanwhile; `passed_over`: files left out by name; `outputs`: files and folders left out as outputs of this program;
+    `bound`: the stage that limited its speed.
     """
 
     run: str
@@ -83,7 +83,7 @@ class Summary:
 
 
 class TooManyErrors(UserError):
-    """The share of error rows passed `max_error_rate`; what is good has been committed. `summary` says the rest."""
+    """The share of error rows exceeds `max_error_rate`; all rows are committed. `summary`: the run."""
 
     def __init__(self, message: str, summary: Summary) -> None:
         super().__init__(message)
@@ -91,7 +91,7 @@ class TooManyErrors(UserError):
 
 
 class SegmentError(UserError):
-    """The stream ended early; what was finished by then is committed. `passing`: for a reason of the system's."""
+    """The stream ended early; finished images are committed. `passing`: the same run may succeed later."""
 
     def __init__(self, message: str, passing: bool = True) -> None:
         super().__init__(message)
@@ -102,12 +102,12 @@ Watch = Callable[[SegmentProgress], None]
 
 
 def unwatched(progress: SegmentProgress) -> None:
-    """The watch of a run that nobody looks at."""
+    """A watch that does nothing."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what was asked for, the model as `checkpoint.read` gives and as it is, and the run's id."""
+    """One run: its options, the model as returned by `checkpoint.read` and loaded, and the run's id."""
 
     options: SegmentOptions
     source: tuple[Path, bytes, bytes]
@@ -121,7 +121,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stream brought: its commits, the seconds that it took, what bounded it, and whether it was cut short by errors."""
+    """The result of a stream: its commits, its seconds, the stage that limited it, and whether errors cut it short."""
 
     committed: Committed
     seconds: float = 0.0
@@ -146,17 +146,17 @@ def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventor
 
 
 def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch = unwatched) -> Plan:
-    """What of the inventory the table has no row of; the table is made where there is none. Raises ResultsError."""
+    """The images of the inventory that have no row; creates the table if there is none. Raises ResultsError."""
     watch(SegmentProgress("plan", total=listed.images))
     table = ResultsTable.ensure(run.results)
     return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", retry_errors=run.options.retry_errors)
 
 
 def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
-    """Segment and commit what is planned, on a Ray that is started here or joined. Raises ClusterError, SegmentError.
+    """Segment and commit the planned images, on a Ray that is started here or joined. Raises ClusterError, SegmentError.
 
-    Whatever ends it, Ctrl-C too, what is finished is committed first. The stream is cut short when so many rows are errors
-    that the run fails in any case.
+    Whatever ends the stream, even Ctrl-C, finished images are committed first. It is cut short once there are so many error rows
+    that the run must fail.
     """
     if not todo.images:
         return Outcome(Committed(version=todo.version))
@@ -191,22 +191,22 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
         try:
             with ExitStack() as after, sink:  # the sink is closed first
                 spread = parallelism(connection.resources())
-                ended = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
+                end = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
         except Exception as error:
             done = f"{sink.committed.images} of {todo.images} images are committed"
-            lost = f", {committer.uncommitted} more are finished and could not be committed" if committer.uncommitted else ""
+            lost = f", {committer.uncommitted} more are finished but could not be committed" if committer.uncommitted else ""
             root = _root_cause(error)
             passing = filesystems.passes(root) or not isinstance(root, UserError | OSError)
-            raise SegmentError(f"the run stopped, {done}{lost}: {last_line(root, RAY_ADDS)}", passing) from error
+            raise SegmentError(f"the run stopped, {done}{lost}: {last_line(root, RAY_ADVICE)}", passing) from error
         report()
         sentence = ""
-        with suppress(Exception):  # a cluster that is going away now has nothing to say, and the work is done
-            sentence = bound(sink.committed.seconds, ended.seconds, parallelism(connection.resources()))
-        return Outcome(sink.committed, ended.seconds, sentence, ended.cut)
+        with suppress(Exception):  # the work is done, even if the cluster goes away now
+            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources()))
+        return Outcome(sink.committed, end.seconds, sentence, end.cut)
 
 
 def task_of(run: Run) -> Task:
-    """What the stages need to know of a run."""
+    """The settings of a run that the stages need."""
     from pipelines.segment.stages import Task
 
     options, network = run.options, run.model.network
@@ -223,7 +223,7 @@ def task_of(run: Run) -> Task:
 
 
 def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
-    """Read back what the run committed. Raises SegmentError where rows are lost or doubled, TooManyErrors."""
+    """Read back the rows that the run committed. Raises SegmentError if rows are missing or doubled, TooManyErrors."""
     table = ResultsTable.open(run.results, patient=True)
     label, committed = run.model.label, outcome.committed
     images, errors = counts.rows_of(table, label, run.id)
@@ -251,14 +251,14 @@ def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
     lost, doubled = counts.lost_and_doubled(table, label, todo.path) if todo.images else (0, 0)
     if doubled or (lost and not outcome.cut):
         raise SegmentError(
-            f"{run.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed, and the same "
-            "command does what is missing"
+            f"{run.results}: {lost} planned images have no row and {doubled} have two; nothing else was changed. "
+            "Run the same command to add the missing rows"
         )
     return within_limit(summary, run.options.max_error_rate)
 
 
 def check_rows(summary: Summary, max_error_rate: float) -> Summary:
-    """Find the rows of a run that another process did. Raises SegmentError where they are not there, each once; TooManyErrors."""
+    """Check the rows of a run of another process. Raises SegmentError unless each of its images has one row; TooManyErrors."""
     table = ResultsTable.open(summary.results, patient=True)
     rows, distinct = counts.rows_of(table, summary.model, summary.run)[0], counts.images_of(table, summary.model, summary.run)
     if not rows == distinct == summary.images:
@@ -281,8 +281,8 @@ def within_limit(summary: Summary, max_error_rate: float) -> Summary:
 def segment(options: SegmentOptions, watch: Watch = unwatched) -> Summary:
     """Bring the results table up to date with the archive: exactly one row per (image, version, model).
 
-    Raises ArchiveError, ModelError, ResultsError, ClusterError for what cannot start, SegmentError when the stream ends early,
-    TooManyErrors at the end. Whatever is raised, committed rows stay, and the next run goes on from them.
+    Raises ArchiveError, ModelError, ResultsError, ClusterError if it cannot start, SegmentError if the stream ends early,
+    TooManyErrors at the end. Committed rows are kept in any case, and the next run continues from them.
     """
     run = begin(options)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as name:
@@ -293,7 +293,7 @@ def segment(options: SegmentOptions, watch: Watch = unwatched) -> Summary:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The innermost error, or our own about it: Ray wraps what a worker raised several times."""
+    """The innermost error, or our own UserError around it: Ray wraps an exception of a worker several times."""
     while True:
         inner = getattr(error, "cause", None) or (None if isinstance(error, UserError) else error.__cause__)
         if inner is None or inner is error:

@@ -1,4 +1,4 @@
-"""Where a stream's finished blocks go: bundled into part files by Ray tasks, and committed every few seconds beside the stream."""
+"""The sink of a stream: Ray tasks bundle its finished blocks into part files, and a thread commits these every few seconds."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import threading
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.data.block import BlockMetadata
 
 from pipelines.storage import filesystems
 from pipelines.table.commit import ROWS_PER_FILE, Committer, PartFile, write_part
 from pipelines.table.schema import FILE_SCHEMA
 
-# Of part files that are being written at a time. With more to write the stream waits, and with it, by Ray Data's own
-# limits, all that works: so a store that is away fills no memory.
+# Most part files being written at a time. With more to write the stream waits and, by Ray Data's own limits, so do all stages:
+# memory does not fill up while a store is down.
 WRITES = 8
-PART_BYTES = 128 << 20  # of large masks fewer rows go into a file
-SMALL_BYTES = 8 << 20  # the driver writes so few itself: a process that starts for them takes a second
+PART_BYTES = 128 << 20  # with large masks, a file holds fewer rows
+SMALL_BYTES = 8 << 20  # up to this the driver writes itself: to start a process takes a second
 TICK_SECONDS = 0.2
 
 
 class Block(Protocol):
-    """A finished block in Ray's object store: a table of stages.ROWS, and what Ray Data knows of it."""
+    """A finished block in Ray's object store: a table of stages.ROWS, and Ray Data's metadata."""
 
-    ref: Any
-    metadata: Any
+    ref: ray.ObjectRef
+    metadata: BlockMetadata
 
 
 def write_blocks(table_uri: str, model: str, *blocks: pa.Table) -> PartFile:
-    """The task that makes one part file of finished blocks (stages.ROWS)."""
+    """The task that writes finished blocks (stages.ROWS) as one part file."""
     rows = pa.concat_tables(blocks)
-    taken = pa.concat_arrays([chunk.cast(pa.map_(pa.string(), pa.float32())) for chunk in rows["seconds"].chunks])
-    spent = pa.table({"stage": taken.keys, "seconds": taken.items}).group_by("stage").aggregate([("seconds", "sum")])
-    seconds = dict(zip(spent["stage"].to_pylist(), spent["seconds_sum"].to_pylist(), strict=True))
+    stages = pa.concat_arrays([chunk.cast(pa.map_(pa.string(), pa.float32())) for chunk in rows["seconds"].chunks])
+    sums = pa.table({"stage": stages.keys, "seconds": stages.items}).group_by("stage").aggregate([("seconds", "sum")])
+    seconds = dict(zip(sums["stage"].to_pylist(), sums["seconds_sum"].to_pylist(), strict=True))
     nodes = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["node"]).to_pylist()}
     return write_part(table_uri, model, rows.select(FILE_SCHEMA.names), seconds, nodes)
 
@@ -46,20 +47,20 @@ def _size(blocks: Iterable[Block]) -> int:
 
 
 class Sink:
-    """Takes the blocks of one stream and commits them. Use as a context: at its end everything that was taken is committed.
+    """Takes the blocks of one stream and commits them. Use as a context: at its end all blocks are committed.
 
-    A thread of its own commits what has arrived every `every` seconds; the stream does not wait for it. Trouble with
-    writing or committing is raised by the next `take` or `check`, and at the end after one more try.
+    A thread commits every `every` seconds; the stream does not wait for it. An error of writing or committing is raised by the
+    next `take` or `check`, and at the end after one more try.
     """
 
     def __init__(self, committer: Committer, every: float) -> None:
         self.committer, self.every = committer, every
-        self.finished = 0  # rows that were taken
+        self.finished = 0  # rows of the blocks so far
         self.committed = committer.done
         self.trouble: Exception | None = None
         self._write = ray.remote(num_cpus=0, max_retries=5)(write_blocks)
-        self._blocks: list[Block] = []  # taken, in no part file yet
-        self._writing: dict[Any, list[Block]] = {}
+        self._blocks: list[Block] = []  # in no part file yet
+        self._writing: dict[ray.ObjectRef, list[Block]] = {}
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="commits", daemon=True)
@@ -73,12 +74,12 @@ class Sink:
             self._closing = True
             self._changed.notify_all()
         while self._thread.is_alive():
-            self._thread.join(TICK_SECONDS)  # in short steps, so that a second Ctrl-C ends it
+            self._thread.join(TICK_SECONDS)  # in short steps, so that a second Ctrl-C interrupts it
         if error is None:
             self.check()
 
     def take(self, blocks: Iterable[Block]) -> None:
-        """Finished blocks; waits while WRITES part files are being written. Raises what went wrong with those."""
+        """Take finished blocks; waits while WRITES part files are being written. Raises the error of an earlier write or commit."""
         with self._changed:
             while len(self._writing) >= WRITES and self.trouble is None and not self._closing:
                 self._changed.wait(1)
@@ -90,12 +91,12 @@ class Sink:
                 self._flush()
 
     def check(self) -> None:
-        """Raise what went wrong since."""
+        """Raise the error of an earlier write or commit."""
         if self.trouble is not None:
             raise self.trouble
 
     def _flush(self) -> None:
-        """Have what was taken written; the caller holds the lock."""
+        """Start to write the blocks in a task; the caller holds the lock."""
         if self._blocks:
             blocks, self._blocks = self._blocks, []
             refs = [block.ref for block in blocks]
@@ -114,11 +115,11 @@ class Sink:
             except Exception as error:
                 self._fail(error)
                 break
-        while not self._closing:  # the stream hears of it and closes
+        while not self._closing:  # after an error: the stream will see it and close
             time.sleep(TICK_SECONDS)
         try:
             self._commit()
-            self.trouble = None  # the last try brought everything in
+            self.trouble = None  # the last try committed everything
         except Exception as error:
             self._fail(error)
 
@@ -137,7 +138,7 @@ class Sink:
             if blocks:
                 self._write_here(blocks)
             self._collect(wait=True)
-        finally:  # what could be written is committed, whatever happened to the rest
+        finally:  # commit the files that could be written, whatever happened to the others
             self.committed = filesystems.outlast(self.committer.commit)
 
     def _write_here(self, blocks: list[Block]) -> None:
@@ -149,14 +150,14 @@ class Sink:
             raise
 
     def _keep(self, blocks: list[Block]) -> None:
-        """Blocks that could not be written, for the next try."""
+        """Keep blocks that could not be written for the next try."""
         with self._changed:
             self._blocks = [*blocks, *self._blocks]
 
     def _collect(self, wait: bool) -> None:
-        """Hand part files whose writing has ended to the committer; `wait`: those that are being written now, too.
+        """Hand finished part files to the committer; with `wait`, also those being written now.
 
-        Blocks that could not be written are kept for the next try, and the first reason is raised.
+        Blocks that could not be written are kept for the next try, and the first error is raised.
         """
         with self._changed:
             pending = list(self._writing)

@@ -1,8 +1,8 @@
-"""What happens to a block of images inside Ray.
+"""The stages of a block of images inside Ray.
 
-On CPUs one task does all of it (`whole`): read, decode, score, refine, encode. With GPUs the actors that hold them stop at
-the scores (`Score`), and tasks on any CPU go on from there (`refine`), unless the CRF's backend is torch: then they refine,
-too. A large image is read, scored, refined and encoded by the process that scores it.
+On CPUs one task runs all of them (`whole`): read, decode, score, refine, encode. With GPUs, the actors that hold them stop at
+the scores (`Score`), and tasks on any CPU continue from there (`refine`); with the torch backend of the CRF, the actors refine
+as well. A large image is read, scored, refined and encoded by the process that scores it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import torch
+from ray.actor import ActorHandle
 
 from deeplab import masks
 from deeplab.classes import ClassTable
@@ -32,14 +34,13 @@ from pipelines.segment.large_images import segment_large
 from pipelines.segment.plan import unpacked
 from pipelines.segment.poison import Suspects, given_up
 from pipelines.segment.read_ahead import Loaded, Loader
-from pipelines.table.schema import FILE_SCHEMA
+from pipelines.table.schema import FILE_SCHEMA, MaskColumns
 
-# What the CRF sees around each window of a large image. With it, the labels of a mosaic of photos differ from those of the
-# CRF over the whole as much as these do when the image is cropped by 8 pixels: 0.04 % of pixels (the CRF changes 1.7 %).
+# Pixels that the CRF sees around each window of a large image. With 64, the labels of a mosaic of photos differ from those of a
+# CRF over the whole image in 0.04 % of pixels, as they do when the image is cropped by 8 pixels. (The CRF changes 1.7 %.)
 MARGIN = 64
-# What is known of an image that had its whole way already.
 SECONDS = pa.map_(pa.string(), pa.float32())  # by stage
-FINISHED = pa.struct([FILE_SCHEMA.field(name) for name in ("height", "width", "mask", "class_pixels", "confidence", "refined")])
+FINISHED = pa.struct([FILE_SCHEMA.field(name) for name in MaskColumns.__annotations__])
 SCORED = pa.schema(
     [
         ("uri", pa.string()),
@@ -56,13 +57,30 @@ SCORED = pa.schema(
         ("seconds", SECONDS),
     ]
 )
-# Finished rows, with where they were made and what they took; both stay out of the table.
+# Finished rows, with their node and seconds, which the table does not store.
 ROWS = FILE_SCHEMA.append(pa.field("node", pa.string())).append(pa.field("seconds", SECONDS))
+
+
+class ScoredRow(TypedDict):
+    """A row of SCORED."""
+
+    uri: str
+    version: str
+    read_version: str | None
+    error: str | None
+    height: int | None
+    width: int | None
+    encoded: bytes | None
+    scores: bytes | None
+    grid: list[int] | None
+    confidence: float | None
+    finished: MaskColumns | None
+    seconds: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One image after the network; or all that there is to know of it; or the error (then all that follows is None)."""
+    """One image after the network: its scores, or its finished columns, or its error; what does not apply is None."""
 
     uri: str
     version: str
@@ -72,8 +90,8 @@ class Scored:
     encoded: bytes | None = None
     scores: np.ndarray | None = None  # float16, C x h x w at the network's stride
     confidence: float | None = None
-    finished: dict[str, Any] | None = None  # columns of the results table, and nothing else here
-    read_version: str | None = None  # of the bytes, where it is not the listed one
+    finished: MaskColumns | None = None
+    read_version: str | None = None  # of the bytes, if it is not the listed one
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, so far
 
 
@@ -89,34 +107,32 @@ class Task:
     max_pixels: int
     run: str
     threads: int
-    large_pixels: int = MAX_PIXELS  # images above it are never decoded whole
+    large_pixels: int = MAX_PIXELS  # images with more are never decoded whole
 
 
 class Scorer:
-    """The network and what feeds it."""
+    """The network and the threads that load its images."""
 
-    def __init__(self, model: Any, task: Task, refines: bool = False) -> None:
-        """`model`: an object reference to what `checkpoint.read` returned, so that no node needs the folder.
-        `refines`: the CRF has its turn here, on the device that scores."""
-        import ray
-
+    def __init__(self, model: ray.ObjectRef, task: Task, refines: bool = False) -> None:
+        """`model`: reference to the result of `checkpoint.read`, so that no node needs the folder. `refines`: the CRF runs here, on
+        the device that scores."""
         if not torch.cuda.is_available():
             torch.set_num_threads(task.threads)
         self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, task.scoring)
         self.task, self.refines = task, refines
         self.loader = Loader(task.max_pixels, task.large_pixels)
-        self.device = threading.Lock()  # the network works on one window at a time, whoever brings it
+        self.device = threading.Lock()  # the network works on one window at a time, even if several threads call
 
-    def windows(self, block: pa.Table, register: Any) -> Iterator[list[Scored]]:
-        """The block's images in groups, scored; first, one by one, those whose process died at an earlier attempt."""
+    def windows(self, block: pa.Table, register: ActorHandle) -> Iterator[list[Scored]]:
+        """The scored images of a block in groups; first, one by one, those that an earlier attempt died with."""
         images = list(zip(*block.select(["uri", "version", "bytes"]).to_pydict().values(), strict=True))
         with Suspects(register, "score", images[0][0]) as suspects:
 
-            def scored(some: list[tuple[str, str, int]]) -> Iterator[list[Scored]]:
-                for window in self.loader.windows(some, suspects.hold):
-                    done = self._score(window)
-                    window.clear()  # a large image's bytes are not held while the next one's are read
-                    yield done
+            def scored(group: list[tuple[str, str, int]]) -> Iterator[list[Scored]]:
+                for window in self.loader.windows(group, suspects.write_note):
+                    scored_window = self._score(window)
+                    window.clear()  # frees a large image's bytes before the next one is read
+                    yield scored_window
 
             deaths = suspects.deaths
             for uri, version, size in sorted(images, key=lambda image: -deaths.get(image[0], -1))[: len(deaths)]:
@@ -130,80 +146,80 @@ class Scorer:
         images = []
         with self.device:
             start = time.perf_counter()
-            scores = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
-            each = (time.perf_counter() - start) / len(window)
+            score_maps = iter(self.predictor.scores([image.pixels for image in window if image.pixels is not None]))
+            seconds_per_image = (time.perf_counter() - start) / len(window)
             for image in window:
                 scored = Scored(image.uri, image.version, image.error, read_version=image.read_version)
                 seconds = {"read": image.read_seconds, "decode": image.decode_seconds}
                 if image.pixels is not None:
-                    found, size = next(scores), image.pixels.shape[:2]
-                    scored = replace(scored, size=size, pixels=image.pixels, encoded=image.encoded, scores=found)
-                    scored = replace(scored, confidence=confidence(found))
-                    seconds["score"] = each
+                    scores, size = next(score_maps), image.pixels.shape[:2]
+                    scored = replace(scored, size=size, pixels=image.pixels, encoded=image.encoded, scores=scores)
+                    scored = replace(scored, confidence=confidence(scores))
+                    seconds["score"] = seconds_per_image
                 elif image.error is None:
                     start = time.perf_counter()
-                    scored = replace(scored, **self._large(image))
+                    try:
+                        scored = replace(scored, finished=self._large(image))
+                    except ImageError as reason:
+                        scored = replace(scored, error=f"decode: {reason}")
                     seconds["large"] = time.perf_counter() - start
                 images.append(replace(scored, seconds=seconds))
             return [self._finish(image) for image in images] if self.refines else images
 
     def _finish(self, image: Scored) -> Scored:
-        """The rest of an image's way, here on the GPU; what is finished, or an error, stays as it is."""
+        """Refine and encode here, on the GPU; a finished image, or an error, is returned unchanged."""
         if image.size is None or image.scores is None:
             return image
         start = time.perf_counter()
-        labels, by = labelled(self.task, image.size, image.pixels, image.scores)
-        finished = {**_columns(labels, by, self.task.classes), "confidence": image.confidence}
+        labels, refined_by = labelled(self.task, image.size, image.pixels, image.scores)
+        finished = mask_columns(labels, refined_by, image.confidence, self.task.classes)
         seconds = {**image.seconds, "refine_gpu": time.perf_counter() - start}
         return replace(image, size=None, pixels=None, encoded=None, scores=None, finished=finished, seconds=seconds)
 
-    def _large(self, image: Loaded) -> dict[str, Any]:
-        """All of the image's way, here and now: neither its pixels nor its scores are ever held whole. What Scored has of it."""
+    def _large(self, image: Loaded) -> MaskColumns:
+        """All further stages of a large image, whose pixels and scores are never whole in memory. Raises ImageError."""
         assert image.header is not None
 
-        refined: set[str] = set()
+        refinements: set[str] = set()
 
         def label(pixels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-            labels, by = labelled(self.task, pixels.shape[:2], pixels, scores)
-            refined.update([by] if by else [])
+            labels, refined_by = labelled(self.task, pixels.shape[:2], pixels, scores)
+            refinements.update([refined_by] if refined_by else [])
             return labels
 
-        try:
-            margin = MARGIN if self.task.refinement is not None else self.task.stride
-            finished = segment_large(image.encoded, image.header, self.predictor, label, margin, self.task.classes)
-            finished["refined"] = " and ".join(sorted(refined)) or None
-            return {"finished": finished}
-        except ImageError as reason:
-            return {"error": f"decode: {reason}"}
+        margin = MARGIN if self.task.refinement is not None else self.task.stride
+        columns = segment_large(image.encoded, image.header, self.predictor, label, margin, self.task.classes)
+        columns["refined"] = " and ".join(sorted(refinements)) or None
+        return columns
 
 
-# A process keeps its network from block to block; a run with other settings brings its own.
+# A process keeps its network from block to block; a run with other settings replaces it.
 _scorers: dict[str, Scorer] = {}
 
 
-def whole(block: pa.Table, model: Any, task: Task, register: Any) -> pa.Table:
-    """The task that does all of an image's way on one core: a packed block -> ROWS, one for each image, in its order.
+def whole(block: pa.Table, model: ray.ObjectRef, task: Task, register: ActorHandle) -> pa.Table:
+    """The task that runs all stages on one core: a packed block -> ROWS, one for each image, in the block's order.
 
-    Nothing but names and finished rows goes through the object store, and no image is decoded twice.
+    Only names and finished rows go through the object store, and no image is decoded twice.
     """
     block = unpacked(block)
     key = f"{model.hex()} {task}"
     if key not in _scorers:
         _scorers.clear()
         _scorers[key] = Scorer(model, task)
-    done = pa.concat_tables(refined(images, task) for images in _scorers[key].windows(block, register))
-    return in_order(done, block)
+    rows = pa.concat_tables(refined(images, task) for images in _scorers[key].windows(block, register))
+    return in_order(rows, block)
 
 
 class Score:
     """The actor that holds a GPU: a packed block -> SCORED, encoded bytes and stride-8 scores, or the error of each image.
 
-    Two blocks are at work in it at a time, so that the first images of the next are decoded when the GPU is done with the last.
+    It works on two blocks at a time, so that the first images of the next block are decoded when the GPU finishes the last.
     """
 
     CALLS = 2
 
-    def __init__(self, model: Any, task: Task, register: Any) -> None:
+    def __init__(self, model: ray.ObjectRef, task: Task, register: ActorHandle) -> None:
         """`model`, `task`: as Scorer's. `register`: the actor of poison.Register."""
         refines = task.refinement is not None and task.refinement.backend == "torch"
         self.scorer, self.register = Scorer(model, task, refines), register
@@ -215,19 +231,28 @@ class Score:
 
 
 def in_order(rows: pa.Table, block: pa.Table) -> pa.Table:
-    """Rows in the order of their block: however often a block is done again, and by whom, its rows are the same."""
-    place = pc.index_in(block["uri"].combine_chunks(), value_set=rows["uri"].combine_chunks())
-    return rows.take(place)
+    """Rows in the order of their block, so that a block that is done again gives the same rows."""
+    positions = pc.index_in(block["uri"].combine_chunks(), value_set=rows["uri"].combine_chunks())
+    return rows.take(positions)
 
 
-def to_row(image: Scored) -> dict[str, Any]:
-    """A row of SCORED; pixels stay behind, as the encoded bytes are a tenth of them."""
-    row: dict[str, Any] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
-    row |= {"error": image.error, "finished": image.finished, "seconds": list(image.seconds.items())}
-    if image.size is not None and image.scores is not None:
-        row |= {"height": image.size[0], "width": image.size[1], "encoded": image.encoded}
-        row |= {"scores": image.scores.tobytes(), "grid": list(image.scores.shape), "confidence": image.confidence}
-    return row
+def to_row(image: Scored) -> ScoredRow:
+    """A row of SCORED. It carries the encoded bytes instead of the pixels, which are ten times as large."""
+    height, width = image.size or (None, None)
+    return ScoredRow(
+        uri=image.uri,
+        version=image.version,
+        read_version=image.read_version,
+        error=image.error,
+        height=height,
+        width=width,
+        encoded=image.encoded,
+        scores=image.scores.tobytes() if image.scores is not None else None,
+        grid=list(image.scores.shape) if image.scores is not None else None,
+        confidence=image.confidence,
+        finished=image.finished,
+        seconds=list(image.seconds.items()),
+    )
 
 
 @lru_cache(maxsize=2)
@@ -236,36 +261,41 @@ def _engine(refinement: Refinement) -> DenseCRF:
     return refinement.engine()
 
 
-def refine(block: pa.Table, task: Task, register: Any) -> pa.Table:
+def refine(block: pa.Table, task: Task, register: ActorHandle) -> pa.Table:
     """The refining task: a block of SCORED -> ROWS, in its order."""
     if not block.num_rows:
         return ROWS.empty_table()
 
-    def scored(row: dict[str, Any]) -> Scored:
-        common = Scored(row["uri"], row["version"], read_version=row["read_version"], seconds=dict(row["seconds"]))
+    def scored(row: ScoredRow) -> Scored:
+        image = Scored(row["uri"], row["version"], read_version=row["read_version"], seconds=dict(row["seconds"]))
         error = row["error"] or given_up(suspects.deaths.get(row["uri"], 0))
         if error is not None or row["finished"] is not None:
-            return replace(common, error=error, finished=row["finished"])
-        scores = np.frombuffer(row["scores"], np.float16).reshape(row["grid"])
-        pixels = decode(row["encoded"], task.max_pixels) if task.refinement is not None else None
-        size = row["height"], row["width"]
-        return replace(common, size=size, pixels=pixels, scores=scores, confidence=row["confidence"])
+            return replace(image, error=error, finished=row["finished"])
+        encoded, scores, grid, height, width = row["encoded"], row["scores"], row["grid"], row["height"], row["width"]
+        assert encoded is not None and scores is not None and grid is not None and height is not None and width is not None
+        return replace(
+            image,
+            size=(height, width),
+            pixels=decode(encoded, task.max_pixels) if task.refinement is not None else None,
+            scores=np.frombuffer(scores, np.float16).reshape(grid),
+            confidence=row["confidence"],
+        )
 
     uris = block["uri"].to_pylist()
     with Suspects(register, "refine", uris[0]) as suspects:
         alone = sorted((uri for uri in uris if uri in suspects.deaths), key=lambda uri: -suspects.deaths[uri])
         parts = []
-        for some in [*([uri] for uri in alone), [uri for uri in uris if uri not in suspects.deaths]]:
-            suspects.hold(some)
-            rows = block.filter(pc.is_in(block["uri"], value_set=pa.array(some, pa.string())))
+        for group in [*([uri] for uri in alone), [uri for uri in uris if uri not in suspects.deaths]]:
+            suspects.write_note(group)
+            rows = block.filter(pc.is_in(block["uri"], value_set=pa.array(group, pa.string())))
             parts.append(refined(map(scored, rows.to_pylist()), task))
         return in_order(pa.concat_tables(parts), block)
 
 
 def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, scores: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """Scores to full size, dense CRF (which alone needs the pixels), the winning class.
+    """Upsample the scores, apply the dense CRF (only it needs the pixels) and take the winning class.
 
-    Labels, height x width, and the row's `refined`: what computed them, None without CRF.
+    Returns labels, height x width, and the row's `refined`: the CRF that computed them, None without one.
     """
     if task.refinement is None:
         return winning_classes(scores, *size, task.stride, task.align_corners), None
@@ -278,38 +308,38 @@ def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, score
         return exact.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), exact.short()
 
 
-def _columns(labels: np.ndarray, by: str | None, classes: ClassTable) -> dict[str, Any]:
-    """What the results table has of what `labelled` gave."""
-    counts = list(masks.class_pixels(labels, classes).items())
-    png = masks.encode_png(labels, classes)
-    return {"height": labels.shape[0], "width": labels.shape[1], "mask": png, "class_pixels": counts, "refined": by}
+def mask_columns(labels: np.ndarray, refined_by: str | None, confidence: float | None, classes: ClassTable) -> MaskColumns:
+    """The columns of a row from the result of `labelled` and the confidence of its scores."""
+    assert confidence is not None
+    return MaskColumns(
+        height=labels.shape[0],
+        width=labels.shape[1],
+        mask=masks.encode_png(labels, classes),
+        class_pixels=list(masks.class_pixels(labels, classes).items()),
+        confidence=confidence,
+        refined=refined_by,
+    )
 
 
 def refined(images: Iterable[Scored], task: Task) -> pa.Table:
-    """Labels and their PNG: ROWS, one per image."""
+    """ROWS, one per image, with its encoded mask or its error."""
     node = _node()
     rows = []
     for image in images:
-        row: dict[str, Any] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
-        row |= {"run": task.run, "segmented_at": datetime.now(UTC), "node": node, "status": "ok"}
-        row["seconds"] = list(image.seconds.items())
-        if image.finished is not None:
-            rows.append({**row, **image.finished})
-        elif image.size is None or image.scores is None:
-            rows.append({**row, "status": "error", "error": image.error})
-        else:
+        columns, seconds = image.finished, image.seconds
+        if image.size is not None and image.scores is not None:
             start = time.perf_counter()
-            labels, by = labelled(task, image.size, image.pixels, image.scores)
+            labels, refined_by = labelled(task, image.size, image.pixels, image.scores)
             middle = time.perf_counter()
-            columns = {**_columns(labels, by, task.classes), "confidence": image.confidence}
-            seconds = {**image.seconds, "refine": middle - start, "encode": time.perf_counter() - middle}
-            rows.append({**row, **columns, "seconds": list(seconds.items())})
+            columns = mask_columns(labels, refined_by, image.confidence, task.classes)
+            seconds = {**seconds, "refine": middle - start, "encode": time.perf_counter() - middle}
+        row: dict[str, object] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
+        row |= {"run": task.run, "segmented_at": datetime.now(UTC), "node": node, "seconds": list(seconds.items())}
+        rows.append(row | ({"status": "error", "error": image.error} if columns is None else {"status": "ok", **columns}))
     return pa.Table.from_pylist(rows, schema=ROWS)
 
 
 @lru_cache(maxsize=1)
 def _node() -> str:
-    """This node's address and the first of its id, for people."""
-    import ray
-
+    """This node's address and the first digits of its id, for people."""
     return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:6]}"

@@ -1,4 +1,4 @@
-"""A plan on its way through a cluster: one Ray Data execution, whose finished blocks the sink takes as they come."""
+"""The stream: one Ray Data execution that sends a plan through a cluster and its finished blocks into the sink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset, Datasource, ReadTask
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from pipelines.segment.parallelism import Parallelism
@@ -23,24 +24,24 @@ from pipelines.segment.poison import Register
 from pipelines.segment.sink import Sink
 from pipelines.segment.stages import Score, Task, refine, whole
 
-# Ray Data keeps 11 to 20 KB of the driver's memory and takes 3 to 8 ms of its CPU for each block (`benchmarks/stream.py blocks`).
-# A larger plan is several executions, one after the other, of up to 2.5 million images on CPUs and 5 million with GPUs.
+# A block costs Ray Data 11 to 20 KB of the driver's memory and 3 to 8 ms of its CPU (`benchmarks/stream.py blocks`). A larger plan
+# becomes several executions, one after the other, of up to 2.5 million images on CPUs and 5 million with GPUs.
 EXECUTION_BLOCKS = 20_000
-POOL = 1024  # GPU actors at the most; Ray starts as many as there are GPUs
+POOL = 1024  # most GPU actors; Ray starts as many as there are GPUs
 TICK_SECONDS = 0.5
-STOP_SECONDS = 5.0  # that an execution may take to end
+STOP_SECONDS = 5.0  # for an execution to end
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a stream ended: seconds it took, and whether it was cut short because the caller asked for it."""
+class StreamEnd:
+    """How a stream ended: its seconds, and whether the caller cut it short."""
 
     seconds: float
     cut: bool
 
 
 class Blocks(Datasource):
-    """Blocks of a plan as Ray Data reads them: each travels inside its own read task, as `plan.packed` made it."""
+    """The blocks of a plan as a Ray Data source: each travels inside its own read task, packed by `plan.packed`."""
 
     def __init__(self, blocks: Iterable[pa.Table]) -> None:
         self.tasks = [self._task(block) for block in blocks]
@@ -48,68 +49,72 @@ class Blocks(Datasource):
     @staticmethod
     def _task(block: pa.Table) -> ReadTask:
         row = packed(block)
-        about = BlockMetadata(num_rows=1, size_bytes=row.nbytes, input_files=None, exec_stats=None)
-        return ReadTask(functools.partial(list, [row]), about)  # no closure: those take a millisecond to pickle
+        metadata = BlockMetadata(num_rows=1, size_bytes=row.nbytes, input_files=None, exec_stats=None)
+        return ReadTask(functools.partial(list, [row]), metadata)  # a closure would take a millisecond to pickle
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
         return self.tasks
 
 
 def run(
-    plan: Plan, model: Any, task: Task, parallelism: Parallelism, sink: Sink, watch: Callable[[], bool], after: ExitStack
-) -> Ended:
+    plan: Plan, model: ray.ObjectRef, task: Task, parallelism: Parallelism, sink: Sink, watch: Callable[[], bool], after: ExitStack
+) -> StreamEnd:
     """Send the whole plan through the cluster and into `sink`.
 
-    model: object reference to what `checkpoint.read` returned. watch: asked twice a second whether to go on. after: closed when
-    the sink is, takes down what is left of the executions. Raises what a block or the sink failed with; blocks that are finished
-    have been taken by then.
+    model: reference to the result of `checkpoint.read`. watch: called twice a second; False ends the stream. after: the caller
+    closes it after the sink, which ends executions that still run. Raises the error of a failed block or of the sink, after the
+    sink has taken all finished blocks.
     """
     began = time.monotonic()
     blocks = plan.blocks(parallelism.slots, parallelism.block_images, parallelism.block_bytes)
-    # Compressed one by one: uncompressed, the names of one execution (5 million images) have half a gigabyte.
+    # Each block is compressed: uncompressed, the names of one execution (5 million images) take half a gigabyte.
     while (source := Blocks(itertools.islice(blocks, EXECUTION_BLOCKS))).tasks:
         if not _execute(_dataset(source, model, task, parallelism), sink, watch, after):
-            return Ended(time.monotonic() - began, cut=True)
-    return Ended(time.monotonic() - began, cut=False)
+            return StreamEnd(time.monotonic() - began, cut=True)
+    return StreamEnd(time.monotonic() - began, cut=False)
 
 
-def _dataset(source: Blocks, model: Any, task: Task, parallelism: Parallelism) -> Dataset:
-    context = ray.data.DataContext.get_current()
+def _dataset(source: Blocks, model: ray.ObjectRef, task: Task, parallelism: Parallelism) -> Dataset:
+    context = DataContext.get_current()
     context.enable_progress_bars = False
-    # A task that is done again after its node died must give the blocks that it gave before: one, whatever its size.
+    # A task that is repeated after its node died must return the same blocks: one, whatever its size.
     context.target_max_block_size = None
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a block of large images takes longer than Ray's half an hour
+    context.execution_no_progress_timeout_s = -1  # a block of large images may take longer than Ray's half an hour
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
-    register = ray.remote(num_cpus=0)(Register).remote()
-    each: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": parallelism.cpus}
+    register: ActorHandle = ray.remote(num_cpus=0)(Register).remote()
+    batches: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": parallelism.cpus}
     if parallelism.scorers is None:
-        # Reading has no work of its own, and becomes one task with what follows when it asks for the same.
-        asks = {"num_cpus": parallelism.cpus, "memory": parallelism.memory or None}
-        dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **asks)
-        return dataset.map_batches(whole, fn_args=(model, task, register), **each | asks)
-    # They ask for no CPU, which scorers and refiners may have taken, so nothing else keeps Ray from a process for each at once.
-    reads: dict[str, Any] = {"num_cpus": 0, "concurrency": parallelism.scorers + 1}
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **reads)
+        # Reading does no work of its own; with the same resources Ray Data fuses it with the next stage into one task.
+        resources = {"num_cpus": parallelism.cpus, "memory": parallelism.memory or None}
+        dataset = ray.data.read_datasource(source, override_num_blocks=len(source.tasks), **resources)
+        return dataset.map_batches(whole, fn_args=(model, task, register), **batches | resources)
+    # Reads request no CPU, which scorers and refiners may occupy, so only `concurrency` keeps Ray from starting them all at once.
+    dataset = ray.data.read_datasource(
+        source, override_num_blocks=len(source.tasks), num_cpus=0, concurrency=parallelism.scorers + 1
+    )
     pool = ActorPoolStrategy(
         min_size=min(parallelism.scorers, len(source.tasks)),  # one that waits for a while keeps its GPU and the network on it
         max_size=POOL,
         max_concurrent_calls_per_actor=Score.CALLS,
         enable_true_multi_threading=True,
     )
-    arguments: dict[str, Any] = {"fn_constructor_args": (model, task, register), "compute": pool, "num_gpus": 1}
-    arguments |= {"num_cpus": parallelism.scorer_cpus, "batch_size": 1}  # a packed block; with GPUs Ray Data wants a number
-    dataset = dataset.map_batches(Score, **each | arguments)
-    return dataset.map_batches(refine, fn_args=(task, register), **each)
+    one_block = {"num_cpus": parallelism.scorer_cpus, "batch_size": 1}  # a packed block; with GPUs Ray Data needs a number
+    dataset = dataset.map_batches(
+        Score, fn_constructor_args=(model, task, register), compute=pool, num_gpus=1, **batches | one_block
+    )
+    return dataset.map_batches(refine, fn_args=(task, register), **batches)
 
 
 def _execute(dataset: Dataset, sink: Sink, watch: Callable[[], bool], after: ExitStack) -> bool:
-    """One execution to its end, or until `watch` says no; whether it reached its end.
+    """Run one execution until it ends or `watch` returns False; returns whether it reached its end.
 
-    A thread takes the blocks, so that a signal finds this one idle: what is finished is committed before Ray is taken down.
+    A thread takes the blocks, so that a signal interrupts only this idle one: finished blocks are committed before Ray shuts down.
     """
     ended = threading.Event()
     reasons: list[BaseException] = []
@@ -123,8 +128,8 @@ def _execute(dataset: Dataset, sink: Sink, watch: Callable[[], bool], after: Exi
         finally:
             ended.set()
 
-    # As iter_internal_ref_bundles does it, which keeps the executor to itself; one that still runs when Ray is taken down can end
-    # this process.
+    # As iter_internal_ref_bundles does, but with a handle on the executor: one that still runs when Ray shuts down can end this
+    # process.
     executor = dataset._create_executor()
     bundles = dataset._build_bundle_iterator(executor)
     thread = threading.Thread(target=pump, name="stream", daemon=True)

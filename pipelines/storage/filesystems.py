@@ -1,4 +1,4 @@
-"""The one place that turns a URI into a file system: local paths, file:// and s3:// (and S3-compatible stores)."""
+"""The only place that turns a URI into a file system: local paths, file:// and s3:// (also S3-compatible stores)."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ def canonical(uri: str) -> str:
 
 
 def below(uri: str, name: str) -> str:
-    """The URI of a file below a canonical one; `name`: its relative path as it is called, with nothing encoded."""
+    """The URI of a file below a canonical one; `name`: its relative path, not encoded."""
     if leads_outside(name):
-        raise StorageError(f"{uri}: {name!r} leads out of it")
+        raise StorageError(f"{uri}: {name!r} leads outside")
     return f"{uri}/{name if is_s3(uri) else quote(os.fsencode(name))}"
 
 
 def last_part(uri: str) -> str:
-    """What people call a place: the last part of its path, with nothing encoded."""
+    """What people call a place: the last part of its path, not encoded."""
     whole = canonical(uri)
     return whole.rsplit("/", 1)[-1] if is_s3(whole) else local_path(whole).name
 
 
 @lru_cache(maxsize=1)
 def _s3_filesystem() -> pafs.FileSystem:
-    """For readers that want a file system (Parquet inventories); images and results go through pipelines.storage.s3."""
+    """For readers that need a file system (Parquet inventories); images and results go through pipelines.storage.s3."""
     scheme, _, host = (s3.endpoint() or "").rpartition("://")
     return pafs.S3FileSystem(
         endpoint_override=host or None,
@@ -97,8 +97,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 def delta_options(uri: str, patient: bool = False) -> dict[str, str]:
     """Options of the Delta library for a table at `uri`: commits on S3 by conditional PUT; credentials from AWS_*.
 
-    By itself the library tries ten times, which a store that refuses connections uses up in 2 to 5 seconds. `patient`: it
-    outlasts an outage as `outlast` does.
+    By default the library tries ten times, which takes 2 to 5 seconds with a store that refuses connections. `patient`: it waits
+    for a store as long as `outlast`.
     """
     if not is_s3(uri):
         return {}
@@ -115,25 +115,25 @@ def delta_options(uri: str, patient: bool = False) -> dict[str, str]:
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """One object for reading here and there; a path that is no UTF-8 is none for a file system of Arrow's. OSError."""
+    """One object for random access. Raises OSError."""
     if not is_s3(uri):
-        return pa.OSFile(os.fsencode(local_path(uri)))
+        return pa.OSFile(os.fsencode(local_path(uri)))  # Arrow's file systems take no paths that are not UTF-8
     system, path = filesystem(uri)
     return system.open_input_file(path)
 
 
-# What the Delta library cannot have in a table's place: it decodes %41, takes a backslash for a slash, and panics at the others.
+# What the Delta library does not support in a table's path: it decodes %41, treats a backslash as a slash, and panics at the rest.
 DELTA_UNABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f\x7f\udc80-\udcff]")
 DELTA_UNABLE_LOCAL = re.compile(r"[\[\]^|]")
 
 
 def delta_location(uri: str) -> str:
-    """How the Delta library wants a place named. StorageError for a place that it would mistake for another."""
+    """A place as the Delta library names it. StorageError for a place that the library would mistake for another."""
     place = uri if is_s3(uri) else os.path.realpath(local_path(uri))
-    found = DELTA_UNABLE.search(place) or (None if is_s3(uri) else DELTA_UNABLE_LOCAL.search(place))
-    if found is not None:
+    unable = DELTA_UNABLE.search(place) or (None if is_s3(uri) else DELTA_UNABLE_LOCAL.search(place))
+    if unable is not None:
         raise StorageError(
-            f"{place!r}: a results table cannot lie there, as the Delta library cannot have {found[0]!r} in its path; "
+            f"{place!r}: a results table cannot lie there, as the Delta library does not support {unable[0]!r} in its path; "
             "choose a place without % before two digits, \\, [, ], ^, | and control characters"
         )
     if not is_s3(uri):
@@ -143,7 +143,7 @@ def delta_location(uri: str) -> str:
 
 
 def read_versioned(uri: str) -> tuple[bytes, str]:
-    """All bytes of one object and their version. Raises an error of `storage_errors.OWN` where it is its own, else StorageError."""
+    """All bytes of one object and their version. Raises an error of `storage_errors.OWN` for its own faults, else StorageError."""
     if is_s3(uri):
         return s3.get(uri)
     data, before = local_files.read(local_path(uri))
@@ -174,7 +174,7 @@ def stat(uri: str) -> FileStat:
 
 
 def stat_all(uris: list[str]) -> list[FileStat | None]:
-    """Size and version of many objects, None for those that do not exist, may not be seen or are no files. StorageError."""
+    """Size and version of many objects; None if one does not exist, is not a file or is not accessible. Raises StorageError."""
     with ThreadPoolExecutor(s3.LIST_THREADS) as pool:
         return list(pool.map(_stat, uris))
 
@@ -187,16 +187,15 @@ def _stat(uri: str) -> FileStat | None:
 
 
 def size(uri: str) -> int | None:
-    """Bytes of one object, None where there is none."""
+    """Bytes of one object; None if there is none."""
     stat = _stat(uri)
     return stat.size if stat else None
 
 
 def outlast(action: Callable[[], T]) -> T:
-    """What `action` returns, tried again while a store is down, for OUTAGE_SECONDS; other trouble of I/O for DISK_SECONDS.
+    """The result of `action`, retried while a store is down, for OUTAGE_SECONDS, and after other I/O errors, for DISK_SECONDS.
 
-    The store's client has tries of its own, but they are few when many threads ask at once. What does not pass (`passes`)
-    is raised at once.
+    An error that does not pass (`passes`) is raised at once. The store's client also retries, but its threads share a small budget.
     """
     began, pause = time.monotonic(), 0.5
     while True:
@@ -211,9 +210,9 @@ def outlast(action: Callable[[], T]) -> T:
 
 
 def passes(error: BaseException | None) -> bool:
-    """Whether the same may go well a little later: our errors say so, as does one that they come from; others of I/O do.
+    """Whether the same call may succeed a little later. Our errors say so themselves or by their cause; other I/O errors pass.
 
-    What is an object's own fault (`storage_errors.OWN`), a refusal of a store, and a full disk stay as they are.
+    Faults of an object (`storage_errors.OWN`), a refusal by a store and a full disk do not pass.
     """
     if isinstance(error, UserError):
         return error.passing or (
@@ -225,7 +224,7 @@ def passes(error: BaseException | None) -> bool:
 
 
 def write_whole(uri: str, data: bytes) -> int:
-    """Write one object so that it appears complete or not at all (one PUT, or a second name and a rename)."""
+    """Write one object so that it appears complete or not at all (one PUT, or a temporary file and a rename)."""
     if is_s3(uri):
         s3.put(uri, data)
         return len(data)
@@ -251,7 +250,7 @@ class StoredFiles:
     def read(self, name: str) -> bytes:
         system, path = self._place(name)
         with system.open_input_stream(path) as stream:
-            return stream.read()
+            return bytes(stream.read())
 
     def write(self, name: str, data: bytes) -> None:
         write_whole(f"{self.uri}/{name}", data)
@@ -263,7 +262,7 @@ class StoredFiles:
 
     def has(self, name: str) -> bool:
         system, path = self._place(name)
-        return system.get_file_info(path).type != pafs.FileType.NotFound
+        return bool(system.get_file_info(path).type != pafs.FileType.NotFound)
 
     def names(self, folder: str = "") -> list[str]:
         system, path = self._place(folder)
@@ -277,7 +276,7 @@ def files(place: str | Path) -> Files:
 
 
 def read_tagged(uri: str) -> tuple[bytes, str] | None:
-    """A small object and the tag that names this state of it for `write_if_unchanged`; None when it is not there."""
+    """A small object and the tag of this state of it for `write_if_unchanged`; None if it does not exist."""
     try:
         if is_s3(uri):
             return s3.get(uri)
@@ -288,15 +287,15 @@ def read_tagged(uri: str) -> tuple[bytes, str] | None:
 
 
 def write_if_unchanged(uri: str, data: bytes, tag: str | None) -> bool:
-    """Write a small object if it still is what `tag` names (None: not there); False when someone else was faster."""
+    """Write a small object if it is still in the state `tag` (None: does not exist); False if someone else was faster."""
     if is_s3(uri):
         return s3.put(uri, data, only_new=tag is None, unchanged=tag)
     path = local_path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = read_tagged(uri)
-        if (found[1] if found else None) != tag:
+        tagged = read_tagged(uri)
+        if (tagged[1] if tagged else None) != tag:
             return False
         write_whole(uri, data)
         return True

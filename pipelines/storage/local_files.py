@@ -1,6 +1,6 @@
-"""Local files and folders that may be anything: opened without waiting, read under a deadline, their faults told from the disk's.
+"""Reading local files and folders: without blocking, with a deadline, and with faults of a file kept apart from those of the disk.
 
-A pipe, socket or device is never opened. What makes no progress for READ_SECONDS is given up.
+Pipes, sockets and devices are never opened. A read without progress for READ_SECONDS is given up.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TypeVar
 from pipelines.storage.deadline import Beat, NoAnswer, within
 from pipelines.storage.storage_errors import OWN, SYSTEM, EntryError, Outage, StorageError, reason, require_fitting
 
-READ_SECONDS = 30.0  # without progress; S3 has the same
-PIECE = 8 << 20  # the most bytes that are asked for at a time
-BATCH = 256  # entries of a folder that are looked at in one call
-SMALL = 64 << 10  # and of a file that says it is empty, as those of /proc do
+READ_SECONDS = 30.0  # without progress; the same as for S3
+PIECE = 8 << 20  # most bytes per read
+BATCH = 256  # entries of a folder that one call looks at
+SMALL = 64 << 10  # least bytes per read: files of /proc claim to be empty
 KINDS = (
     (modes.S_ISDIR, "a folder"),
     (modes.S_ISFIFO, "a named pipe"),
@@ -33,28 +33,28 @@ T = TypeVar("T")
 
 
 def stat(path: Path) -> os.stat_result:
-    """The state of a regular file, behind a link too. Raises an error of `storage_errors.OWN`, or StorageError."""
+    """The state of a regular file, also behind a link. Raises an error of `storage_errors.OWN`, or StorageError."""
     return _judged(path, lambda beat: _regular(path, os.stat(path)))
 
 
 def read(path: Path, start: int = 0, length: int | None = None) -> tuple[bytes, os.stat_result]:
-    """`length` bytes of a regular file from `start` (fewer at its end), or all, and its state before the first was read.
+    """`length` bytes of a regular file from `start` (fewer at its end), or all, and its state before the read.
 
     Raises an error of `storage_errors.OWN`, or StorageError. Memory: the bytes, once.
     """
 
     def whole(beat: Beat) -> tuple[bytes, os.stat_result]:
-        _regular(path, os.stat(path))  # first, as opening a device may do something to it
+        _regular(path, os.stat(path))  # before opening, which may have an effect on a device
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
-            before = _regular(path, os.fstat(descriptor))  # what is open may be another than what was looked at
+            before = _regular(path, os.fstat(descriptor))  # the file may have been replaced in between
             if length is None:
                 require_fitting(before.st_size, str(path))
             data = io.BytesIO()
             while length is None or data.tell() < length:
-                here = start + data.tell()
-                asked = length - data.tell() if length is not None else max(before.st_size - here + 1, SMALL)
-                piece = os.pread(descriptor, min(PIECE, asked), here)
+                offset = start + data.tell()
+                count = length - data.tell() if length is not None else max(before.st_size - offset + 1, SMALL)
+                piece = os.pread(descriptor, min(PIECE, count), offset)
                 beat()
                 if not piece:
                     break
@@ -68,8 +68,8 @@ def read(path: Path, start: int = 0, length: int | None = None) -> tuple[bytes, 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a folder holds by a name. `state`: of a regular file, behind a link too; None for anything else that is no
-    folder, and for what cannot be looked at. `folder`: it is one, or a link to one (`link`)."""
+    """An entry of a folder. `state`: of a regular file, also behind a link, else None. `folder`: a folder, or (`link`) a link to
+    one."""
 
     name: str
     state: os.stat_result | None
@@ -78,27 +78,27 @@ class Entry:
 
 
 def names(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted, hidden names left out. Raises an error of `storage_errors.OWN`, or StorageError."""
+    """The entries of a folder by name, without hidden ones. Raises an error of `storage_errors.OWN`, or StorageError."""
 
     def scan(beat: Beat) -> list[os.DirEntry[str]]:
-        found = []
+        visible = []
         with os.scandir(folder) as items:
             for item in items:
                 beat()
                 if not item.name.startswith("."):
-                    found.append(item)
-        return sorted(found, key=lambda item: item.name)
+                    visible.append(item)
+        return sorted(visible, key=lambda item: item.name)
 
     return _judged(folder, scan)
 
 
 def entries(items: list[os.DirEntry[str]]) -> Iterator[Entry]:
-    """The entries behind `names`, looked at some at a time. StorageError for what is the system's."""
+    """The entries of `names`, looked up BATCH at a time. StorageError for faults of the system."""
     done = 0
     while done < len(items):
-        some: list[Entry] = []
+        results: list[Entry] = []
 
-        def look(beat: Beat, batch: list[os.DirEntry[str]] = items[done : done + BATCH], into: list[Entry] = some) -> None:
+        def look(beat: Beat, batch: list[os.DirEntry[str]] = items[done : done + BATCH], into: list[Entry] = results) -> None:
             for item in batch:
                 into.append(_entry(item))
                 beat()
@@ -106,11 +106,11 @@ def entries(items: list[os.DirEntry[str]]) -> Iterator[Entry]:
         stuck = False
         try:
             within(READ_SECONDS, look)
-        except NoAnswer:  # those behind it may be well
+        except NoAnswer:  # the entries after it may answer
             stuck = True
-        some = some[:BATCH]
-        done += len(some)
-        yield from some
+        results = results[:BATCH]
+        done += len(results)
+        yield from results
         if stuck and done < len(items):
             yield Entry(items[done].name, None, folder=False, link=False)
             done += 1
@@ -121,7 +121,7 @@ def _entry(item: os.DirEntry[str]) -> Entry:
         if item.is_dir(follow_symlinks=False):
             return Entry(item.name, None, folder=True, link=False)
         state = item.stat()
-    except (OSError, ValueError) as error:  # a dangling link, a loop of links, gone since: whoever reads it will say
+    except (OSError, ValueError) as error:  # a dangling link, a loop of links, removed meanwhile: reading it will say which
         if isinstance(error, OSError) and error.errno in SYSTEM:
             raise Outage(f"{item.path}: {error.strerror}") from error
         return Entry(item.name, None, folder=False, link=False)
@@ -131,7 +131,7 @@ def _entry(item: os.DirEntry[str]) -> Entry:
 
 
 def _regular(path: Path, state: os.stat_result) -> os.stat_result:
-    """`state` of a regular file; else the error that says what it is, or why a folder cannot be listed."""
+    """`state` of a regular file; else raises an error that says what it is, or why a folder cannot be listed."""
     if modes.S_ISREG(state.st_mode):
         return state
     if modes.S_ISDIR(state.st_mode):
@@ -141,8 +141,8 @@ def _regular(path: Path, state: os.stat_result) -> os.stat_result:
 
 
 def _judged(path: Path, action: Callable[[Beat], T]) -> T:
-    """What `action` returns for a path. Its errors are the path's own (`storage_errors.OWN`) where the folder around it answers,
-    and StorageError where not, or where they are the system's by their number."""
+    """The result of `action` for a path. Its errors become errors of `storage_errors.OWN` if the folder of the path answers, and
+    StorageError if it does not or if their number is in SYSTEM."""
     try:
         return within(READ_SECONDS, action)
     except (*OWN, StorageError):
@@ -150,7 +150,7 @@ def _judged(path: Path, action: Callable[[Beat], T]) -> T:
     except NoAnswer as error:
         if _answers(path.parent):
             raise EntryError(errno.ETIMEDOUT, f"no answer for {READ_SECONDS:.0f} s", str(path)) from error
-        raise Outage(f"{path.parent}: no answer for {READ_SECONDS:.0f} s; is the disk or mount away?") from error
+        raise Outage(f"{path.parent}: no answer for {READ_SECONDS:.0f} s; is the disk or mount gone?") from error
     except ValueError as error:  # a NUL in a name
         raise EntryError(errno.EINVAL, str(error), os.fspath(path)) from error
     except OSError as error:
@@ -160,7 +160,7 @@ def _judged(path: Path, action: Callable[[Beat], T]) -> T:
 
 
 def _answers(folder: Path) -> bool:
-    """Whether the file system of a folder still answers: a disk with bad sectors does, a mount that is away does not."""
+    """Whether the file system of a folder still answers: a disk with bad sectors does, a lost mount does not."""
 
     def ask(beat: Beat) -> None:
         with suppress(*OWN):
@@ -173,7 +173,7 @@ def _answers(folder: Path) -> bool:
     except NoAnswer:
         return False
     except OSError as error:
-        # A name that is too long or a loop of links is an answer, too.
+        # A name that is too long or a loop of links is also an answer.
         return error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
     except ValueError:
         return True

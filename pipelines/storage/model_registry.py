@@ -1,7 +1,7 @@
 """The model registry: a folder or s3:// prefix of model folders, and aliases that name the one in use.
 
-REGISTRY/NAME-DIGEST12/{model.json,model.safetensors} are never changed; REGISTRY/aliases/ALIAS.json names one of them
-and moves by compare-and-swap. `REGISTRY@ALIAS` is taken wherever a model is.
+REGISTRY/NAME-DIGEST12/{model.json,model.safetensors} never change. REGISTRY/aliases/ALIAS.json names one of them and moves by
+compare-and-swap. `REGISTRY@ALIAS` is accepted wherever a model is.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pipelines.storage import filesystems, s3
 
 
 class RegistryError(UserError):
-    """The registry cannot do what was asked; the message says why and what is there."""
+    """The registry refuses a request; the message says why and what is there."""
 
 
 @dataclass(frozen=True)
 class Alias:
-    """Where an alias points: `entry` (a folder's name in the registry), the model's label, why, and since when."""
+    """Where an alias points: `entry` (a folder's name in the registry), the model's label, the figures that moved it, and when."""
 
     name: str
     entry: str
@@ -37,51 +37,51 @@ class Alias:
 
 
 class Registry:
-    """One registry. Nothing is made before the first `publish`."""
+    """One registry, created by the first `publish`."""
 
     def __init__(self, place: str) -> None:
         self.uri = filesystems.canonical(place)
 
     def publish(self, model: str) -> str:
-        """Copy a model (folder, s3:// prefix or bundled) into the registry and return its entry; the same is stored once."""
+        """Copy a model (folder, s3:// prefix or bundled) into the registry and return its entry; equal models are stored once."""
         source = read_model(model)
         parsed = checkpoint.parse(*source)
         entry = entry_of(parsed)
-        # The card last: without it the folder is no model.
+        # The card last: without it the folder is not a model.
         for name, data in ((WEIGHTS, source[2]), (CARD, source[1])):
             filesystems.write_whole(filesystems.below(self.uri, f"{entry}/{name}"), data)
         return entry
 
     def read(self, entry: str) -> tuple[Path, bytes, bytes]:
-        """What `checkpoint.read` gives, of an entry here. Raises ModelError."""
+        """An entry, as `checkpoint.read` returns a model. Raises ModelError."""
         return read_folder(filesystems.below(self.uri, entry))
 
     def alias(self, name: str) -> Alias | None:
-        """Where an alias points; None when there is no such."""
+        """Where an alias points; None if there is no such alias."""
         if not ALIAS.fullmatch(name):
             raise RegistryError(f"alias {name!r}: lower-case letters, digits, dot, dash and underscore are accepted")
-        found = filesystems.read_tagged(self._path(name))
-        if found is None:
+        tagged = filesystems.read_tagged(self._path(name))
+        if tagged is None:
             return None
         try:
-            return Alias(**{**json.loads(found[0]), "etag": found[1]})
+            return Alias(**{**json.loads(tagged[0]), "etag": tagged[1]})
         except (ValueError, TypeError) as error:
             raise RegistryError(f"{self._path(name)}: not an alias of this version ({error})") from error
 
     def require_moves(self) -> None:
-        """StorageError where the registry's storage cannot be written or would let two moves overwrite each other."""
+        """StorageError if the registry's storage cannot be written or would let two moves overwrite each other."""
         if filesystems.is_s3(self.uri):
             s3.require_conditional_put(self.uri, replacing=True)
 
-    def move(self, name: str, entry: str, figures: dict[str, Any], was: Alias | None) -> Alias:
-        """Point an alias at an entry if it still is what `was` says (None: not there yet). Raises RegistryError, StorageError."""
+    def move(self, name: str, entry: str, figures: dict[str, Any], current: Alias | None) -> Alias:
+        """Point an alias at an entry if it is still `current` (None: not there yet). Raises RegistryError, StorageError."""
         self.alias(name)
         self.require_moves()
         label = checkpoint.parse(*self.read(entry)).label
         moved = Alias(name, entry, label, figures, datetime.now(UTC).isoformat(timespec="seconds"))
         data = {key: value for key, value in asdict(moved).items() if key != "etag"}
         text = json.dumps(data, indent=2) + "\n"
-        if not filesystems.write_if_unchanged(self._path(name), text.encode(), was.etag if was else None):
+        if not filesystems.write_if_unchanged(self._path(name), text.encode(), current.etag if current else None):
             raise RegistryError(f"{self.uri}@{name} was moved by someone else meanwhile; look at it and try again")
         return moved
 
@@ -96,15 +96,15 @@ def is_alias(reference: str) -> bool:
 
 
 def changeable(reference: str, model: checkpoint.Model) -> Files:
-    """The folder of `model`, local or s3://, whose card can be changed. ModelError for others, with what to do instead.
+    """The folder of `model`, local or s3://, to change its card. ModelError if it must not change, with what to do instead.
 
-    Models in a registry never change, as their names hold their digests, and bundled ones come with the package.
+    Models in a registry never change, as their names hold their digests; bundled ones come with the package.
     """
-    instead = "--no-write only prints what is found; a copy of its folder takes it"
+    instead = "--no-write only prints the result; a copy of its folder can be changed"
     if reference in checkpoint.bundled():
-        raise ModelError(f"{reference} is bundled and stays as it is: {instead} ({checkpoint.find(reference)})")
+        raise ModelError(f"{reference} is bundled and never changes: {instead} ({checkpoint.find(reference)})")
     if is_alias(reference) or filesystems.canonical(reference).rpartition("/")[2] == entry_of(model):
-        raise ModelError(f"{reference} lies in a registry, where models stay as they are: {instead}")
+        raise ModelError(f"{reference} lies in a registry, where models never change: {instead}")
     place = filesystems.files(reference)
     checkpoint.note(place)
     return place
@@ -116,21 +116,21 @@ def entry_of(model: checkpoint.Model) -> str:
 
 
 def read_model(reference: str) -> tuple[Path, bytes, bytes]:
-    """What `checkpoint.read` gives, of a bundled model, a model folder (local or s3://) or REGISTRY@ALIAS.
+    """A bundled model, a model folder (local or s3://) or REGISTRY@ALIAS, as `checkpoint.read` returns a model.
 
-    Raises ModelError where there is no such model.
+    Raises ModelError if there is no such model.
     """
     if is_alias(reference):
         place, _, name = reference.rpartition("@")
-        found = Registry(place).alias(name)
-        if found is None:
+        alias = Registry(place).alias(name)
+        if alias is None:
             raise ModelError(f"no model {reference}: the registry {place} has no alias {name}")
-        return Registry(place).read(found.entry)
+        return Registry(place).read(alias.entry)
     return read_folder(reference)
 
 
 def read_folder(uri: str) -> tuple[Path, bytes, bytes]:
-    """A model folder on any storage. Raises ModelError."""
+    """A model folder on any storage, as `checkpoint.read` returns a model. Raises ModelError."""
     if not filesystems.is_s3(uri):
         return checkpoint.read(filesystems.local_path(uri))
     try:

@@ -1,4 +1,4 @@
-"""One object, local or on S3, as a file to seek in: how tar, zip and Parquet shards are opened."""
+"""One object, local or on S3, as a seekable file: how tar, zip and Parquet shards are opened."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from pipelines.storage import filesystems
 from pipelines.storage.storage_errors import EntryError
 
-CHANGED = "the shard changed after it was listed; the next run lists it anew"
-AHEAD = 1 << 20  # bytes that are read at least
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+CHANGED = "the shard changed after it was listed; the next run lists it again"
+AHEAD = 1 << 20  # least bytes per read
 
 
 class ObjectFile(io.RawIOBase):
-    """One object as a file to seek in, of which only what is asked for is read; an outage is outlasted.
+    """One object as a seekable file, of which only the requested ranges are read, waiting for a store that is down.
 
-    Errors as `read_versioned`, and EntryError where the object is no longer of `version`.
+    Raises the errors of `read_versioned`, and EntryError if the object is no longer of `version`.
     """
 
     def __init__(self, uri: str, version: str) -> None:
@@ -37,8 +40,9 @@ class ObjectFile(io.RawIOBase):
         self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
         return self.place
 
-    def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self.size - self.place))
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer)
+        length = max(0, min(len(target), self.size - self.place))
         if length == 0:
             return 0
         try:
@@ -48,21 +52,21 @@ class ObjectFile(io.RawIOBase):
         except OSError as error:
             self.failure = error
             raise
-        buffer[: len(data)] = data
+        target[: len(data)] = data
         self.place += len(data)
         return len(data)
 
 
 @contextmanager
 def open_object(uri: str, version: str) -> Iterator[io.BufferedReader]:
-    """An object of a known version as a file to seek in, read AHEAD bytes or more at a time; errors as ObjectFile's.
+    """An object of a known version as a seekable file, read AHEAD bytes or more at a time. Raises ObjectFile's errors.
 
-    Libraries take some of these for damage (zipfile does): where the body raises after one, it is the one that is raised.
+    Some libraries (zipfile) report such an error as damage: if the body raises after one, the original is raised.
     """
     source = ObjectFile(uri, version)
-    raw: Any = source  # of a class that BufferedReader's types do not foresee
     try:
-        with io.BufferedReader(raw, AHEAD) as stream:
+        stream: io.BufferedReader = io.BufferedReader(cast(io.FileIO, source), AHEAD)  # the type stub accepts no RawIOBase
+        with stream:
             yield stream
     except Exception as error:
         if source.failure is None or source.failure is error:

@@ -1,4 +1,4 @@
-"""What a store's answer means: a fault of one object, or of the store and the way to it."""
+"""S3 errors as ours: a fault of one object, or of the store and the connection to it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from urllib3.exceptions import HTTPError
 from deeplab.errors import one_line
 from pipelines.storage.storage_errors import EntryError, Outage, StorageError
 
-# What the client raises; the last where an answer's body breaks off.
+# What the client raises; HTTPError if a response breaks off in its body.
 FAILURES = (ClientError, BotoCoreError, HTTPError)
-# What a store answers when it is in trouble itself; every other refusal (of a key, a signature, a bucket) stays.
+# Answers of a store that is in trouble itself; any other refusal (of a key, a signature, a bucket) is permanent.
 OVERLOADED = re.compile(r"\b(5\d\d|408|409|425|429|SlowDown|RequestTimeout|Throttling\w*|InternalError|ServiceUnavailable)\b")
 REFUSED = re.compile(
     r"NoSuchBucket|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|40[013] |Unauthorized|Forbidden"
@@ -30,8 +30,8 @@ REFUSED = re.compile(
 
 
 def as_os_error(error: Exception, uri: str, endpoint: str | None) -> OSError:
-    """What the store at `endpoint` (None: AWS) answered: an error of `storage_errors.OWN` if it is about one object, else
-    StorageError or Outage."""
+    """The error of a request to `endpoint` (None: AWS): one of `storage_errors.OWN` if it is about one object, else StorageError
+    or Outage."""
     if isinstance(error, ParamValidationError):
         return EntryError(errno.EINVAL, f"not a name that S3 accepts ({one_line(error)})", uri)
     if isinstance(error, ClientError):
@@ -39,7 +39,7 @@ def as_os_error(error: Exception, uri: str, endpoint: str | None) -> OSError:
         message = str(error.response.get("Error", {}).get("Message", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if code == "NoSuchBucket":
-            return StorageError(f"{uri}: there is no such bucket")
+            return StorageError(f"{uri}: no such bucket")
         if code in ("NoSuchKey", "404", "NotFound"):
             return FileNotFoundError(2, "No such object", uri)
         if code == "InvalidObjectState":
@@ -47,31 +47,31 @@ def as_os_error(error: Exception, uri: str, endpoint: str | None) -> OSError:
         if code == "AccessDenied" or (code == "403" and status == 403):
             return PermissionError(13, "Access denied", uri)
         if code.startswith("KMS.") or "Server Side Encryption" in message:
-            return PermissionError(13, f"the object is encrypted, and its key is not to be had ({code})", uri)
+            return PermissionError(13, f"the object is encrypted, and its key is not available ({code})", uri)
         if code in ("InvalidRange", "416"):
-            return EntryError(errno.EINVAL, "the object ends before what is to be read of it", uri)
+            return EntryError(errno.EINVAL, "the object ends before the requested range", uri)
         if code.startswith("KeyTooLong"):
             return EntryError(errno.ENAMETOOLONG, "the key is too long for the store", uri)
         kind = Outage if OVERLOADED.search(f"{code} {status}") else StorageError
         return kind(f"{uri}: the store answered {code} ({status})")
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StorageError(
-            f"{uri}: the certificate of {endpoint or 'S3'} is not trusted; for an authority of your own, AWS_CA_BUNDLE and "
-            "SSL_CERT_FILE must both name the file of its certificate"
+            f"{uri}: the certificate of {endpoint or 'S3'} is not trusted; for your own certificate authority, AWS_CA_BUNDLE and "
+            "SSL_CERT_FILE must both name its certificate file"
         )
     if not isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError | HTTPError):
         return StorageError(f"{uri}: {unusable(error, endpoint)}")
-    # Botocore's messages about requests may hold a whole one; their kind says enough.
-    return Outage(f"{uri}: {endpoint or 'S3'} cannot be reached or broke off ({type(error).__name__})")
+    # A message of botocore may hold a whole request; its class says enough.
+    return Outage(f"{uri}: {endpoint or 'S3'} cannot be reached or closed the connection ({type(error).__name__})")
 
 
 def unusable(error: Exception, endpoint: str | None) -> str:
-    """Trouble before any request: half a pair of keys, no region, a setting that nobody knows."""
+    """The message of an error before any request: half a pair of keys, no region, an unknown setting."""
     return f"the settings for {endpoint or 'S3'} cannot be used ({str(error).splitlines()[0][:200]})"
 
 
 def as_answered(uri: str, error: Exception, line: str) -> StorageError:
-    """What another library says of its trouble with the store, as ours; `line` is that in short."""
+    """Another library's error about the store as ours; `line`: its message in short."""
     if REFUSED.search(str(error)):
-        return StorageError(f"{uri}: the store refuses it ({line})")
-    return Outage(f"{uri}: the store cannot be reached or broke off ({line})")
+        return StorageError(f"{uri}: the store refuses access ({line})")
+    return Outage(f"{uri}: the store cannot be reached or closed the connection ({line})")

@@ -1,4 +1,4 @@
 """The results table: schema, part files, commit, counts, snapshots.
 
-Checking and shrinking it is upkeep/.
+Checking and compacting it is upkeep/.
 """

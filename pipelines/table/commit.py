@@ -1,14 +1,14 @@
-"""From part files that nobody sees to rows of the table: what is named in the log, and when.
+"""Part files and the commits that make their rows part of the table.
 
-What holds, whatever dies and whoever else writes (docs/results-table.md; each line has its drill in docs/reliability.md):
+These hold whatever dies and whoever else writes (docs/results-table.md; docs/reliability.md has a drill for each line):
 
-1. A part file appears whole, under a random name, and is never overwritten. A file that the log does not name is not there.
-2. Commit n of a writer carries the application transaction (writer, n). Commit n + 1 begins when n is known to be in the log, so
-   an answer that was lost is looked up and the same parts are never named twice. Each try of a run is a writer of its own.
-3. Two commits of one model's rows exclude each other. Who comes second looks again at what is there.
-4. At each look, rows of images that other writers' files brought since the plan was made are left out.
-5. An error row that is replaced (`--retry-errors`) leaves the table in the commit that brings the new row.
-6. A part file that somebody deleted is not named. Its images have no row, which the run's check says, and the next run does them.
+1. A part file appears whole, under a random name, and is never overwritten. Readers do not see a file that the log does not name.
+2. Commit n of a writer carries the application transaction (writer, n). Commit n + 1 starts once n is known to be in the log. So
+   a lost answer is looked up, and no part is named twice. Each attempt of a run is a writer of its own.
+3. Two commits of one model's rows exclude each other. The second one looks at the table again.
+4. Each look leaves out rows of images that other writers committed since the plan was made.
+5. An error row that is replaced (`--retry-errors`) leaves the table in the commit that adds the new row.
+6. A deleted part file is not named. Its images have no row: the run's check reports them, and the next run segments them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -40,17 +40,27 @@ from pipelines.table.table_errors import CommitConflict
 ROWS_PER_FILE = 4000
 COMMIT_TRIES = 50
 VERSIONS = pa.schema([FILE_SCHEMA.field(name) for name in ("uri", "version", "read_version", "status")])
-# Text that goes into the log's statistics. Delta's readers take a range that is wider than what the file holds.
+# Longer text is cut in the log's statistics: Delta's readers accept a range that is wider than the file's values.
 STATISTIC_CHARACTERS = 64
 LARGEST = float(np.finfo(np.float32).max)
+JSONValue = str | int | float | bool | None
+
+
+class Statistics(TypedDict):
+    """Delta's statistics of a file; keys are columns."""
+
+    numRecords: int
+    minValues: dict[str, JSONValue]
+    maxValues: dict[str, JSONValue]
+    nullCount: dict[str, int]
 
 
 @dataclass(frozen=True)
 class PartFile:
-    """One Parquet file that was written for the table and is not yet named by the log.
+    """One Parquet file of the table that the log does not name yet.
 
-    `path` is relative to the table, `stats` the Delta statistics in JSON. `seconds` by stage and images by node are what its
-    rows took and where they were made, for display.
+    `path`: relative to the table; `stats`: Statistics as JSON. For display: the `seconds` that its rows took by stage, and its
+    images by node (`nodes`).
     """
 
     path: str
@@ -67,7 +77,7 @@ class PartFile:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a run has in the table so far. `left_out`: rows that another run brought first; `version`: the table's."""
+    """The rows of a run in the table so far. `left_out`: rows that another run committed first; `version`: the table's."""
 
     images: int = 0
     errors: int = 0
@@ -79,7 +89,7 @@ class Committed:
 
 
 def remove_action(path: str, model: str) -> RemoveAction:
-    """What takes a file of a model out of the log; `path` is relative to the table, with nothing encoded (`ResultsTable.files`)."""
+    """The action that removes a file of a model from the log; `path`: relative to the table, not encoded (`ResultsTable.files`)."""
     return RemoveAction(path, True, int(time.time() * 1000), None, {"model": model})
 
 
@@ -97,67 +107,61 @@ def write_part(
 ) -> PartFile:
     """Write rows (of FILE_SCHEMA) as one file of the table's `model` partition, in one atomic step."""
     rows = rows.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
-    # A random name: files of failed attempts are never named by the log, and none is ever overwritten.
     relative = f"model={folder_of(model)}/part-{uuid.uuid4().hex}.parquet"
     sink = pa.BufferOutputStream()
-    # Masks are compressed already; what else there is repeats a lot.
+    # Masks are compressed already; the other columns repeat a lot.
     compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
     compression |= {"class_pixels.key_value.key": "zstd", "class_pixels.key_value.value": "zstd"}
     repeated = ["status", "error", "refined", "run", "read_version", "class_pixels.key_value.key"]
     pq.write_table(rows, sink, compression=compression, use_dictionary=repeated)
-    data = sink.getvalue().to_pybytes()  # copied once, not at each try
+    data = sink.getvalue().to_pybytes()  # copied once, not on every try
     size = filesystems.outlast(lambda: filesystems.write_whole(filesystems.below(table_uri, relative), data))
     errors = pc.sum(pc.not_equal(rows["status"], "ok")).as_py() or 0
     return PartFile(relative, size, rows.num_rows, errors, json.dumps(_statistics(rows)), seconds or {}, nodes or {})
 
 
-def _statistics(rows: pa.Table) -> dict[str, Any]:
-    """What Delta's log says of a file, for readers that skip files: of every plain column its nulls and its range.
-
-    Of every one, as deltalake 1.6 takes a column that is left out for one without values.
-    """
-    low: dict[str, Any] = {}
-    high: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
+def _statistics(rows: pa.Table) -> Statistics:
+    """The nulls and ranges by which readers skip files, of every plain column: deltalake 1.6 takes an absent one for empty."""
+    statistics = Statistics(numRecords=rows.num_rows, minValues={}, maxValues={}, nullCount={})
     for name, column in zip(rows.column_names, rows.columns, strict=True):
-        nulls[name] = column.null_count
+        statistics["nullCount"][name] = column.null_count
         if pa.types.is_nested(column.type) or pa.types.is_binary(column.type) or column.null_count == rows.num_rows:
             continue
-        low[name], high[name] = pc.min_max(column).as_py().values()
-        if isinstance(low[name], datetime):
-            # Delta's timestamps have milliseconds; they are rounded away from what lies between.
-            low[name] = low[name].isoformat(timespec="milliseconds")
-            high[name] = (high[name] + timedelta(milliseconds=1)).isoformat(timespec="milliseconds")
-        elif isinstance(low[name], float) and not (math.isfinite(low[name]) and math.isfinite(high[name])):
-            low[name], high[name] = -LARGEST, LARGEST  # JSON has no word for what is not finite
-        elif isinstance(low[name], str):
-            low[name] = low[name][:STATISTIC_CHARACTERS]
-            if len(high[name]) > STATISTIC_CHARACTERS:
-                high[name] = high[name][:STATISTIC_CHARACTERS] + chr(0x10FFFF)
-    return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}
+        low, high = pc.min_max(column).as_py().values()
+        if isinstance(low, datetime):
+            # Delta's timestamps have milliseconds: the range is rounded outwards.
+            low = low.isoformat(timespec="milliseconds")
+            high = (high + timedelta(milliseconds=1)).isoformat(timespec="milliseconds")
+        elif isinstance(low, float) and not (math.isfinite(low) and math.isfinite(high)):
+            low, high = -LARGEST, LARGEST  # JSON has no infinity and no NaN
+        elif isinstance(low, str):
+            low = low[:STATISTIC_CHARACTERS]
+            high = high if len(high) <= STATISTIC_CHARACTERS else high[:STATISTIC_CHARACTERS] + chr(0x10FFFF)
+        statistics["minValues"][name], statistics["maxValues"][name] = low, high
+    return statistics
 
 
 class Committer:
-    """One run's commits, one after the other. Not safe to share between threads.
+    """The commits of one run, one after the other. Not safe to share between threads.
 
-    `planned`: the version of the table that the run was planned from. `replacing`: error rows of the images that arrive
-    give way to their new rows.
+    `planned`: the version of the table that the run was planned from. `replacing`: new rows replace the error rows of their
+    images.
     """
 
     def __init__(self, table_uri: str, model: str, run: str, planned: int, replacing: bool = False) -> None:
         self.table = ResultsTable.open(table_uri, patient=True)
         self.model, self.run, self.replacing = model, run, replacing
         self.writer = f"{run}/{uuid.uuid4().hex[:8]}"
-        # Files that need no look: those that the plan knows, this writer's own, and those whose keys are in `brought`.
+        # Files that need no look: those known to the plan, this writer's own, and those whose keys are in `foreign_keys`.
         self.known = set(ResultsTable.open(table_uri, planned, patient=True).files(model))
-        self.brought: list[pa.Array] = []  # keys of the rows that others brought since the plan was made
+        self.foreign_keys: list[pa.Array] = []  # of rows that other writers committed since the plan was made
         self.waiting: list[PartFile] = []
-        self.attempt: list[PartFile] = []  # the parts of the next commit, from when it is tried until its outcome is known
-        self.named: list[PartFile] = []  # the same without what its last try left out
+        self.attempt: list[PartFile] = []  # the parts of a commit whose outcome is not known yet
+        self.named: list[PartFile] = []  # the same without rows that its last try left out
         self.done = Committed(version=self.table.version)
 
     def add(self, parts: Iterable[PartFile]) -> None:
-        """Parts to be named by the next commit."""
+        """Add parts to the next commit."""
         self.waiting += parts
 
     @property
@@ -166,10 +170,10 @@ class Committer:
         return sum(part.rows for part in (*self.attempt, *self.waiting))
 
     def commit(self) -> Committed:
-        """Name all that was added; returns what the run has in the table now.
+        """Commit all added parts; returns what the run has in the table now.
 
-        Safe to call again after any exception: parts whose commit has an unknown outcome are looked up first. Raises
-        StorageError, CommitConflict after COMMIT_TRIES, or whatever a table that cannot be written raises.
+        Safe to call again after any exception: a commit whose outcome is unknown is looked up first. Raises StorageError,
+        CommitConflict after COMMIT_TRIES, or the error of a table that cannot be written.
         """
         while self.attempt or self.waiting:
             if not self.attempt:
@@ -183,7 +187,7 @@ class Committer:
         for left in reversed(range(COMMIT_TRIES)):
             self.table.refresh()
             if self.table.last_commit(self.writer) >= number:
-                break  # an earlier try went through although its answer was lost
+                break  # an earlier try succeeded, but its answer was lost
             self.named = self._without_doubles(self._still_there(self.named))
             rewritten: list[PartFile] = []
             removes: list[RemoveAction] = []
@@ -202,13 +206,16 @@ class Committer:
         self._settle()
 
     def _notes(self) -> dict[str, str]:
-        """What the log says of a commit, besides its files."""
+        """The entries of a commit in the log, besides its files."""
         seconds: Counter[str] = Counter()
         for part in self.named:
             seconds.update(part.seconds)
-        counts = {"images": sum(part.rows for part in self.named), "errors": sum(part.errors for part in self.named)}
-        spent = json.dumps({stage: round(value, 2) for stage, value in seconds.items()})
-        return {"run": self.run, "seconds": spent, **{name: str(count) for name, count in counts.items()}}
+        return {
+            "run": self.run,
+            "seconds": json.dumps({stage: round(value, 2) for stage, value in seconds.items()}),
+            "images": str(sum(part.rows for part in self.named)),
+            "errors": str(sum(part.errors for part in self.named)),
+        }
 
     def _settle(self) -> None:
         done, rows = self.done, sum(part.rows for part in self.named)
@@ -228,24 +235,24 @@ class Committer:
         self.attempt, self.named = [], []
 
     def _still_there(self, parts: Sequence[PartFile]) -> list[PartFile]:
-        """The parts that nobody deleted since they were written, as `vacuum` does with files that are older than it is told."""
+        """The parts that nobody has deleted meanwhile, as `vacuum` does with old files that the log does not name."""
         stats = filesystems.stat_all([filesystems.below(self.table.uri, part.path) for part in parts])
         return [part for part, stat in zip(parts, stats, strict=True) if stat is not None]
 
     def _without_doubles(self, parts: list[PartFile]) -> list[PartFile]:
-        """`parts` without rows that files of other writers brought since the plan was made."""
+        """`parts` without rows of images that other writers committed since the plan was made."""
         for path in self.table.files(self.model).keys() - self.known:
             rows = self._read(path, VERSIONS)
-            if self.replacing:  # error rows give way
+            if self.replacing:  # error rows will be replaced
                 rows = rows.filter(pc.equal(rows["status"], "ok"))
-            self.brought += _keys(rows)
+            self.foreign_keys += _keys(rows)
             self.known.add(path)
-        if not self.brought:
+        if not self.foreign_keys:
             return parts
-        taken = pa.chunked_array(self.brought, pa.string())
+        foreign_keys = pa.chunked_array(self.foreign_keys, pa.string())
         kept = []
         for part in parts:
-            double = pc.is_in(_keys(self._read(part.path, VERSIONS))[0], value_set=taken)
+            double = pc.is_in(_keys(self._read(part.path, VERSIONS))[0], value_set=foreign_keys)
             if not pc.any(double).as_py():
                 kept.append(part)
                 continue
@@ -255,12 +262,12 @@ class Committer:
         return kept
 
     def _read(self, path: str, columns: pa.Schema) -> pa.Table:
-        """Columns of one of the table's files; null where a file of an earlier release has none."""
+        """Columns of one of the table's files; null if a file of an earlier release lacks one."""
         system, root = filesystems.filesystem(self.table.uri)
         return filesystems.outlast(lambda: pq.read_table(f"{root}/{path}", schema=columns, filesystem=system, partitioning=None))
 
     def _replaced(self, parts: Sequence[PartFile]) -> list[str]:
-        """Keys whose error rows the parts replace. A row for a file that was not there gives way to any row for it."""
+        """Keys whose error rows the parts replace. A row of a missing file is replaced by any row of that file."""
         keys = []
         for part in parts:
             rows = self._read(part.path, VERSIONS)
@@ -270,20 +277,20 @@ class Committer:
 
 
 def _keys(rows: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """`row_key` of each row by its listed and by its read version, the latter null where that is the same."""
+    """`row_key` of each row with its listed and with its read version; the latter is null if the two are the same."""
     keys = [pc.binary_join_element_wise(rows["uri"], rows[name], "\n") for name in ("version", "read_version")]
     return keys[0].cast(pa.string()).combine_chunks(), keys[1].cast(pa.string()).combine_chunks()
 
 
 def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tuple[list[PartFile], list[RemoveAction]]:
-    """Rewrite the files that hold error rows of these images without those rows: what to add and what to remove."""
+    """Rewrite the files that hold error rows of these images without those rows; returns the files to add and to remove."""
     parts: list[PartFile] = []
     removes: list[RemoveAction] = []
-    taken = pa.array(keys, pa.string())
+    replaced = pa.array(keys, pa.string())
     for fragment in table.dataset(model).get_fragments(pc.field("status") == "error"):  # by the log's statistics
-        head = fragment.to_table(schema=FILE_SCHEMA, columns=VERSIONS.names)
-        listed, read = (pc.is_in(key, value_set=taken) for key in _keys(head))
-        old = pc.and_(pc.equal(head["status"], "error"), pc.or_(listed, read))
+        versions = fragment.to_table(schema=FILE_SCHEMA, columns=VERSIONS.names)
+        listed, read = (pc.is_in(key, value_set=replaced) for key in _keys(versions))
+        old = pc.and_(pc.equal(versions["status"], "error"), pc.or_(listed, read))
         if not pc.any(old).as_py():
             continue
         kept = fragment.to_table(schema=FILE_SCHEMA).filter(pc.invert(old))

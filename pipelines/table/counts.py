@@ -1,4 +1,4 @@
-"""What a run did, read back from the table's rows: errors by reason, class shares, and whether each image has one row."""
+"""Counts of a run's rows in the table: errors by reason, class shares, images without a row or with two."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipelines.table.schema import done_versions
 
 
 def reason_of(error: str) -> str:
-    """SQL for the reason in the column `error`: numbers become N, but for those that end a name, as JPEG2000's does."""
+    """SQL for the reason in the column `error`: numbers become N, except at the end of a name such as JPEG2000."""
     return f"regexp_replace({error}, '(^|[^A-Z0-9.,])[0-9][0-9.,]*', '\\1N', 'g')"
 
 
 def errors_by_reason(table: ResultsTable, model: str, run: str) -> dict[str, int]:
-    """Error rows of a run by reason, numbers in the reasons left out; the most frequent first."""
+    """Error rows of a run by reason, with numbers replaced; the most frequent first."""
     return dict(
         table.query(
             f"SELECT {reason_of('error')} AS reason, count(*) FROM results WHERE run = ? AND status = 'error' "
@@ -39,7 +39,7 @@ def images_of(table: ResultsTable, model: str, run: str) -> int:
 
 
 def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
-    """Share of all pixels per class name, of one run if asked; in the order of the class table."""
+    """Share of all pixels per class name, of one run or of all; in the order of the class table."""
     where = "WHERE status = 'ok'" + (" AND run = ?" if run else "")
     pairs = f"SELECT unnest(map_entries(class_pixels)) AS pair FROM results {where}"
     counted = dict(
@@ -54,19 +54,19 @@ def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dic
 
 
 def previous_run(table: ResultsTable, run: str) -> tuple[str, str] | None:
-    """(run, model) of the run before `run` that wrote ok rows to the table, by any model; None for the first."""
-    found: tuple[str, str] | None = table.query(
+    """(run, model) of the last run other than `run` that wrote ok rows, of any model; None if there is none."""
+    previous: tuple[str, str] | None = table.query(
         """
         SELECT run, any_value(model) FROM results WHERE run <> ? AND status = 'ok'
         GROUP BY run ORDER BY max(segmented_at) DESC, run LIMIT 1
         """,
         [run],
     ).fetchone()
-    return found
+    return previous
 
 
 def lost_and_doubled(table: ResultsTable, model: str, planned: Path) -> tuple[int, int]:
-    """Of the images (uri, version) in the Parquet file `planned`: how many lack a row of `model`, and how many rows are doubles."""
+    """Of the images in the Parquet file `planned`: how many have no row of `model`, and how many rows are duplicates."""
     with sql.connect(planned.parent) as connection:
         connection.register("planned", connection.read_parquet(str(planned)))
         connection.register("results", table.dataset(model))

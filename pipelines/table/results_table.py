@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -28,11 +28,11 @@ from pipelines.table.schema import ADDED, FORMAT, FORMAT_KEY, MODEL_KEY, SCHEMA,
 from pipelines.table.table_errors import CommitConflict, ResultsError, delta_reason, delta_trouble, storage_trouble
 
 ALTER_TRIES = 10
-CHECKPOINT_EVERY = 100  # commits, as is Delta's default: what a reader of the log then has to read one by one
+CHECKPOINT_EVERY = 100  # commits, Delta's default: a reader of the log reads at most so many entries one by one
 
 
 class ResultsTable:
-    """One results table, local or on S3. Use `open` for one that must exist and `ensure` to create it if need be."""
+    """One results table, local or on S3. `open` opens an existing table; `ensure` creates one if there is none."""
 
     def __init__(self, uri: str, delta: DeltaTable) -> None:
         self.uri = uri
@@ -40,43 +40,43 @@ class ResultsTable:
 
     @classmethod
     def open(cls, uri: str, version: int | None = None, patient: bool = False) -> ResultsTable:
-        """The table at `uri`, as it is now or was at `version`. `patient`: outages of the store are outlasted, as a run should.
+        """The table at `uri`, now or at `version`. `patient`: wait for a store that is down, as a run should.
 
-        ResultsError when there is none, it is another's, or its schema is of another version; StorageError for a place where
-        none can lie.
+        ResultsError if there is none, it is not a results table, or its schema is of another version; StorageError for a place
+        that cannot hold one.
         """
         uri = filesystems.canonical(uri)
         location = filesystems.delta_location(uri)
         try:
             delta = DeltaTable(location, version=version, storage_options=filesystems.delta_options(uri, patient))
         except TableNotFoundError as error:
-            raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` makes one") from error
+            raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` creates one") from error
         except (DeltaError, OSError) as error:
             raise delta_trouble(uri, "the table cannot be read", error) from error
-        found = delta.metadata().configuration.get(FORMAT_KEY)
-        if found is None:
-            raise ResultsError(f"{uri}: a Delta table, but not a results table of ours; choose another place")
-        if found != FORMAT:
-            raise ResultsError(f"{uri}: a results table of format {found!r}; this version reads and writes {FORMAT!r}")
-        have = {field.name: field.type for field in _columns(delta)}
-        expected = [field for field in SCHEMA if field.name in have or field not in ADDED]
-        wrong = [f"{f.name} {have.get(f.name, 'missing')}" for f in expected if not same_type(have.get(f.name), f.type)]
+        table_format = delta.metadata().configuration.get(FORMAT_KEY)
+        if table_format is None:
+            raise ResultsError(f"{uri}: a Delta table, but not a results table; choose another place")
+        if table_format != FORMAT:
+            raise ResultsError(f"{uri}: a results table of format {table_format!r}; this version reads and writes {FORMAT!r}")
+        types = {field.name: field.type for field in _columns(delta)}
+        expected = [field for field in SCHEMA if field.name in types or field not in ADDED]
+        wrong = [f"{f.name} {types.get(f.name, 'missing')}" for f in expected if not same_type(types.get(f.name), f.type)]
         if wrong:
             raise ResultsError(f"{uri}: columns differ from this version's schema: {', '.join(wrong)}")
         return cls(uri, delta)
 
     @classmethod
     def ensure(cls, uri: str) -> ResultsTable:
-        """The table at `uri` for a run, created empty where there is none, with this release's columns.
+        """The table at `uri` for a run, with this release's columns; created empty if there is none.
 
         ResultsError for a place that holds something else.
         """
         uri = filesystems.canonical(uri)
-        location = filesystems.delta_location(uri)  # refuses a place that cannot be before anything is made there
+        location = filesystems.delta_location(uri)  # refuses an impossible place before anything is created there
         if not filesystems.is_s3(uri):
             path = filesystems.local_path(uri)
             if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "_delta_log").is_dir()):
-                raise ResultsError(f"{path}: holds something that is no results table; choose an empty or new folder")
+                raise ResultsError(f"{path}: holds something other than a results table; choose an empty or new folder")
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -86,8 +86,8 @@ class ResultsTable:
         else:
             s3.require_conditional_put(uri)
         if not _is_table(uri):
-            if filesystems.is_s3(uri) and not s3.is_free(uri) and not _is_table(uri):  # another run may just have made it
-                raise ResultsError(f"{uri}: holds something that is no results table; choose an empty or new prefix")
+            if filesystems.is_s3(uri) and not s3.is_free(uri) and not _is_table(uri):  # another run may just have created it
+                raise ResultsError(f"{uri}: holds something other than a results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
                     location,
@@ -98,7 +98,7 @@ class ResultsTable:
                     configuration={FORMAT_KEY: FORMAT},
                     storage_options=filesystems.delta_options(uri),
                     raise_if_key_not_exists=False,
-                    # Tried again, it would put its first version after another run's.
+                    # A retry would add its first version after another run's.
                     commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except (DeltaError, OSError) as error:
@@ -112,16 +112,16 @@ class ResultsTable:
         return table
 
     def refresh(self) -> None:
-        """See commits made since the table was opened. Raises StorageError."""
+        """Read the commits since the table was opened. Raises StorageError."""
         with storage_trouble(self.uri):
             self.delta.update_incremental()
 
     @property
     def version(self) -> int:
-        return self.delta.version()
+        return int(self.delta.version())
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Cards of the models that have written to the table, by label (name@digest), with how they were used."""
+        """Cards of the models that have written to the table, by label (name@digest)."""
         configuration = self.delta.metadata().configuration
         return {key.removeprefix(MODEL_KEY): json.loads(value) for key, value in configuration.items() if key.startswith(MODEL_KEY)}
 
@@ -129,23 +129,23 @@ class ResultsTable:
         """The class table of a model's masks. ResultsError for a model that never wrote here."""
         cards = self.models()
         if model not in cards:
-            raise ResultsError(f"{self.uri}: no rows of model {model}; there are: {', '.join(cards) or 'none'}")
+            raise ResultsError(f"{self.uri}: no rows of model {model}; {_accepted(cards)}")
         entries = cards[model]["classes"]
         return ClassTable(tuple(e["name"] for e in entries), tuple(tuple(e["colour"]) for e in entries))
 
     def pick_model(self, reference: str | None) -> str:
-        """A label from a label, a bare name, or (None) the only or latest model. ResultsError if there is no such."""
+        """The label of a model from its label or bare name; None is the latest model. ResultsError if there is no such model."""
         labels = list(self.models())
         if reference is None and labels:
             latest = self.query("SELECT model FROM results GROUP BY model ORDER BY max(segmented_at) DESC LIMIT 1").fetchone()
             return latest[0] if latest else labels[-1]
         matching = [label for label in labels if reference in (label, label.split("@")[0])]
         if not matching:
-            raise ResultsError(f"{self.uri}: no rows of model {reference}; there are: {', '.join(labels) or 'none'}")
+            raise ResultsError(f"{self.uri}: no rows of model {reference}; {_accepted(labels)}")
         return matching[-1]
 
     def register(self, model: str, card: Mapping[str, Any]) -> None:
-        """Store a model's card once, so that no mask is without its meaning. ResultsError when the log takes no entry."""
+        """Store a model's card once, so that its masks keep their meaning. ResultsError if the log refuses the entry."""
         properties = {MODEL_KEY + model: json.dumps(card)}
         self._alter(
             lambda: model in self.models(),
@@ -154,7 +154,7 @@ class ResultsTable:
         )
 
     def _add_columns(self) -> None:
-        """Give a table of an earlier release the columns of ADDED; its files stay as they are, and have null there."""
+        """Add the columns of ADDED to a table of an earlier release; they are null in its files, which do not change."""
         absent = [field for field in ADDED if field.name not in _columns(self.delta).names]
         self._alter(
             lambda: {field.name for field in absent} <= set(_columns(self.delta).names),
@@ -162,38 +162,38 @@ class ResultsTable:
             f"the columns {', '.join(field.name for field in absent)}",
         )
 
-    def _alter(self, done: Callable[[], bool], change: Callable[[], None], what: str) -> None:
-        """Make `change` to the table's metadata until it is `done`. ResultsError when the log takes no entry."""
+    def _alter(self, done: Callable[[], bool], change: Callable[[], None], subject: str) -> None:
+        """Make `change` to the table's metadata until it is `done`. ResultsError, which names `subject`, if the log refuses it."""
         for left in reversed(range(ALTER_TRIES)):
             if done():
                 return
             try:
                 with storage_trouble(self.uri):
                     change()
-            except CommitFailedError as error:  # another run changed the table at this moment, perhaps by this very change
+            except CommitFailedError as error:  # another run changed the table just now, perhaps with the same change
                 if not left:
-                    raise ResultsError(f"{self.uri}: the log refused {what} ({delta_reason(error)}); try again") from error
+                    raise ResultsError(f"{self.uri}: the log refused {subject} ({delta_reason(error)}); try again") from error
             self.refresh()
 
     def dataset(self, model: str | None = None) -> pads.Dataset:
-        """All rows as a pyarrow dataset, of one model if asked; columns that the table does not have yet are null."""
+        """All rows, or those of one model, as a pyarrow dataset; columns that the table does not have yet are null."""
         system, root = filesystems.filesystem(self.uri)
         rows = self.delta.to_pyarrow_dataset(
-            # The Delta library's own is Python, into which Arrow's threads then call: one that still does when the
-            # interpreter ends aborts the process ("terminate called without an active exception").
+            # Arrow's threads would call into the Delta library's own file system, which is Python: a call at the end of the
+            # interpreter aborts the process ("terminate called without an active exception").
             filesystem=pafs.SubTreeFileSystem(root, system),
             file_pruning_predicate=[("model", "=", model)] if model else None,
         )
         schema = pa.schema([*rows.schema, *(field for field in ADDED if field.name not in rows.schema.names)])
         ranges = self._ranges()
-        # Of a column without statistics in the log, deltalake 1.6 promises Arrow values between null and null, so that a
-        # filter on it passes nothing, or all. Files are promised to hold what the log does say of them, and nothing else.
+        # For a column without statistics in the log, deltalake 1.6 guarantees Arrow values between null and null, so that a
+        # filter on it passes nothing, or all. Here files guarantee only what the log states.
         fragments = []
         for fragment in rows.get_fragments():
-            promise = pc.field("model") == pads.get_partition_keys(fragment.partition_expression)["model"]
+            guarantee = pc.field("model") == pads.get_partition_keys(fragment.partition_expression)["model"]
             for name, low, high in ranges.get(fragment.path, ()):
-                promise &= (pc.field(name) >= low) & (pc.field(name) <= high)
-            fragments.append(rows.format.make_fragment(fragment.path, rows.filesystem, promise))
+                guarantee &= (pc.field(name) >= low) & (pc.field(name) <= high)
+            fragments.append(rows.format.make_fragment(fragment.path, rows.filesystem, guarantee))
         return pads.FileSystemDataset(fragments, schema, rows.format, rows.filesystem)
 
     def _ranges(self) -> dict[str, list[tuple[str, str, str]]]:
@@ -208,22 +208,22 @@ class ResultsTable:
                         ranges.setdefault(path, []).append((name, low, high))
         return ranges
 
-    def query(self, sql: str, parameters: Sequence[Any] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
-        """Run SQL with DuckDB, in which the table is called `results`; the answer has fetchall(), fetchone(), df() and others."""
+    def query(self, sql: str, parameters: Sequence[object] = (), model: str | None = None) -> duckdb.DuckDBPyConnection:
+        """Run SQL with DuckDB; the table is called `results`. The result has fetchall(), fetchone(), df() and others."""
         connection = connect()
         connection.register("results", self.dataset(model))
         with self.reading():
             return connection.execute(sql, list(parameters))
 
     def last_commit(self, run: str) -> int:
-        """The number of a run's newest commit in the log, as far as that was read (see `refresh`); 0 for none."""
+        """The number of a run's newest commit in the log as last read (see `refresh`); 0 for none."""
         with storage_trouble(self.uri):
-            return self.delta.transaction_version(run) or 0
+            return int(self.delta.transaction_version(run) or 0)
 
     def files(self, model: str) -> dict[str, str | None]:
         """The Parquet files of a model's rows, each with the run that wrote it (None: several).
 
-        Paths are relative to the table and decoded: the log's are URIs, and so `%20` in it is a space of the file's name.
+        Paths are relative to the table and decoded: the log has URIs, in which `%20` is a space of the file's name.
         """
         actions = pa.table(self.delta.get_add_actions(flatten=True))
         if not actions.num_rows:
@@ -233,14 +233,14 @@ class ResultsTable:
         return {unquote(path): low if low == high else None for path, of, low, high in zip(*columns, strict=True) if of == model}
 
     def open_file(self, path: str) -> pq.ParquetFile:
-        """One of `files`, or a part that is not committed yet. OSError, ArrowInvalid where it is gone or no Parquet."""
+        """One of `files`, or a part that is not committed yet. OSError if it is gone, ArrowInvalid if it is not Parquet."""
         system, root = filesystems.filesystem(self.uri)
-        # Nothing is read ahead: whole columns of masks would pile up before a slower reader.
+        # No buffering ahead: whole columns of masks would pile up before a slow reader.
         return pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """ResultsError for rows that cannot be read in the body: a file that the log names is gone or damaged."""
+        """Turns errors of reading rows in the body, where a file that the log names is gone or damaged, into ResultsError."""
         try:
             yield
         except (FileNotFoundError, pa.ArrowInvalid, duckdb.InvalidInputException) as error:
@@ -257,12 +257,12 @@ class ResultsTable:
         *,
         model: str,
     ) -> None:
-        """Make files with rows of `model` part of the table in one step, as commit `number` (1, 2, ...) of a run.
+        """Add files with rows of `model` to the table in one step, as commit `number` (1, 2, ...) of a run.
 
-        It goes through only if no other commit of that model's rows came since the table was last refreshed: else
-        CommitConflict, and the caller looks again. A reader sees all of it or nothing. Raises StorageError.
+        CommitConflict if another commit of that model's rows came since the last `refresh`; the caller looks again. A reader sees
+        all of the commit or nothing. Raises StorageError.
         """
-        # Two commits at once that name the same application in the log exclude each other (Delta's rule).
+        # Delta's rule: concurrent commits that name the same application exclude each other.
         transactions = [Transaction(run, number), Transaction(f"deeplab-rows/{model}", self.version + 1)]
         try:
             with storage_trouble(self.uri):
@@ -279,14 +279,18 @@ class ResultsTable:
         self.refresh()
 
     def _after_commit(self) -> PostCommitHookProperties:
-        """A checkpoint, and expired entries of the log out, when they are due: only to look takes as long as the commit."""
+        """Write a checkpoint and remove expired log entries only when due: to look for them takes as long as the commit."""
         due = (self.version + 2) % CHECKPOINT_EVERY == 0  # after version 99, 199, ..., where Delta's readers expect it
         return PostCommitHookProperties(create_checkpoint=due, cleanup_expired_logs=None if due else False)
 
 
+def _accepted(labels: Collection[str]) -> str:
+    return f"there are: {', '.join(labels) or 'none'}"
+
+
 def _is_table(uri: str) -> bool:
     try:
-        return DeltaTable.is_deltatable(filesystems.delta_location(uri), filesystems.delta_options(uri))
+        return bool(DeltaTable.is_deltatable(filesystems.delta_location(uri), filesystems.delta_options(uri)))
     except (DeltaError, OSError) as error:
         raise delta_trouble(uri, "the Delta library cannot look for a table there", error) from error
 

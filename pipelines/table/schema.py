@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import pyarrow as pa
 
-# Columns that came later: nullable, and absent from tables and files of earlier releases, where every row has null. The next
-# run that writes adds them to a table's schema; a further one is a line here.
+# Columns that later releases added: nullable, and absent from older tables and files, where every row has null. The next run
+# that writes adds them to the table's schema. To add a column, add a line here.
 ADDED = [
     pa.field("read_version", pa.string()),
 ]
@@ -27,32 +29,44 @@ SCHEMA = pa.schema(
         *ADDED,
     ]
 )
-# In the files themselves the partition column is left out: readers take it from the log, or from the folder's name.
+# Files leave out the partition column: readers take it from the log or from the folder's name.
 FILE_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("model"))
+
+
+class MaskColumns(TypedDict):
+    """The columns that describe the mask of an `ok` row, as pyarrow takes and returns them."""
+
+    height: int
+    width: int
+    mask: bytes
+    class_pixels: list[tuple[str, int]]
+    confidence: float
+    refined: str | None
+
+
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"
 MODEL_KEY = "deeplab.model."
-# Columns by which files are skipped; none is ever null.
+# Columns whose filters skip files; none is ever null.
 SKIPPING = ("uri", "status", "run")
 
 
 def done_versions(rows: str = "results", where: str = "TRUE") -> str:
-    """SQL for the (uri, version) of images that are done by `rows`: as they were listed and, where that differs, as read."""
+    """SQL for the (uri, version) of images that have a row in `rows`: the listed version and, where it differs, the one read."""
     read = f"SELECT uri, read_version FROM {rows} WHERE read_version IS NOT NULL AND {where}"
     return f"SELECT uri, version FROM {rows} WHERE {where} UNION ALL {read}"
 
 
-def same_type(found: pa.DataType | None, wanted: pa.DataType) -> bool:
-    """Equal up to what Delta cannot tell apart (large and plain strings, field names inside a map)."""
-    if found is None:
+def same_type(actual: pa.DataType | None, wanted: pa.DataType) -> bool:
+    """Whether types are equal, apart from what Delta cannot tell apart (large and plain strings, field names inside a map)."""
+    if actual is None:
         return False
     if pa.types.is_map(wanted):
-        return (
-            pa.types.is_map(found) and same_type(found.key_type, wanted.key_type) and same_type(found.item_type, wanted.item_type)
-        )
+        same_keys = pa.types.is_map(actual) and same_type(actual.key_type, wanted.key_type)
+        return same_keys and same_type(actual.item_type, wanted.item_type)
     for kinds in (
         (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
         (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
     ):
         if any(kind(wanted) for kind in kinds):
-            return any(kind(found) for kind in kinds)
-    return found == wanted
+            return any(kind(actual) for kind in kinds)
+    return bool(actual == wanted)

@@ -1,7 +1,7 @@
-"""All rows of one model at one version of the table, without their masks, on a disk of our own; masks by row, when asked for.
+"""A snapshot of one model's rows at one version of the table, without their masks, in a local DuckDB file.
 
-The masks are nearly all of a table's bytes. Everything that a page counts or lists comes from the other columns, which are read
-once; a mask is read from the one file that holds it.
+Masks are nearly all of a table's bytes. The other columns, which the page counts and lists, are read once; a mask is read from
+its file when it is asked for.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ COLUMNS = ("uri", "version", "status", "error", "height", "width", "confidence",
 
 
 class Snapshot:
-    """A snapshot in DuckDB, in which the rows are the table `rows`, numbered by `id`. Close it, or use it as a context."""
+    """A snapshot in DuckDB: the rows are the table `rows`, numbered by `id`. Use it as a context."""
 
     def __init__(self, table: ResultsTable, model: str) -> None:
-        """`table` as it was opened: what is committed later is not seen."""
+        """`table`: as it was opened; later commits are not seen."""
         self.table, self.model, self.classes = table, model, table.classes(model)
         dataset = table.dataset(model)
         self.fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
@@ -42,15 +42,16 @@ class Snapshot:
     def __enter__(self) -> Snapshot:
         return self
 
-    def __exit__(self, *reason: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.connection.close()
         self.folder.cleanup()
 
-    def ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of an answer; safe from several threads."""
+    def ask(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows that a query returns; safe from several threads."""
         cursor = self.connection.cursor()
         try:
-            return cursor.execute(sql, list(parameters)).fetchall()
+            rows: list[tuple[Any, ...]] = cursor.execute(sql, list(parameters)).fetchall()
+            return rows
         finally:
             cursor.close()
 
@@ -64,11 +65,11 @@ class Snapshot:
             f"SELECT id, file, uri, version FROM rows WHERE status = 'ok' AND id IN ({marks})", numbers
         ):
             wanted[file][uri, version] = number
-        found = {}
+        masks = {}
         for file, images in wanted.items():
             chosen = pads.field("uri").isin([uri for uri, _ in images])
             for row in self.fragments[file].to_table(columns=["uri", "version", "mask"], filter=chosen).to_pylist():
                 number = images.get((row["uri"], row["version"]))
                 if number is not None and row["mask"] is not None:
-                    found[number] = (row["uri"], row["version"], row["mask"])
-        return found
+                    masks[number] = (row["uri"], row["version"], row["mask"])
+        return masks

@@ -1,4 +1,4 @@
-"""What goes wrong with a results table, and what the Delta library's errors mean."""
+"""Errors of a results table, and the Delta library's errors as ours."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class ResultsError(UserError):
 
 
 class CommitConflict(UserError):
-    """Another run committed at the same time; look at what it brought and commit again."""
+    """Another run committed at the same time; look at its rows and commit again."""
 
 
-def delta_trouble(uri: str, what: str, error: Exception) -> UserError:
-    """An outage of a store as one, which passes; anything else that the Delta library met as a ResultsError."""
+def delta_trouble(uri: str, failure: str, error: Exception) -> UserError:
+    """The Delta library's error as ours: Outage if a store is down, else a ResultsError that begins with `failure`."""
     if isinstance(error, UserError):
         return error
     answered = _answered(uri, error)
     if isinstance(error, OSError) and answered.passing:
         return answered
-    return ResultsError(f"{uri}: {what} ({delta_reason(error)})")
+    return ResultsError(f"{uri}: {failure} ({delta_reason(error)})")
 
 
 @contextmanager
 def storage_trouble(uri: str) -> Iterator[None]:
-    """Trouble that the Delta library has with the storage, as a StorageError in one line; a conflict stays one."""
+    """Turns the Delta library's errors in the body, except conflicts, into a StorageError of one line."""
     try:
         yield
     except CommitFailedError:
@@ -43,12 +43,12 @@ def storage_trouble(uri: str) -> Iterator[None]:
 
 
 def _answered(uri: str, error: Exception) -> filesystems.StorageError:
-    """What a store says may pass; what a disk says (it is full, it is read-only) stays."""
+    """An error of a store may be an Outage; that of a disk (full, read-only) is not."""
     line = delta_reason(error)
     return as_answered(uri, error, line) if filesystems.is_s3(uri) else filesystems.StorageError(f"{uri}: {line}")
 
 
 def delta_reason(error: BaseException) -> str:
-    """What the Delta library says, without its colours and line breaks; its reason is at the end."""
+    """The Delta library's message without colours and line breaks; its reason is at the end."""
     text = one_line(error, sys.maxsize)
     return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"

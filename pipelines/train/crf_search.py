@@ -1,4 +1,4 @@
-"""The papers' search for a model's CRF parameters, over one process or a Ray cluster, on scores that are computed once."""
+"""The papers' search for a model's CRF parameters, in one process or on a Ray cluster, on scores that are computed once."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
 from deeplab.scoring.predictor import Predictor, Scoring
 from pipelines.options import TuneOptions
-from pipelines.options.parts import short
+from pipelines.options.parts import CRFMode, short
 from pipelines.storage.model_registry import changeable, read_model
 from pipelines.train.packed_datasets import Packed, open_dataset
 from pipelines.train.stored_masks import require_classes
 
 Report = Callable[[str, int, int], None]
-CANDIDATES_PER_TASK = 64  # some seconds of refining one image: enough to pay for the task
+CANDIDATES_PER_TASK = 64  # a task refines one image for some seconds, which outweighs its overhead
 
 
 @dataclass(frozen=True)
 class SearchWork:
-    """What scoring needs; travels once."""
+    """The input of all scoring tasks, sent once."""
 
     id: str
     options: TuneOptions
@@ -40,7 +40,7 @@ class SearchWork:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image with what the CRF starts from: scores float16 at the network's stride, about 1 MB in all."""
+    """One image with its scores, float16 at the network's stride: the input of the CRF, about 1 MB."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -50,11 +50,11 @@ class ScoredImage:
 
 
 def tune(options: TuneOptions, report: Report = lambda phase, done, total: None) -> dict[str, Any]:
-    """Search, write the winner into the model's card (where `write` is set), and return it JSON-ready.
+    """Search, write the winner into the model's card (if `write` is set), and return it JSON-ready.
 
-    With one worker and no address it runs in this process, otherwise as Ray tasks: images are scored once and kept in
-    the object store, then every candidate of a round refines every image. Raises ModelError (at once for a card that cannot
-    be written), DatasetError, DeviceError, ClusterError.
+    With one worker and no address it runs in this process, otherwise as Ray tasks: images are scored once and stay in the object
+    store, then every candidate of a round refines every image. Raises ModelError (before the search if the card cannot be
+    written), DatasetError, DeviceError, ClusterError.
     """
     if options.here:
         device_named(options.device)
@@ -67,19 +67,19 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     indices = [len(data) * k // count for k in range(count)]
     work = SearchWork(uuid.uuid4().hex, options, source)
     run = _here if options.here else _with_ray
-    before, found = run(work, indices, report)
+    mean_iou_before, winner = run(work, indices, report)
     entry = {
-        "parameters": asdict(found.best),
+        "parameters": asdict(winner.best),
         "mode": options.crf_mode,
-        "mean_iou": found.figure,
-        "mean_iou_before": before,
+        "mean_iou": winner.figure,
+        "mean_iou_before": mean_iou_before,
         "searched_on": {
             "data": short(options.dataset),
             "split": data.split,
             "images": count,
             "scales": list(options.scales),
             "flip": options.flip,
-            "candidates": len(found.tried),
+            "candidates": len(winner.tried),
         },
     }
     label = model.label
@@ -87,24 +87,24 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
         try:
             label = f"{model.name}@{checkpoint.note(place, crf=entry)[:12]}"
         except ModelError as error:
-            raise ModelError(f"{error}; what was found: {json.dumps(entry['parameters'])}") from error
-    return {"model": label, "crf": found.best.short(), **entry, "written": options.write}
+            raise ModelError(f"{error}; the winner: {json.dumps(entry['parameters'])}") from error
+    return {"model": label, "crf": winner.best.short(), **entry, "written": options.write}
 
 
 def _here(work: SearchWork, indices: Sequence[int], report: Report) -> tuple[float, BestParameters]:
-    plain, kept = [], []
+    plain, images = [], []
     for index in indices:
-        counted, scored = score(work, index)
-        plain.append(counted)
-        kept.append(scored)
-        report("scoring", len(kept), len(indices))
+        confusion, scored = score(work, index)
+        plain.append(confusion)
+        images.append(scored)
+        report("scoring", len(images), len(indices))
 
     def measure(todo: Sequence[CRFParameters]) -> list[float]:
-        counted = []
-        for scored in kept:
-            counted.append(refine((work.options.crf_mode, todo), scored))
-            report(f"{len(todo)} parameters", len(counted), len(kept))
-        return [_sum(column).mean_iou() for column in zip(*counted, strict=True)]
+        confusions = []
+        for scored in images:
+            confusions.append(refine((work.options.crf_mode, todo), scored))
+            report(f"{len(todo)} parameters", len(confusions), len(images))
+        return [_sum(column).mean_iou() for column in zip(*confusions, strict=True)]
 
     return _sum(plain).mean_iou(), search(measure, coarse(work.options.grid), work.options.rounds)
 
@@ -116,9 +116,9 @@ def _with_ray(work: SearchWork, indices: Sequence[int], report: Report) -> tuple
     options = work.options
     with connection.session(options.address, cpus=options.workers):
         pairs = spread(score, work, indices, options.device, returns=2)
-        plain = []  # the scores stay where they were computed; only the counts come here
-        for _, found in results([counted for counted, _ in pairs], options.start_timeout):
-            plain.append(found)
+        plain: list[Confusion] = []  # the scores stay where they were computed; only the counts come here
+        for _, confusion in results([confusion for confusion, _ in pairs], options.start_timeout):
+            plain.append(confusion)
             report("scoring", len(plain), len(pairs))
 
         def measure(todo: Sequence[CRFParameters]) -> list[float]:
@@ -126,25 +126,25 @@ def _with_ray(work: SearchWork, indices: Sequence[int], report: Report) -> tuple
             for first in range(0, len(todo), CANDIDATES_PER_TASK):
                 part = todo[first : first + CANDIDATES_PER_TASK]
                 references = spread(refine, (options.crf_mode, part), [scored for _, scored in pairs])
-                counted = []
-                for _, found in results(references, options.start_timeout):
-                    counted.append(found)
-                    report(f"{len(todo)} parameters", first * len(pairs) + len(counted) * len(part), len(todo) * len(pairs))
-                figures += [_sum(column).mean_iou() for column in zip(*counted, strict=True)]
+                confusions: list[list[Confusion]] = []
+                for _, of_image in results(references, options.start_timeout):
+                    confusions.append(of_image)
+                    report(f"{len(todo)} parameters", first * len(pairs) + len(confusions) * len(part), len(todo) * len(pairs))
+                figures += [_sum(column).mean_iou() for column in zip(*confusions, strict=True)]
             return figures
 
         return _sum(plain).mean_iou(), search(measure, coarse(options.grid), options.rounds)
 
 
-def _sum(counted: Sequence[Confusion]) -> Confusion:
-    return sum(counted[1:], counted[0])
+def _sum(confusions: Sequence[Confusion]) -> Confusion:
+    return sum(confusions[1:], confusions[0])
 
 
 _prepared: dict[str, tuple[Predictor, LabelledFolder | Packed]] = {}
 
 
 def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
-    """Image `index` scored and, without a CRF, counted. The process keeps network and data set for the next one."""
+    """Score image `index`, and count its labels without a CRF. The process keeps network and data set for the next image."""
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
@@ -159,14 +159,14 @@ def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
     return plain, ScoredImage(image, labels, scores, predictor.network.stride, predictor.network.align_corners)
 
 
-def refine(how: tuple[Any, Sequence[CRFParameters]], scored: ScoredImage) -> list[Confusion]:
-    """One image refined with each of the parameters, and counted."""
-    mode, candidates = how
-    crf, counted = DenseCRF(mode), []
-    for parameters in candidates:
+def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredImage) -> list[Confusion]:
+    """Refine one image with each of the parameters in this mode, and count."""
+    mode, todo = candidates
+    crf, confusions = DenseCRF(mode), []
+    for parameters in todo:
         crf.parameters = parameters
-        found = crf.labels(scored.image, scores=scored.scores, stride=scored.stride, align_corners=scored.align_corners)
+        labels = crf.labels(scored.image, scores=scored.scores, stride=scored.stride, align_corners=scored.align_corners)
         confusion = Confusion.empty(len(scored.scores))
-        confusion.add(scored.labels, found)
-        counted.append(confusion)
-    return counted
+        confusion.add(scored.labels, labels)
+        confusions.append(confusion)
+    return confusions

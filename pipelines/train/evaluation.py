@@ -1,4 +1,4 @@
-"""Evaluation over one process or a Ray cluster: a model, or the masks of a results table, against labels."""
+"""Evaluation in one process or on a Ray cluster: a model, or the masks of a results table, against labels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pipelines.table.table_errors import ResultsError
 from pipelines.train.packed_datasets import Packed, open_dataset
 from pipelines.train.stored_masks import StoredMasks, is_table, require_classes
 
-IMAGES_PER_TASK = 16  # seconds of work on a CPU; a task that is lost costs no more
-ROWS_PER_TASK = 256  # masks that are only read and counted
-MAKING = (*ScoringOptions.model_fields, *RefinementOptions.model_fields)  # options that make a mask what it is
+IMAGES_PER_TASK = 16  # seconds of work on a CPU, which is all that a lost task costs
+ROWS_PER_TASK = 256  # masks, which are only read and counted
+MASK_OPTIONS = (*ScoringOptions.model_fields, *RefinementOptions.model_fields)  # options that change a mask
 
 
 @dataclass(frozen=True)
 class EvaluationWork:
-    """What every share needs; travels once. One of `model` and `masks` is there."""
+    """The input of all shares, sent once. One of `model` and `masks` is None."""
 
     id: str
     options: EvaluateOptions
@@ -40,11 +40,11 @@ class EvaluationWork:
 
 
 def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Figures on a split, JSON-ready: model, images, `Evaluation.summary`, and how the masks were made.
+    """Figures on a split, JSON-ready: model, images, `Evaluation.summary`, and the settings of the masks.
 
-    With one worker and no address it runs in this process, otherwise as Ray tasks, which are done again where a worker
-    or node dies. Of a results table, images whose row is an error count as missed in every pixel (`without_mask`); an
-    image without any row is refused. Raises ModelError, ResultsError, DatasetError, DeviceError, ClusterError.
+    With one worker and no address it runs in this process, otherwise as Ray tasks, which are repeated if a worker or node dies.
+    With a results table, images with an error row count as missed in every pixel (`without_mask`); an image without a row is
+    refused. Raises ModelError, ResultsError, DatasetError, DeviceError, ClusterError.
     """
     of_table = is_table(options.model)
     _require_fitting(options, of_table)
@@ -53,14 +53,14 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
     data = open_dataset(options.dataset, options.split, options.layout)
     skipped = list(inspect(data).broken) if options.skip_broken else []
     data = data.without(skipped) if skipped else data
-    about: dict[str, Any] = {"dataset": options.dataset, "split": options.split, "images": len(data)}
+    settings: dict[str, object] = {"dataset": options.dataset, "split": options.split, "images": len(data)}
     if skipped:
-        about["skipped"] = skipped
+        settings["skipped"] = skipped
     if of_table:
         masks = StoredMasks.of(options.model, options.rows_of, data)
         work = EvaluationWork(uuid.uuid4().hex, options, None, masks, skipped)
         label, names = masks.label, masks.classes
-        about |= {"results": options.model, "crf": masks.refined, "without_mask": masks.missing}
+        settings |= {"results": options.model, "crf": masks.refined, "without_mask": masks.missing}
     else:
         source = read_model(options.model)
         model = checkpoint.parse(*source)
@@ -68,16 +68,16 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
         label, names = model.label, list(model.classes.names)
         require_classes(data, names, label)
         crf = _engine(options, model)
-        about |= {"scales": list(options.scales), "flip": options.flip, "crf": crf.short() if crf else None}
+        settings |= {"scales": list(options.scales), "flip": options.flip, "crf": crf.short() if crf else None}
     result = Evaluation.empty(len(names), options.trimap, work.masks is None and options.crf)
     size = ROWS_PER_TASK if work.masks else IMAGES_PER_TASK
     size = max(1, min(size, len(data) // (4 * options.workers)))
     shares = [range(first, min(first + size, len(data))) for first in range(0, len(data), size)]
     done = 0
     if options.here:
-        for each in shares:
-            result += share(work, each)
-            done += len(each)
+        for indices in shares:
+            result += share(work, indices)
+            done += len(indices)
             report(done, len(data))
     else:
         from pipelines.cluster import connection
@@ -85,30 +85,30 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
 
         with connection.session(options.address, cpus=options.workers):
             references = spread(share, work, shares, options.device if work.model else "cpu")
-            for index, found in results(references, options.start_timeout):
-                result += found
+            for index, of_share in results(references, options.start_timeout):
+                result += of_share
                 done += len(shares[index])
                 report(done, len(data))
-    return {"model": label, **about, **result.summary(names)}
+    return {"model": label, **settings, **result.summary(names)}
 
 
 def _require_fitting(options: EvaluateOptions, of_table: bool) -> None:
-    """Refuse options that would change nothing: masks of a table are made, and a model has no rows."""
+    """ResultsError for options without effect: the masks of a table exist already, and a model has no rows."""
     if not of_table:
         if options.rows_of is not None:
-            raise ResultsError(f"{options.model}: no results table; --rows-of names a model of one")
+            raise ResultsError(f"{options.model}: not a results table; --rows-of names a model of one")
         return
-    without = [name for name in MAKING if getattr(options, name) != EvaluateOptions.model_fields[name].default]
-    if without:
-        flags = ", ".join("--" + name.replace("_", "-") for name in without)
-        raise ResultsError(f"{options.model}: a results table, whose masks are made already; {flags} are for a model")
+    useless = [name for name in MASK_OPTIONS if getattr(options, name) != EvaluateOptions.model_fields[name].default]
+    if useless:
+        flags = ", ".join("--" + name.replace("_", "-") for name in useless)
+        raise ResultsError(f"{options.model}: a results table, whose masks exist already; {flags} are for a model")
 
 
 _prepared: dict[str, tuple[LabelledFolder | Packed, Predictor | None, DenseCRF | None]] = {}
 
 
 def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
-    """Count some images of the split. A process keeps data set, network and CRF from one share to the next."""
+    """Evaluate the images of these indices. A process keeps data set, network and CRF for its next share."""
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
@@ -118,13 +118,13 @@ def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
         _prepared[work.id] = data, _predictor(options, model) if model else None, _engine(options, model) if model else None
     data, predictor, crf = _prepared[work.id]
     result = Evaluation.empty(len(data.classes), options.trimap, crf is not None)
-    found = work.masks.read(indices) if work.masks else {}
+    masks = work.masks.read(indices) if work.masks else {}
     for index in indices:
         image, labels = data[index]
         if predictor is not None:
             result.add(labels, *predict(predictor, image, crf))
             continue
-        mask = found.get(index)
+        mask = masks.get(index)
         if mask is not None and mask.shape != labels.shape:
             raise DatasetError(f"{data.stems[index]}: labels are {labels.shape}, the mask in the table is {mask.shape}")
         result.add(labels, mask)

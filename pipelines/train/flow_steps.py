@@ -1,10 +1,10 @@
-"""Training and evaluation as jobs: options in, figures out; what the flows call."""
+"""The steps of the training flow: options in, figures out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from deeplab.training.loop import TrainingProgress
 from pipelines.cluster import ray_jobs
@@ -17,10 +17,18 @@ from pipelines.train.evaluation import evaluate
 CHECKED_PAIRS = 50
 
 
-def check_data(options: RegisteredTraining) -> dict[str, int]:
-    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first bad one.
+class Registration(TypedDict):
+    """The trained model's entry in the registry, whether the alias moved to it, and why."""
 
-    Where broken pairs are to be skipped the training finds them all.
+    entry: str
+    moved: bool
+    reason: str
+
+
+def check_data(options: RegisteredTraining) -> dict[str, int]:
+    """Images per split, after opening an even sample of pairs of each. Raises DatasetError for the first broken one.
+
+    With `skip_broken` no pairs are opened: the training finds all broken ones.
     """
     from pipelines.train.packed_datasets import open_dataset
 
@@ -34,9 +42,9 @@ def check_data(options: RegisteredTraining) -> dict[str, int]:
 
 
 def train(options: RegisteredTraining, report: Callable[[TrainingProgress], None] = lambda progress: None) -> dict[str, Any]:
-    """Train and write the model folder `options.out`; returns the best validation summary. Raises what training raises.
+    """Train and write the model folder `options.out`, or continue its unfinished training; errors as `ray_train.train`.
 
-    An unfinished training in `out` is gone on with.
+    Returns the best validation summary.
     """
     from deeplab.training import states
     from pipelines.train.ray_train import Notice
@@ -46,15 +54,15 @@ def train(options: RegisteredTraining, report: Callable[[TrainingProgress], None
     record = states.read_record(filesystems.files(options.out))
     job = TrainOptions(model_out=options.out, resume=record is not None and record.best is None, **shared)
 
-    def watch(told: TrainingProgress | Notice) -> None:
-        if isinstance(told, TrainingProgress):
-            report(told)
+    def watch(progress: TrainingProgress | Notice) -> None:
+        if isinstance(progress, TrainingProgress):
+            report(progress)
 
     return run(job, watch)
 
 
 def curve(out: str) -> list[dict[str, Any]]:
-    """The validations of the training in `out`, oldest first: step, loss, mean_iou and the other figures of each."""
+    """The validations of the training in `out`, oldest first, with step, loss, mean_iou and the other figures."""
     lines: list[dict[str, Any]] = []
     try:
         text = filesystems.files(out).read("metrics.jsonl").decode()
@@ -69,9 +77,9 @@ def curve(out: str) -> list[dict[str, Any]]:
 
 
 def evaluation(options: RegisteredTraining, model: str) -> EvaluateOptions:
-    """How the trained model, or the one that it is compared with, is measured: over the training's workers, each on what it has.
+    """The options to evaluate the trained model, or the one it is compared with, on the training's workers.
 
-    A training through a Jobs API is measured by this process, on its own device.
+    After a training through a Jobs API, this process evaluates on its own device.
     """
     same = {"dataset", "layout", "start_timeout", "skip_broken"}
     if not ray_jobs.is_jobs(options.address):
@@ -79,11 +87,11 @@ def evaluation(options: RegisteredTraining, model: str) -> EvaluateOptions:
     return EvaluateOptions(model=model, split=options.val_split, **options.model_dump(include=same))
 
 
-def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, Any]:
-    """Publish the trained model; move the alias to it if its mIoU on the split is not worse than the holder's there.
+def register(options: RegisteredTraining, figures: dict[str, Any]) -> Registration:
+    """Publish the trained model; move the alias to it if its mIoU on the split is not worse than the current holder's.
 
-    The holder is measured now, on the same images by the same code. A holder of other classes stays (a person decides).
-    Returns entry, moved, reason. Raises RegistryError when somebody else moves the alias meanwhile.
+    The holder is evaluated now, on the same images by the same code. A holder of other classes stays (a person decides).
+    Raises RegistryError if somebody else moves the alias meanwhile.
     """
     from deeplab.data.layouts import DatasetError
 
@@ -95,14 +103,14 @@ def register(options: RegisteredTraining, figures: dict[str, Any]) -> dict[str, 
     where, mine = f"{options.val_split} of {options.dataset}", figures["mean_iou"]
     if holder is None:
         place.move(options.alias, entry, kept, None)
-        return {"entry": entry, "moved": True, "reason": f"first holder of {options.alias}, mIoU {mine:.4f} on {where}"}
+        return Registration(entry=entry, moved=True, reason=f"first holder of {options.alias}, mIoU {mine:.4f} on {where}")
     reference = f"{options.registry}@{options.alias}"
     try:
         theirs = evaluate(evaluation(options, reference))["mean_iou"]
     except DatasetError as error:
-        return {"entry": entry, "moved": False, "reason": f"{options.alias} stays on {holder.label}: {error}"}
+        return Registration(entry=entry, moved=False, reason=f"{options.alias} stays on {holder.label}: {error}")
     comparison = f"mIoU {mine:.4f} against {theirs:.4f} of {holder.label} on {where}"
     if not mine >= theirs:
-        return {"entry": entry, "moved": False, "reason": f"{options.alias} stays: {comparison}"}
+        return Registration(entry=entry, moved=False, reason=f"{options.alias} stays: {comparison}")
     place.move(options.alias, entry, kept, holder)
-    return {"entry": entry, "moved": True, "reason": comparison}
+    return Registration(entry=entry, moved=True, reason=comparison)

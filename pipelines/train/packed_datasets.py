@@ -1,4 +1,4 @@
-"""A data set packed into a few Parquet files: one row a pair, read at random with one request each, also from a store."""
+"""A data set packed into a few Parquet files: one row per pair, read in any order with one request each, also from a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,31 @@ from pipelines.storage import filesystems
 
 INDEX = "pack.json"
 FORMAT = "deeplab-pack/1"
-FILE_BYTES = 256 << 20  # of images and labels in one file: few enough objects, and little to do again after a failure
+FILE_BYTES = 256 << 20  # of images and labels per file: few objects, and little work to repeat after a failure
 SCHEMA = pa.schema([("stem", pa.string()), ("image", pa.binary()), ("labels", pa.binary())])
+
+
+class PackedPair(TypedDict):
+    """A row of SCHEMA."""
+
+    stem: str
+    image: bytes
+    labels: bytes
+
+
+class PackedFile(TypedDict):
+    """A Parquet file in the index: its name and the stems of its rows."""
+
+    name: str
+    stems: list[str]
+
+
+class PackIndex(TypedDict):
+    """The index of a pack."""
+
+    format: str
+    classes: list[str]
+    splits: dict[str, list[PackedFile]]
 
 
 def pack(
@@ -35,21 +58,21 @@ def pack(
 ) -> int:
     """Write the splits to `out` (a folder or s3:// prefix) and return how many pairs the pack holds.
 
-    Images keep their bytes; labels become PNG of our class ids, whatever the layout had. With `tile`, a pair whose
-    sides are longer is cut: as few tiles of at most `tile` x `tile` as cover it without overlap, of equal sizes, as PNG,
-    so that a training crop of a large image does not decode all of it. The index is written last, so a pack that was
-    not finished is none. DatasetError for a broken pair, with its name, or when `out` holds one already.
+    Images keep their bytes; labels become PNG of our class ids, whatever the layout. With `tile`, a pair with a longer side is
+    cut into the fewest tiles of at most `tile` x `tile` that cover it without overlap, of equal sizes, as PNG, so that a training
+    crop does not decode the whole of a large image. The index is written last, so an unfinished pack is not one. DatasetError for
+    a broken pair, with its name, or if `out` already holds a pack.
     """
     target = filesystems.files(filesystems.canonical(out))
     if target.has(INDEX):
-        raise DatasetError(f"{out} holds a pack already; name another place")
+        raise DatasetError(f"{out} already holds a pack; choose another place")
     table = ClassTable.from_names(splits[0].classes)
     total, done, pairs = sum(map(len, splits)), 0, 0
-    index: dict[str, Any] = {"format": FORMAT, "classes": splits[0].classes, "splits": {}}
+    index = PackIndex(format=FORMAT, classes=splits[0].classes, splits={})
     for data in splits:
         mark_output(target, data.split)
-        files: list[dict[str, Any]] = []
-        rows: list[dict[str, Any]] = []
+        files: list[PackedFile] = []
+        rows: list[PackedPair] = []
         size = 0
         for position, stem in enumerate(data.stems):
             encoded, labels = data.encoded(position)
@@ -72,7 +95,7 @@ def pack(
 
 
 def _tiles(stem: str, size: tuple[int, ...], tile: int) -> list[tuple[str, tuple[slice, slice] | None]]:
-    """Names and windows of the tiles of a pair; the pair itself, window None, where it is not cut."""
+    """Names and windows of the tiles of a pair; the pair itself, with window None, if it is not cut."""
     if not tile or max(size) <= tile:
         return [(stem, None)]
     rows, columns = ([side * k // -(-side // tile) for k in range(-(-side // tile) + 1)] for side in size)
@@ -89,16 +112,16 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    """One row group a pair: what is encoded already gains nothing from compression, and is read alone."""
+def _parquet(rows: list[PackedPair]) -> bytes:
+    """One row group per pair, as pairs are read alone; without compression, as they are encoded already."""
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pylist(rows, SCHEMA)
     pq.write_table(table, sink, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 class Packed:
-    """One split of a pack; `dataset[i]` as LabelledFolder's. Files are opened when first needed, once per process."""
+    """One split of a pack; `dataset[i]` as in LabelledFolder. Files are opened on first use, once per process."""
 
     def __init__(self, place: str, split: str) -> None:
         self.place, self.split = filesystems.canonical(place), split
@@ -112,9 +135,10 @@ class Packed:
             raise DatasetError(f"{place}/{INDEX}: format {index.get('format')!r}; this version reads {FORMAT!r}")
         if split not in index["splits"]:
             raise DatasetError(f"{place}: no split {split}; splits here: {', '.join(index['splits'])}")
+        parts: list[PackedFile] = index["splits"][split]
         self.classes: list[str] = index["classes"]
-        self.rows = [(part["name"], row) for part in index["splits"][split] for row in range(len(part["stems"]))]
-        self.stems: list[str] = [stem for part in index["splits"][split] for stem in part["stems"]]
+        self.rows = [(part["name"], row) for part in parts for row in range(len(part["stems"]))]
+        self.stems = [stem for part in parts for stem in part["stems"]]
         self._open: dict[tuple[int, str], pq.ParquetFile] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,7 +160,7 @@ class Packed:
         return pair["image"][0].as_py(), pair["labels"][0].as_py()
 
     def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """What pair `index` holds, given its bytes. DatasetError that names the pair."""
+        """Image and labels of pair `index` from their bytes. DatasetError that names the pair."""
         where = self._where(index)
         try:
             image, labels = decode(image_bytes), decode_labels(label_bytes)
@@ -144,7 +168,7 @@ class Packed:
             raise DatasetError(f"{where}: {error}") from error
         wrong = (labels >= len(self.classes)) & (labels != IGNORE)
         if labels.shape != image.shape[:2] or wrong.any():
-            raise DatasetError(f"{where}: labels of {labels.shape} with values that are no class; the pack is damaged")
+            raise DatasetError(f"{where}: labels of {labels.shape} with values that are not classes; the pack is damaged")
         return image, labels
 
     def _where(self, index: int) -> str:
@@ -160,13 +184,13 @@ class Packed:
         return (self[index] for index in range(len(self)))
 
     def without(self, stems: Sequence[str]) -> Packed:
-        """The same split less some pairs. DatasetError when none is left."""
-        out = set(stems)
-        left = [index for index, stem in enumerate(self.stems) if stem not in out]
-        if not left:
+        """The same split without some pairs. DatasetError if none is left."""
+        excluded = set(stems)
+        kept = [index for index, stem in enumerate(self.stems) if stem not in excluded]
+        if not kept:
             raise DatasetError(f"{self.place}: every pair of {self.split} is broken")
         smaller = copy.copy(self)
-        smaller.rows, smaller.stems = [self.rows[index] for index in left], [self.stems[index] for index in left]
+        smaller.rows, smaller.stems = [self.rows[index] for index in kept], [self.stems[index] for index in kept]
         return smaller
 
 

@@ -1,4 +1,4 @@
-"""Training on one process or many: the plain loop here, or Ray Train over the same loop, with retries from the last state."""
+"""Training in one process or many: the plain loop here, or Ray Train around the same loop, with retries from the last state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from deeplab import weights, zoo
 from deeplab.classes import ClassTable
@@ -29,15 +29,19 @@ from pipelines.train.packed_datasets import Packed, open_dataset
 from pipelines.train.tensorboard import Curves
 
 if TYPE_CHECKING:
+    import ray
+    from ray.actor import ActorHandle
+    from ray.train.torch import TorchTrainer
+
     from pipelines.cluster.connection import Resources
 
 GRACE_SECONDS = 60.0  # for the workers to save their state when the run is asked to stop
-EXCHANGE_SECONDS = 600  # the longest that one rank waits for another: a save to a slow store fits
+EXCHANGE_SECONDS = 600  # the longest that one rank waits for another: enough for a save to a slow store
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What every worker needs; nothing in it is large."""
+    """The settings of a training that every worker needs; small."""
 
     options: TrainOptions
     config: TrainingConfig
@@ -48,7 +52,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Notice:
-    """What a watcher is told besides steps: `phase` is check, start, or workers (each time a group of them starts)."""
+    """An event of a training other than a step. `phase`: check, start, or workers (each time a group of workers starts)."""
 
     phase: str
     done: int = 0
@@ -56,11 +60,20 @@ class Notice:
     text: str = ""
 
 
-Watch = Callable[[loop.TrainingProgress | Notice], None]
+Event = loop.TrainingProgress | Notice
+Watch = Callable[[Event], None]
+
+
+class WorkerInput(TypedDict):
+    """The argument of Ray Train's workers. `network`: in a list, as Ray resolves references that are not nested."""
+
+    job: Job
+    network: list[ray.ObjectRef]
+    board: ActorHandle
 
 
 def configuration(options: TrainOptions) -> TrainingConfig:
-    """The preset with what the options override. TrainingError for values that do not go together."""
+    """The preset with the values that the options override. TrainingError for values that conflict."""
     try:
         return options.of_kind(TrainingConfig, PRESETS[options.preset]())
     except ValueError as error:
@@ -68,18 +81,17 @@ def configuration(options: TrainOptions) -> TrainingConfig:
 
 
 def open_split(options: TrainOptions, split: str, skipped: list[str]) -> LabelledFolder | Packed:
-    """One split of the data set, less the pairs that are left out."""
+    """One split of the data set without the skipped pairs."""
     data = open_dataset(options.dataset, split, options.layout)
     return data.without(skipped) if skipped else data
 
 
 def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-    """Train as the options say and return the best validation summary; the model lies in `model_out`.
+    """Train, write the model into `model_out`, and return the best validation summary.
 
-    One worker without an address is deeplab.training.loop in this process. Otherwise Ray Train starts the workers, divides
-    every batch over them, and starts them again from the last state, `retries` times, when one dies. `stop` is asked
-    all the time; once it says yes, the state is saved and loop.Stopped raised. Raises TrainingError, DatasetError,
-    ModelError, ClusterError for what a person can put right.
+    One worker without an address runs deeplab.training.loop in this process. Otherwise Ray Train starts the workers, divides every
+    batch over them and, if one dies, restarts them from the last state, up to `retries` times. `stop` is polled; once it returns
+    True, the state is saved and loop.Stopped raised. Raises TrainingError, DatasetError, ModelError, ClusterError.
     """
     config = configuration(options)
     out = filesystems.files(filesystems.canonical(options.model_out))
@@ -89,23 +101,27 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     skipped = _check(options, watch)
     data = [open_split(options, split, skipped) for split in (options.split, options.val_split)]
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
-    started = weights.initialise(network, options.init)
+    source = weights.initialise(network, options.init)
     card = {
         "name": name,
-        "data": {"folder": filesystems.last_part(options.dataset), "split": options.split},
-        "init": started,
+        "data": {
+            "folder": filesystems.last_part(options.dataset),
+            "split": options.split,
+            "licence": options.licence,
+            "images": len(data[0]),
+        },
+        "init": source,
     }
-    card["data"] |= {"licence": options.licence, "images": len(data[0])}  # type: ignore[operator]
     record = states.begin(out, config, data[0], data[1], options.resume, skipped)
-    text = f"{config.architecture}, preset {config.preset}: {started}; {len(data[0])} images to train, {len(data[1])} to validate"
+    text = f"{config.architecture}, preset {config.preset}: {source}; {len(data[0])} images to train, {len(data[1])} to validate"
     watch(Notice("start", text=text))
     job = Job(options, config, record.id, skipped, card)
     curves = Curves(out)
 
-    def observe(progress: loop.TrainingProgress | Notice) -> None:
-        if isinstance(progress, loop.TrainingProgress):
-            curves(progress)
-        watch(progress)
+    def observe(event: Event) -> None:
+        if isinstance(event, loop.TrainingProgress):
+            curves(event)
+        watch(event)
 
     try:
         if options.here:
@@ -115,8 +131,8 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
                 if "DataLoader worker" not in str(error):
                     raise
                 raise TrainingError(
-                    f"a process that loads images died ({one_line(error)}); if memory was short, fewer --loaders "
-                    "help. States are kept, --resume goes on from the last"
+                    f"a process that loads images died ({one_line(error)}); if memory was short, use fewer --loaders. "
+                    "Saved states are kept: --resume continues from the last"
                 ) from error
         return _with_ray(job, network, observe, stop)
     finally:
@@ -124,21 +140,21 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
 
 
 def _check(options: TrainOptions, watch: Watch) -> list[str]:
-    """The stems to leave out. A resumed run takes its own; a new one looks at every pair first."""
+    """The stems to skip. A resumed run skips the same as before; a new one inspects every pair first."""
     if options.resume:
         record = states.read_record(filesystems.files(filesystems.canonical(options.model_out)))
         return record.skipped if record else []
     broken: list[str] = []
     for split in (options.split, options.val_split):
         data = open_split(options, split, [])
-        found = inspect(data, report=lambda done, total: watch(Notice("check", done, total)))
-        found.require_usable(options.skip_broken)
-        broken += found.broken
+        inspection = inspect(data, report=lambda done, total: watch(Notice("check", done, total)))
+        inspection.require_usable(options.skip_broken)
+        broken += inspection.broken
     return broken
 
 
 def _work(job: Job, network: SegmentationNetwork, report: Watch, stop: Callable[[], bool]) -> dict[str, Any]:
-    """One rank's share of the job, wherever it runs."""
+    """Train one rank, in this process or in a worker of Ray Train."""
     options = job.options
     data = open_split(options, options.split, job.skipped)
     return loop.train(
@@ -164,33 +180,36 @@ def _with_ray(job: Job, network: SegmentationNetwork, watch: Watch, stop: Callab
     from pipelines.train.mailbox import Board
 
     options = job.options
-    # The loop's own states are the checkpoints; Ray's controller only starts the workers, and its retries are ours.
+    # The loop saves its own states; Ray's controller only starts the workers, `retries` times.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors arrive as exceptions
     with connection.session(options.address, cpus=max(options.workers, os.cpu_count() or 1)):
         resources, gpu = _resources(options, connection.resources())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        board: ActorHandle = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory(prefix="deeplab-train-") as scratch:
             trainer = _trainer(job, ray.put(network), board, resources, gpu, scratch)
-            ended: list[Any] = []
+            errors: list[BaseException] = []
 
             def fit() -> None:
                 try:
-                    ended.append(trainer.fit())
+                    trainer.fit()
                 except BaseException as error:
-                    ended.append(error)
+                    errors.append(error)
 
             thread = threading.Thread(target=fit, daemon=True)
             thread.start()
             _follow(job, board, thread, resources, watch, stop)
-        found = ray.get(board.outcome.remote(), timeout=30)
-        if found is not None:
-            return found
-        raise TrainingError(f"training failed: {_reason(ended[0])}; states are kept, --resume goes on from the last")
+        best: dict[str, Any] | None = ray.get(board.outcome.remote(), timeout=30)
+        if best is not None:
+            return best
+        reason = _reason(errors[0]) if errors else "no worker returned a result"
+        raise TrainingError(f"training failed: {reason}; saved states are kept, --resume continues from the last")
 
 
-def _trainer(job: Job, network: Any, board: Any, resources: dict[str, float], gpu: bool, scratch: str) -> Any:
+def _trainer(
+    job: Job, network: ray.ObjectRef, board: ActorHandle, resources: dict[str, float], gpu: bool, scratch: str
+) -> TorchTrainer:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -198,12 +217,12 @@ def _trainer(job: Job, network: Any, board: Any, resources: dict[str, float], gp
     workers = (options.min_workers, options.workers) if options.min_workers else options.workers
     return TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "network": [network], "board": board},
+        train_loop_config=WorkerInput(job=job, network=[network], board=board),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=EXCHANGE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpu, resources_per_worker=resources, elastic_resize_monitor_interval_s=options.resize_every
         ),
-        # A name that is never used again: Ray would take up an earlier run's snapshot by it.
+        # A unique name: Ray would restore an earlier run's snapshot of the same name.
         run_config=RunConfig(
             name=f"{job.run}-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
@@ -212,14 +231,14 @@ def _trainer(job: Job, network: Any, board: Any, resources: dict[str, float], gp
     )
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker, also after a restart."""
+def _worker(config: WorkerInput) -> None:
+    """The function that Ray Train runs on every worker, also after a restart."""
     import ray
     from ray.train import get_context
 
     job, board = config["job"], config["board"]
     if ray.get(board.failed.remote()):
-        return  # an error that would come again: the driver knows it, and this start is only Ray's retry
+        return  # only Ray's retry after an error that would occur again, and that the driver knows
     stopping, ended = threading.Event(), threading.Event()
 
     def listen() -> None:
@@ -235,7 +254,7 @@ def _worker(config: dict[str, Any]) -> None:
     if first:
         board.post.remote(Notice("workers", size, text=f"{size} workers start"))
     try:
-        best = _work(job, ray.get(config["network"][0]), lambda progress: board.post.remote(progress), stopping.is_set)
+        best = _work(job, ray.get(config["network"][0]), lambda event: board.post.remote(event), stopping.is_set)
         if first:
             ray.get(board.finish.remote(best))
     except UserError as error:
@@ -245,21 +264,21 @@ def _worker(config: dict[str, Any]) -> None:
         ended.set()
 
 
-def _resources(options: TrainOptions, there: Resources) -> tuple[dict[str, float], bool]:
-    """What each worker asks for, and whether it is a GPU. A Ray of our own has what it has: too much is refused at once."""
-    gpu = there.takes_gpu(options.device)
-    asked = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}
-    if options.address is None and gpu and there.gpus < options.workers:
+def _resources(options: TrainOptions, cluster: Resources) -> tuple[dict[str, float], bool]:
+    """The resources that each worker requests, and whether they include a GPU. TrainingError if a local Ray has too few GPUs."""
+    gpu = cluster.takes_gpu(options.device)
+    resources = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": 1.0}
+    if options.address is None and gpu and cluster.gpus < options.workers:
         raise TrainingError(
-            f"{options.workers} workers need a GPU each, and this machine has {there.gpus:.0f}; --device cpu is accepted"
+            f"{options.workers} workers need a GPU each, and this machine has {cluster.gpus:.0f}; --device cpu is accepted"
         )
-    return asked, gpu
+    return resources, gpu
 
 
 def _follow(
-    job: Job, board: Any, thread: threading.Thread, resources: dict[str, float], watch: Watch, stop: Callable[[], bool]
+    job: Job, board: ActorHandle, thread: threading.Thread, resources: dict[str, float], watch: Watch, stop: Callable[[], bool]
 ) -> None:
-    """Until the trainer's thread ends: pass progress on, raise what a worker raised, heed `stop` and the deadline."""
+    """Until the trainer's thread ends: pass on events, raise a worker's error, obey `stop` and the deadline."""
     import ray
 
     options, began, asked_to_stop = job.options, time.monotonic(), 0.0
@@ -276,11 +295,11 @@ def _follow(
         now = time.monotonic()
         if stop() and not asked_to_stop:
             if silence is None:
-                raise TrainingError("stopped before the workers had started")
+                raise TrainingError("stopped before the workers started")
             asked_to_stop = now
             ray.get(board.stop.remote(), timeout=30)
         if asked_to_stop and now - asked_to_stop > GRACE_SECONDS:
-            raise TrainingError(f"no worker stopped within {GRACE_SECONDS:.0f} s of being asked; earlier states are kept")
+            raise TrainingError(f"no worker stopped within {GRACE_SECONDS:.0f} s of the request; saved states are kept")
         if (now - began if silence is None else silence) > options.start_timeout:
             raise TrainingError(_starved(options, resources))
 
@@ -290,18 +309,18 @@ def _starved(options: TrainOptions, resources: dict[str, float]) -> str:
 
     from pipelines.cluster import connection
 
-    has = connection.resources()
+    total = connection.resources()
     free = ray.available_resources()
     wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
-    of_cluster = f"{has.cpus:g} CPU and {has.gpus:g} GPU, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
+    available = f"{total.cpus:g} CPU and {total.gpus:g} GPU, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free"
     return (
-        f"no workers for {options.start_timeout:.0f} s: {options.min_workers or options.workers} with {wanted} each were asked "
-        f"for, and the cluster has {of_cluster}. Ask for fewer --workers, add nodes, or raise --start-timeout; states are kept"
+        f"no workers for {options.start_timeout:.0f} s: {options.min_workers or options.workers} need {wanted} each, and the "
+        f"cluster has {available}. Use fewer --workers, add nodes, or raise --start-timeout; saved states are kept"
     )
 
 
-def _reason(error: Any) -> str:
-    """One line of why Ray Train gave up."""
+def _reason(error: BaseException) -> str:
+    """Why Ray Train gave up, in one line."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         rank, cause = next(iter(failures.items()))

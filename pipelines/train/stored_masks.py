@@ -1,4 +1,4 @@
-"""Which rows of a results table are the masks of a labelled split, and reading some of them."""
+"""The rows of a results table that are the masks of a labelled split, and reading their masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.table.results_table import ResultsTable
 from pipelines.table.table_errors import ResultsError
 from pipelines.train.packed_datasets import Packed
 
-# The newest row of each wanted image. `uris` tells whether a name fits several images.
+# The newest row of each wanted image. `uris`: whether several images match its name.
 NEWEST = """
     SELECT position, uri, version, status, refined, uris FROM (
         SELECT w.position, r.uri, r.version, r.status, r.refined,
@@ -35,7 +35,7 @@ BY_NAME = "regexp_extract(r.uri, '([^/]+?)(\\.[^./]*)?$', 1) IN (w.name, w.quote
 
 
 def is_table(place: str) -> bool:
-    """Whether a place holds a Delta table, and so no model."""
+    """Whether a place holds a Delta table and so is not a model."""
     if "@" in place and "://" not in place:
         return False
     if not filesystems.is_s3(place):
@@ -43,11 +43,11 @@ def is_table(place: str) -> bool:
     try:
         return bool(filesystems.files(f"{filesystems.canonical(place)}/_delta_log").names())
     except OSError:
-        return False  # reading a model there says what is wrong
+        return False  # reading it as a model will report the error
 
 
 def require_classes(data: LabelledFolder | Packed, names: Sequence[str], label: str) -> None:
-    """DatasetError unless the data set's classes are those of the model that is called `label`."""
+    """DatasetError unless the data set's classes are `names`, those of the model `label`."""
     if data.classes != list(names):
         place = data.place if isinstance(data, Packed) else data.files
         raise DatasetError(f"{place}: classes {', '.join(data.classes)}; {label} knows {', '.join(names)}")
@@ -55,7 +55,7 @@ def require_classes(data: LabelledFolder | Packed, names: Sequence[str], label: 
 
 @dataclass(frozen=True)
 class StoredMasks:
-    """`rows[i]`: uri and version of image i of the split, None where its row is an error."""
+    """The masks of a split in a results table. `rows[i]`: uri and version of image i of the split; None if its row is an error."""
 
     table: str
     label: str
@@ -71,9 +71,8 @@ class StoredMasks:
     def of(cls, place: str, model: str | None, data: LabelledFolder | Packed) -> StoredMasks:
         """The newest rows of `model` (None: the latest to write) for every image of `data`.
 
-        An image is known by its URI; where no URI of the split is in the table (a pack, or a copy elsewhere), by its
-        file name without extension. ResultsError for images without a row, and for a name that several images have;
-        DatasetError for other classes.
+        Images are matched by URI or, if no URI of the split is in the table (a pack, or a copy elsewhere), by file name without
+        extension. ResultsError for images without a row, and for a name that several images have; DatasetError for other classes.
         """
         table = ResultsTable.open(place)
         label = table.pick_model(model)
@@ -93,25 +92,25 @@ class StoredMasks:
         }
         connection.register("wanted", pa.table({key: list(values) for key, values in wanted.items()}))
         with table.reading():
-            found = connection.execute(NEWEST.format(condition="r.uri = w.uri")).fetchall() if uris else []
-            if not found:
-                found = connection.execute(NEWEST.format(condition=BY_NAME)).fetchall()
-        several = [data.stems[row[0]] for row in found if row[5]]
-        if several:
-            raise ResultsError(f"{place}: several images are called {several[0]}; segment the images of the data set itself")
-        known = {row[0] for row in found}
-        absent = [stem for position, stem in enumerate(data.stems) if position not in known]
+            newest = connection.execute(NEWEST.format(condition="r.uri = w.uri")).fetchall() if uris else []
+            if not newest:
+                newest = connection.execute(NEWEST.format(condition=BY_NAME)).fetchall()
+        ambiguous = [data.stems[row[0]] for row in newest if row[5]]
+        if ambiguous:
+            raise ResultsError(f"{place}: several images are called {ambiguous[0]}; segment the images of the data set itself")
+        matched = {row[0] for row in newest}
+        absent = [stem for position, stem in enumerate(data.stems) if position not in matched]
         if absent:
             raise ResultsError(
                 f"{place}: {len(absent)} of {len(data)} images of {data.split} have no row of {label}: {', '.join(absent[:3])}"
                 f"{', ...' if len(absent) > 3 else ''}; segment them first"
             )
-        rows = [(uri, version) if status == "ok" else None for _, uri, version, status, _, _ in found]
-        refined = " and ".join(sorted({str(row[4]) for row in found if row[3] == "ok"}))
+        rows = [(uri, version) if status == "ok" else None for _, uri, version, status, _, _ in newest]
+        refined = " and ".join(sorted({str(row[4]) for row in newest if row[3] == "ok"}))
         return cls(place, label, classes, rows, None if refined in ("None", "") else refined)
 
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        """The masks of some images, by their index; without those whose row is an error."""
+        """The masks of the images of these indices, by index, without those whose row is an error."""
         wanted = {row: index for index in indices if (row := self.rows[index]) is not None}
         dataset = ResultsTable.open(self.table).dataset(self.label)
         rows = dataset.to_table(

@@ -1,11 +1,11 @@
-"""Training as TensorBoard shows it: loss and rate by step, figures and sample predictions by validation."""
+"""TensorBoard: loss and learning rate by step, figures and sample predictions by validation."""
 
 from __future__ import annotations
 
 import io
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,15 +16,25 @@ from deeplab.training.loop import TrainingProgress
 FOLDER = "tensorboard"
 
 
-class Curves:
-    """Writes to `out`/tensorboard through tensorboardX, which comes with Ray Train; nothing where it is not installed.
+class Writer(Protocol):
+    """The methods of tensorboardX.SummaryWriter that are used."""
 
-    The event file grows in place, which an object store cannot do: there only metrics.jsonl and samples/ are written.
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    def add_image(self, tag: str, pixels: np.ndarray, step: int, *, dataformats: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Curves:
+    """Writes to `out`/tensorboard through tensorboardX, which comes with Ray Train; without it writes nothing.
+
+    The event file grows in place, which an object store does not support: there only metrics.jsonl and samples/ are written.
     """
 
     def __init__(self, out: Files) -> None:
         self.out = out
-        self.writer: Any = None
+        self.writer: Writer | None = None
         if isinstance(out, LocalFiles):
             with suppress(ImportError):
                 from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
@@ -46,7 +56,7 @@ class Curves:
             if value is not None:
                 self.writer.add_scalar(f"iou/{name}", value, progress.step)
         if progress.samples:
-            with suppress(OSError):  # a picture less, no reason to end a training
+            with suppress(OSError):  # a missing picture is no reason to end a training
                 picture = np.asarray(Image.open(io.BytesIO(self.out.read(progress.samples))))
                 self.writer.add_image("samples", picture, progress.step, dataformats="HWC")
 

@@ -1,6 +1,6 @@
-"""Files that the log names and that are not there: which they are, where their rows lie, and a log that names those.
+"""Files that the log names but that are missing: find their rows and correct the log.
 
-Earlier versions wrote the files of a model whose name holds a space, %41, # or ? to another folder than they committed.
+Earlier releases wrote the files of a model whose name holds a space, %41, # or ? to another folder than they committed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.table.results_table import ResultsTable
 
 @dataclass(frozen=True)
 class Missing:
-    """An entry of the log without its file. `place`: the file below the table that holds its rows, None where there is none."""
+    """An entry of the log whose file is missing. `place`: the file below the table that holds its rows; None if there is none."""
 
     model: str
     path: str
@@ -27,13 +27,13 @@ class Missing:
 
     def __str__(self) -> str:
         if self.place is None:
-            return f"{self.path}: is gone with {self.rows} rows; `deeplab repair --forget` takes it out of the log"
-        return f"{self.path}: is not there, its {self.rows} rows lie at {self.place}; `deeplab repair` puts that right"
+            return f"{self.path}: is gone with {self.rows} rows; `deeplab repair --forget` removes it from the log"
+        return f"{self.path}: is missing, its {self.rows} rows lie at {self.place}; `deeplab repair` corrects the log"
 
 
 @dataclass
 class Repaired:
-    """What `repair` did: entries whose rows are in the table again, entries taken out, and those that are still missing."""
+    """The result of `repair`: entries whose rows are in the table again, entries removed, and entries still missing."""
 
     restored: int = 0
     forgotten: int = 0
@@ -42,25 +42,26 @@ class Repaired:
 
 
 def missing(table: ResultsTable) -> list[Missing]:
-    """Every entry of the log whose file is not there, by path. Lists the table's folder; opens only files that may be theirs."""
+    """Every entry of the log whose file is missing, by path. Lists the table's folder; opens only files that may hold the rows."""
     actions = pa.table(table.delta.get_add_actions(flatten=True))
     if not actions.num_rows:
         return []
     names = ("partition.model", "path", "size_bytes", "num_records")
     entries = [Missing(*entry) for entry in zip(*(actions[name].to_pylist() for name in names), strict=True)]
-    there = set(filesystems.files(table.uri).names())
-    absent = [Missing(e.model, unquote(e.path), e.size, e.rows) for e in entries if unquote(e.path) not in there]
+    existing = set(filesystems.files(table.uri).names())
+    absent = [Missing(e.model, unquote(e.path), e.size, e.rows) for e in entries if unquote(e.path) not in existing]
     if not absent:
         return []
-    by_name = {name.rsplit("/", 1)[-1]: name for name in there}  # a part's name is used once
-    return sorted((_located(table, entry, there, by_name) for entry in absent), key=lambda entry: entry.path)
+    by_name = {name.rsplit("/", 1)[-1]: name for name in existing}  # the names of parts are unique
+    return sorted((_located(table, entry, existing, by_name) for entry in absent), key=lambda entry: entry.path)
 
 
-def _located(table: ResultsTable, entry: Missing, there: set[str], by_name: dict[str, str]) -> Missing:
-    # Cut at # or ?, the name of the folder became a file's, which the next part replaced: it may hold another's rows.
+def _located(table: ResultsTable, entry: Missing, existing: set[str], by_name: dict[str, str]) -> Missing:
+    """The entry with its `place`."""
+    # Cut at # or ?, the folder's name became the name of a file, which the next part overwrote: it may hold other rows.
     cut = unquote(urlsplit(f"file:///{entry.path}").path).removeprefix("/")
     for name in (by_name.get(entry.path.rsplit("/", 1)[-1]), cut):
-        if name is not None and name in there:
+        if name is not None and name in existing:
             try:
                 with table.open_file(name) as file:
                     if file.metadata.num_rows == entry.rows and filesystems.size(filesystems.below(table.uri, name)) == entry.size:
@@ -71,8 +72,7 @@ def _located(table: ResultsTable, entry: Missing, there: set[str], by_name: dict
 
 
 def repair(table: ResultsTable, forget: bool = False) -> Repaired:
-    """Put the rows of missing files back into the table, in one commit a model; `forget`: also take out entries whose rows are
-    gone.
+    """Put the rows of missing files back into the table, in one commit per model. `forget`: also remove entries without rows.
 
     No file is deleted, and a second call has nothing to do. Raises CommitConflict, StorageError.
     """

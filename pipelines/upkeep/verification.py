@@ -1,4 +1,4 @@
-"""A results table verified: every file there, every row sound, every image once."""
+"""Verify a results table: every file exists, every row is sound, every image has one row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ NAMED = 100  # problems that are named one by one; all are counted
 
 @dataclass
 class Verdict:
-    """What `verify` found: `problems` are sentences, the first NAMED of `count`."""
+    """The result of `verify`. `problems`: sentences, the first NAMED of `count`; `pending`: images of the archive without a row."""
 
     files: int = 0
     rows: int = 0
@@ -49,10 +49,10 @@ def verify(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
 ) -> Verdict:
-    """Read every file and decode every mask: all there and readable, masks of the image's size with the model's classes and the
-    counts that the row states, and no image twice. With `archive`, also count its images without a row of `model`, as `status`.
+    """Read every file and decode every mask: files exist and are readable, masks have the image's size, the model's classes and the
+    row's counts, and no image has two rows. With `archive`, also count its images without a row of `model`, as `status` does.
 
-    `report`: files read and files in all. Memory holds one batch of rows; keys are compared on disk.
+    `report` gets the files read and their total. Memory holds one batch of rows; keys are compared on disk.
     """
     verdict = Verdict()
     labels = [model] if model is not None else list(table.models())
@@ -83,21 +83,33 @@ def verify(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if archive is not None:
-        verdict.pending = int(status(table, archive, model, include, exclude)["archive"]["pending"])
+        verdict.pending = status(table, archive, model, include, exclude)["archive"]["pending"]
     return verdict
+
+
+class CheckedRow(TypedDict):
+    """The columns of a row that are checked, which may hold anything."""
+
+    uri: str
+    status: str
+    error: str | None
+    height: int | None
+    width: int | None
+    mask: bytes | None
+    class_pixels: list[tuple[str, int]] | None
 
 
 def _check_rows(rows: pa.Table, classes: ClassTable, path: str, verdict: Verdict) -> None:
     absent = [field.name for field in FILE_SCHEMA if field not in ADDED and field.name not in rows.column_names]
     if absent:
         raise KeyError(f"no column {', '.join(absent)}")
-    for row in rows.select(["uri", "status", "error", "height", "width", "mask", "class_pixels"]).to_pylist():
+    for row in rows.select(list(CheckedRow.__annotations__)).to_pylist():
         verdict.rows += 1
         if (problem := _problem(row, classes)) is not None:
             verdict.add(f"{row['uri']} in {path}: {problem}")
 
 
-def _problem(row: dict[str, Any], classes: ClassTable) -> str | None:
+def _problem(row: CheckedRow, classes: ClassTable) -> str | None:
     if row["status"] == "error":
         return None if row["error"] and row["mask"] is None else "an error row without a reason, or with a mask"
     if row["status"] != "ok" or row["mask"] is None:

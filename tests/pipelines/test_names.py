@@ -141,7 +141,7 @@ def test_a_registry_keeps_odd_names_and_follows_no_entry_out_of_itself(tmp_path:
     assert (tmp_path / "regis try#" / entry / "model.json").is_file()
     registry.move("live", entry, {}, None)
     assert checkpoint.parse(*registry.read(entry)).label == registry.alias("live").label  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="leads out of it"):
+    with pytest.raises(UserError, match="leads outside"):
         registry.read("../m")
     with pytest.raises(RegistryError):
         registry.alias("../m")
@@ -265,7 +265,7 @@ def test_a_table_that_was_broken_by_a_name_is_explained_and_mended(tmp_path: Pat
         assert len(str(caught.value).splitlines()) == 1
     problems = verification.verify(opened).problems
     assert {problem.partition(": ")[2] for problem in problems} == {
-        f"is not there, its 2 rows lie at {place.relative_to(tmp_path / 'results')}; `deeplab repair` puts that right"
+        f"is missing, its 2 rows lie at {place.relative_to(tmp_path / 'results')}; `deeplab repair` corrects the log"
         for place in places
     }
     done = repair.repair(opened)

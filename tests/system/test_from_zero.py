@@ -82,7 +82,7 @@ def test_a_run_on_a_cluster_without_a_node_has_one_started(
 ) -> None:
     command = ["segment", str(archive), str(tmp_path / "results"), "--model", str(model), "--address", empty_cluster, "--json"]
     hasty = start(*command, "--start-timeout", "0.1")
-    assert "no node with a CPU for 0.1 s" in hasty.communicate(timeout=120)[1]
+    assert "the cluster has had no node with a CPU for 0.1 s" in hasty.communicate(timeout=120)[1]
     assert hasty.returncode == 1
     process = start(*command)
     out, err = process.communicate(timeout=300)

@@ -1,5 +1,5 @@
 "use strict";
-// The cards come out of the page itself, or, where it is served, from "rows", which filters the whole table.
+// The cards are in the page itself or, if it is served, come from the URL "rows", which filters the whole table.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const STEP = 24;
@@ -15,19 +15,19 @@
 
   function fromPage(filter) {
     const name = filter.name.toLowerCase();
-    let found = data.cards.filter((card) =>
+    let matching = data.cards.filter((card) =>
       (filter.kind !== "errors" || card.error !== null) &&
       (filter.kind !== "low" || card.confidence !== null) &&
       (!filter.cls || card.classes.includes(Number(filter.cls))) &&
       (!name || card.name.toLowerCase().includes(name)));
-    if (filter.kind === "low") found = found.slice().sort((a, b) => a.confidence - b.confidence);
-    return found;
+    if (filter.kind === "low") matching = matching.slice().sort((a, b) => a.confidence - b.confidence);
+    return matching;
   }
 
   async function fetched(filter, offset) {
-    const asked = new URLSearchParams({ kind: filter.kind, name: filter.name, offset, limit: STEP });
-    if (filter.cls) asked.set("class", filter.cls);
-    const answer = await fetch(`${data.rows}?${asked}`);
+    const query = new URLSearchParams({ kind: filter.kind, name: filter.name, offset, limit: STEP });
+    if (filter.cls) query.set("class", filter.cls);
+    const answer = await fetch(`${data.rows}?${query}`);
     if (!answer.ok) throw new Error(await answer.text());
     return answer.json();
   }
@@ -47,9 +47,9 @@
         total = answer.total;
         next = answer.cards;
       } else {
-        const found = fromPage(filter);
-        total = found.length;
-        next = found.slice(shown.length, shown.length + STEP);
+        const matching = fromPage(filter);
+        total = matching.length;
+        next = matching.slice(shown.length, shown.length + STEP);
       }
       for (const card of next) {
         cards.append(drawn(card, shown.length));
@@ -74,7 +74,7 @@
     return more();
   }
 
-  const labels = (card) => card.classes.map((index) => data.classes[index].name).join(", ") || "nothing but ground";
+  const labels = (card) => card.classes.map((index) => data.classes[index].name).join(", ") || "background only";
   const sure = (card) => (card.confidence === null ? "" : `confidence ${card.confidence.toFixed(3)}`);
 
   function picture(source, cls, alt) {

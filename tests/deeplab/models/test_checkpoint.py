@@ -248,7 +248,9 @@ def test_weights_of_another_model_are_refused_and_half_a_model_is_replaced(saved
     torch.manual_seed(1)
     checkpoint.save(tmp_path / "other", build("mobilenet-v2-aspp", 2, output_stride=16), CARD)
     shutil.copy(tmp_path / "other" / checkpoint.WEIGHTS, model)
-    with pytest.raises(ModelError, match=r"model\.json does not belong to these weights: the model is being saved, or a save was interrupted"):
+    with pytest.raises(
+        ModelError, match=r"model\.json does not belong to these weights: the model is being saved, or a save was interrupted"
+    ):
         checkpoint.load(model)
     (model / checkpoint.CARD).unlink()
     checkpoint.save(model, network, CARD)

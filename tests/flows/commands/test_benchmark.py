@@ -58,7 +58,7 @@ def test_what_cannot_be_measured_is_refused_with_what_is_accepted(asked: list[st
 
 def test_a_folder_without_photos_and_a_missing_gpu_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no photos in it" in str(runner.invoke(app, ["benchmark", "--photos", str(tmp_path)]).exception)
+    assert "holds no photos" in str(runner.invoke(app, ["benchmark", "--photos", str(tmp_path)]).exception)
     assert "torch finds no GPU here" in str(runner.invoke(app, ["benchmark", "--device", "cuda"]).exception)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     assert "a photo cannot be used" in str(runner.invoke(app, ["benchmark", *QUICK, "--photos", str(tmp_path)]).exception)

@@ -219,9 +219,9 @@ def test_broken_pairs_that_a_training_skips_are_not_in_its_evaluation(tmp_path: 
 
 def test_options_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "table" / "_delta_log").mkdir(parents=True)
-    with pytest.raises(ResultsError, match="masks are made already; --scales, --crf are for a model"):
+    with pytest.raises(ResultsError, match="masks exist already; --scales, --crf are for a model"):
         evaluate(options.EvaluateOptions(model=str(tmp_path / "table"), dataset="d", crf=True, scales=(0.5,)))
-    with pytest.raises(ResultsError, match="pets: no results table; --rows-of"):
+    with pytest.raises(ResultsError, match="pets: not a results table; --rows-of"):
         evaluate(options.EvaluateOptions(model="pets", dataset="d", rows_of="pets"))
 
 

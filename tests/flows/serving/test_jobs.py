@@ -128,7 +128,7 @@ def test_a_training_is_a_job_too(nodes: RayCluster, jobs: ray_jobs.Jobs, tmp_pat
     assert checkpoint.load(tmp_path / "model").card["training"]["steps"] == 2
 
 
-@pytest.mark.parametrize(("token", "message"), [("", "asks for a token"), ("not the token", "does not know this token")])
+@pytest.mark.parametrize(("token", "message"), [("", "requires a token"), ("not the token", "does not accept this token")])
 def test_a_missing_or_wrong_token_is_one_sentence(
     nodes: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str, message: str
 ) -> None:

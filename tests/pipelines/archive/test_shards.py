@@ -61,8 +61,8 @@ def test_hostile_members_become_reasons(tmp_path: Path) -> None:
         shard.addfile(link)
     reasons = {uri.split("#")[1]: read(uri, version)[2] for uri, version in listed_versions(str(path), tmp_path).items()}
     assert reasons == {
-        "../../etc/x.jpg": "read: the member's name points out of its shard",
-        "/root.jpg": "read: the member's name points out of its shard",
+        "../../etc/x.jpg": "read: the member's name leads outside its shard",
+        "/root.jpg": "read: the member's name leads outside its shard",
         "ok.jpg": None,
         "link.jpg": "read: a link or device inside a shard is not followed",
     }
@@ -81,7 +81,7 @@ def test_a_shard_that_changed_since_it_was_listed_is_noticed(tmp_path: Path) -> 
     make_tar(path, {name: data + b"x" for name, data in PHOTOS.items()})
     os.utime(path, (1, 1))
     uri, version = next(iter(found.items()))
-    assert read(uri, version)[2] == "read: the shard changed after it was listed; the next run lists it anew"
+    assert read(uri, version)[2] == "read: the shard changed after it was listed; the next run lists it again"
 
 
 @pytest.mark.parametrize("name", ["cut.tar", "cut.zip", "text.tar", "text.zip", "gz.tar"])

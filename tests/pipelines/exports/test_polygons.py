@@ -147,7 +147,7 @@ def test_images_that_lie_nowhere_are_left_out_with_the_reason(tmp_path: Path) ->
         )
         for name in ("plain.tif", "photo.jpg"):
             assert "no georeference" in reasons[name] and "coco-rle" in reasons[name]
-        assert "no way to WGS 84" in reasons["drawing.tif"]
+        assert "cannot be converted to WGS 84" in reasons["drawing.tif"]
         assert "WGS 84" in reasons["space.tif"]
         assert "it is (30, 80) now, the mask (60, 80)" in reasons["smaller.tif"]
         assert "cannot be read" in reasons["gone.tif"]

@@ -123,7 +123,7 @@ def test_a_photo_that_is_gone_or_another_leaves_its_mask(tmp_path: Path) -> None
 
 def test_tables_without_masks_or_without_rows_have_a_page_that_says_so(tmp_path: Path) -> None:
     only_errors = build(opened(make_results(tmp_path / "a", photos=0, errors=2)), tmp_path / "errors", MODEL)
-    assert "Not one image has a mask" in only_errors.page.read_text()
+    assert "No image has a mask" in only_errors.page.read_text()
     empty = ResultsTable.ensure(str(tmp_path / "b"))
     empty.register(MODEL, opened(tmp_path / "a" / "results").models()[MODEL])
     empty.refresh()
@@ -149,7 +149,7 @@ def test_only_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     table = opened(make_results(tmp_path, photos=2, errors=0))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(ReportError, match="exists and is no report"):
+    with pytest.raises(ReportError, match="exists and is not a report"):
         build(table, tmp_path / "mine", MODEL)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
     build(table, tmp_path / "report", MODEL)
@@ -161,7 +161,7 @@ def test_only_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 
 def test_a_sample_has_the_least_confident_and_errors_of_every_reason(tmp_path: Path) -> None:
     with Snapshot(opened(make_results(tmp_path, photos=20, errors=12)), MODEL) as rows:
-        cards = gallery.chosen(rows, 10)
+        cards = gallery.sample(rows, 10)
     assert len(cards) == 10
     assert {round(card["confidence"], 2) for card in cards if card["confidence"] is not None} >= {0.5, 0.55}
     assert len({card["error"].split(":")[1] for card in cards if card["error"]}) == 2

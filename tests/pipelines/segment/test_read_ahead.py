@@ -129,7 +129,7 @@ def test_deaths_are_narrowed_down_to_one_image(register: Any) -> None:
             for group in [*([uri] for uri in alone), [uri for uri in block if uri not in suspects.deaths]]:
                 if len(group) == 1 and given_up(suspects.deaths.get(group[0], 0)):
                     continue
-                suspects.hold(group)
+                suspects.write_note(group)
                 if block[6] in group:
                     os.kill(os.getpid(), signal.SIGKILL)
                 done += group
@@ -146,7 +146,7 @@ def test_deaths_are_narrowed_down_to_one_image(register: Any) -> None:
 
 def test_a_block_that_ended_or_failed_with_an_exception_blames_nobody(register: Any) -> None:
     with suppress(ValueError), Suspects(register, "test", "block") as suspects:
-        suspects.hold(["a", "b"])
+        suspects.write_note(["a", "b"])
         raise ValueError
     assert Suspects(register, "test", "block").deaths == {}
     assert given_up(0) is None
@@ -157,5 +157,5 @@ def test_a_register_that_is_gone_holds_nothing_up(register: Any) -> None:
 
     ray.kill(register)
     with Suspects(register, "test", "block") as suspects:
-        suspects.hold(["a"])
+        suspects.write_note(["a"])
         assert suspects.deaths == {}

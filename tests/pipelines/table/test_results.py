@@ -200,10 +200,10 @@ def test_places_that_hold_something_else_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     (tmp_path / "file").write_bytes(b"x")
     for name in ("photos", "file"):
-        with pytest.raises(ResultsError, match="holds something that is no results table"):
+        with pytest.raises(ResultsError, match="holds something other than a results table"):
             ResultsTable.ensure(str(tmp_path / name))
     write_deltalake(str(tmp_path / "foreign"), pa.table({"x": [1]}))
-    with pytest.raises(ResultsError, match="not a results table of ours"):
+    with pytest.raises(ResultsError, match="not a results table"):
         ResultsTable.ensure(str(tmp_path / "foreign"))
     assert DeltaTable(str(tmp_path / "foreign")).to_pyarrow_table().num_rows == 1
 

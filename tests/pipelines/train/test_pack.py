@@ -42,7 +42,7 @@ def test_a_pack_gives_the_same_pairs(folder: Path, tmp_path: Path, monkeypatch: 
 
 def test_what_is_no_sound_pack_is_named(folder: Path, tmp_path: Path) -> None:
     out = packed(folder, tmp_path / "packed")
-    with pytest.raises(DatasetError, match="holds a pack already"):
+    with pytest.raises(DatasetError, match="already holds a pack"):
         packed(folder, out)
     with pytest.raises(DatasetError, match="no split test; splits here: train, val"):
         packed_datasets.open_dataset(str(out), "test")

@@ -34,7 +34,7 @@ def options(tmp_path: Path, **given: object) -> TrainOptions:
 
 
 def test_workers_that_the_cluster_never_gives_end_in_what_was_asked_and_what_there_is(tmp_path: Path, running_ray: None) -> None:
-    with pytest.raises(TrainingError, match=r"no workers for 5 s: 3 with 1 CPU each .* has 2 CPU and 0 GPU"):
+    with pytest.raises(TrainingError, match=r"no workers for 5 s: 3 need 1 CPU each, .* has 2 CPU and 0 GPU"):
         train(options(tmp_path, workers=3, start_timeout=5))
 
 
