@@ -13,9 +13,9 @@ from flows.console.terminal import print_json, stdout
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help=".pth, .safetensors or .caffemodel.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help=".pth, .safetensors, .caffemodel or .tflite.", show_default=False)],
     model_out: Annotated[Path, typer.Argument(help="Model folder to write.", show_default=False)],
-    family: Annotated[str, typer.Option(help="Whose file it is: kazuto, isht7, torchvision or caffe.")] = "kazuto",
+    family: Annotated[str, typer.Option(help="Whose file it is: kazuto, isht7, torchvision, caffe or tflite.")] = "kazuto",
     classes: Annotated[
         Path | None, typer.Option(help="Text file, one class name a line. Default: VOC's for 21 classes, else class 0, 1, ...")
     ] = None,
