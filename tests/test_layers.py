@@ -14,7 +14,10 @@ from tests.rooms import FLOORS, ROOT, parsed, sources
 
 SCIENCE = {"torch", "torchvision", "numpy", "PIL", "safetensors", "pycocotools", "pydensecrf"}
 # What one module uses where it is installed; it is imported when it is needed.
-OPTIONAL = {ROOT / "deeplab" / "images" / "gdal_raster.py": {"rasterio"}}
+OPTIONAL = {
+    ROOT / "deeplab" / "images" / "gdal_raster.py": {"rasterio"},
+    ROOT / "deeplab" / "weights" / "tflite_file.py": {"tflite"},
+}
 MOST_MODULES = 12
 
 # Room: the rooms that it imports. A room imports only what stands above it here, so there are no circles.

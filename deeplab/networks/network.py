@@ -39,6 +39,8 @@ CAFFE = Normalization("BGR", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
 DEEPLAB = Normalization("BGR", (104.008, 116.669, 122.675), (1.0, 1.0, 1.0))
 FCN_MEAN = Normalization("BGR", (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
 TENSORFLOW = Normalization("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+# Google's DeepLab v3 on phones: the input's 8-bit code, x / 128 - 1.
+MOBILE = Normalization("RGB", (128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
 # torchvision's: mean (0.485, 0.456, 0.406) and deviation (0.229, 0.224, 0.225) of pixels in 0..1.
 TORCHVISION = Normalization("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 

@@ -10,7 +10,7 @@ from torch import nn
 from deeplab.convolutions.conv_norm import ConvBatchNorm
 
 
-def _conv_bn_relu(inputs: int, outputs: int, kernel: int, rate: int = 1) -> ConvBatchNorm:
+def conv_bn_relu(inputs: int, outputs: int, kernel: int, rate: int = 1) -> ConvBatchNorm:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=rate * (kernel - 1) // 2, dilation=rate, bias=False)
     return ConvBatchNorm(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
@@ -32,10 +32,10 @@ class DeepLabV3ASPP(nn.Module):
 
     def __init__(self, inputs: int, rates: Sequence[int], width: int = 256) -> None:
         super().__init__()
-        branches: list[nn.Module] = [_conv_bn_relu(inputs, width, 1)]
-        branches += [_conv_bn_relu(inputs, width, 3, rate) for rate in rates]
+        branches: list[nn.Module] = [conv_bn_relu(inputs, width, 1)]
+        branches += [conv_bn_relu(inputs, width, 3, rate) for rate in rates]
         self.convs = nn.ModuleList([*branches, ImagePooling(inputs, width)])
-        self.project = nn.Sequential(*_conv_bn_relu(width * len(self.convs), width, 1), nn.Dropout(0.5))
+        self.project = nn.Sequential(*conv_bn_relu(width * len(self.convs), width, 1), nn.Dropout(0.5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.project(torch.cat([branch(x) for branch in self.convs], 1))

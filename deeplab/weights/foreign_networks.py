@@ -12,9 +12,10 @@ from deeplab.weights import caffe_layers, key_maps
 from deeplab.weights.caffemodel import read_caffemodel
 from deeplab.weights.pth_files import read_pth, unprefixed
 from deeplab.weights.strict_loading import Tensors, WeightsError, load_backbone, read_safetensors
+from deeplab.weights.tflite_file import read_tflite
 from deeplab.zoo import build
 
-FAMILIES = ("kazuto", "isht7", "torchvision", "caffe")
+FAMILIES = ("kazuto", "isht7", "torchvision", "caffe", "tflite")
 SCORES = ("head.branches.0.weight", "head.scores.0.weight", "head.score.weight", "head.score_fr.weight")
 
 
@@ -48,8 +49,8 @@ def import_weights(tensors: Tensors, family: str) -> Imported:
     if family not in FAMILIES:
         near = get_close_matches(family, FAMILIES, n=1, cutoff=0.0)[0]
         raise WeightsError(f"unknown family {family!r}; nearest: {near}; known: {', '.join(FAMILIES)}")
-    if family == "caffe":
-        raise WeightsError("family caffe is a .caffemodel, not a state dict: give the file to import_file")
+    if family in ("caffe", "tflite"):
+        raise WeightsError(f"family {family} is not a state dict: give the file to import_file")
     tensors, outside = unprefixed(tensors)
     imported = _torchvision(tensors) if family == "torchvision" else _resnet_aspp(tensors, family)
     imported.left_out += outside
@@ -57,7 +58,10 @@ def import_weights(tensors: Tensors, family: str) -> Imported:
 
 
 def import_file(path: str | Path, family: str) -> Imported:
-    """A file of that family: .caffemodel for "caffe", else .safetensors, or .pth read with `weights_only=True`."""
+    """A .caffemodel of family "caffe", a .tflite of "tflite"; of others .safetensors, or .pth read with `weights_only=True`."""
+    if family == "tflite":
+        tensors, classes = read_tflite(path)
+        return _filled("mobilenet-v2-image-pooling", {}, tensors, {}, (), [], classes)
     if family == "caffe":
         net = caffe_layers.convert(read_caffemodel(path))
         return _filled(net.architecture, net.options, net.tensors, {}, (), net.skipped)

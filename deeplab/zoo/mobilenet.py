@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from deeplab.networks.heads import ASPP
+from deeplab.networks.image_pooling_head import ImagePoolingHead, ShortMobileNetV2
 from deeplab.networks.mobilenet import MobileNetV2
 from deeplab.networks.mobilenet_v3 import MobileNetV3
-from deeplab.networks.network import TENSORFLOW, TORCHVISION, SegmentationNetwork
+from deeplab.networks.network import MOBILE, TENSORFLOW, TORCHVISION, SegmentationNetwork
 from deeplab.networks.torchvision_heads import DeepLabV3Head
 from deeplab.zoo.architecture import Architecture, field_of_view
 from deeplab.zoo.resnet import RATES
@@ -24,6 +25,11 @@ def _v2_with_v3_head(
     backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
     head = DeepLabV3Head(MobileNetV2.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)])
     return SegmentationNetwork(backbone, head, classes, TENSORFLOW, align_corners)
+
+
+def _short(classes: int, output_stride: int = 16, padding: str = "same") -> SegmentationNetwork:
+    backbone = ShortMobileNetV2(output_stride, padding)  # type: ignore[arg-type]
+    return SegmentationNetwork(backbone, ImagePoolingHead(ShortMobileNetV2.channels, classes), classes, MOBILE)
 
 
 def _v3(classes: int, output_stride: int = 16, align_corners: bool = False) -> SegmentationNetwork:
@@ -47,6 +53,14 @@ ENTRIES = (
         "backbone arXiv 1801.04381; head arXiv 1706.05587",
         _v2_with_v3_head,
         0,
+    ),
+    Architecture(
+        "mobilenet-v2-image-pooling",
+        "MobileNetV2 with holes, image pooling beside a 1x1 convolution (Google's mobilenet_v2_dm)",
+        "arXiv 1801.04381, section 6.3",
+        _short,
+        0,
+        note="75.32 in the paper at stride 16 (COCO init)",
     ),
     Architecture(
         "mobilenet-v3-aspp-v3",

@@ -12,9 +12,9 @@ from flows.console.terminal import plain_table, print_json, stdout
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=".pth, .safetensors or .caffemodel.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".pth, .safetensors, .caffemodel or .tflite.", show_default=False)],
     model_out: Annotated[Path, typer.Argument(metavar="MODEL_OUT", help="Model folder to write.", show_default=False)],
-    family: Annotated[str, typer.Option(help="Code base that wrote FILE: kazuto, isht7, torchvision or caffe.")] = "kazuto",
+    family: Annotated[str, typer.Option(help="Code base that wrote FILE: kazuto, isht7, torchvision, caffe or tflite.")] = "kazuto",
     classes: Annotated[
         Path | None, typer.Option(help="Text file with a class name per line. Default: VOC's for 21 classes, else class 0, 1, ...")
     ] = None,
