@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("flows", "pipelines", "deeplab")
-ABOVE = {"flows/cli", "flows/deployments", "pipelines/job", "pipelines/benchmark"}
+ABOVE = {"flows/cli", "flows/deployments", "pipelines/job_program", "pipelines/benchmark"}
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: drawn by `python -m tests.rooms` -->\n", "<!-- end of rooms -->\n"
 

@@ -49,7 +49,7 @@ ROOMS = {
     "pipelines/table pipelines/cluster pipelines/options",
     "pipelines/exports": "deeplab deeplab/images pipelines/storage pipelines/archive pipelines/table",
     "pipelines/report": "deeplab deeplab/images pipelines/archive pipelines/table",
-    "pipelines/job": "deeplab deeplab/training pipelines/storage pipelines/cluster pipelines/options pipelines/segment "
+    "pipelines/job_program": "deeplab deeplab/training pipelines/storage pipelines/cluster pipelines/options pipelines/segment "
     "pipelines/train",
     "pipelines/benchmark": "deeplab deeplab/images deeplab/zoo deeplab/models deeplab/scoring pipelines/storage pipelines/options",
     #

@@ -11,7 +11,7 @@ from deeplab.classes import CITYSCAPES, IGNORE, VOC
 from deeplab.errors import UserError
 from deeplab.files import Files
 from deeplab.images.decoding import EXTENSIONS
-from deeplab.names import stem
+from deeplab.safe_names import stem
 
 
 class DatasetError(UserError):

@@ -10,8 +10,8 @@ from typing import NotRequired, Protocol, TypedDict
 import numpy as np
 
 from deeplab.data.datasets import Labelled
+from deeplab.distributed import Ranks
 from deeplab.evaluation.metrics import Confusion, Summary, trimap_band
-from deeplab.ranks import Ranks
 from deeplab.scoring.predictor import Predictor
 
 

@@ -18,14 +18,14 @@ from deeplab.classes import ClassTable
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import STAGED, Files, LocalFiles, as_files
-from deeplab.names import InvalidName, model_name
 from deeplab.networks.network import SegmentationNetwork
+from deeplab.safe_names import InvalidName, model_name
 from deeplab.zoo import build
 
 FORMAT = "deeplab-model/1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_sha256"  # key in the card: the weights that it belongs to
-TRAINING = "training.json"  # the record of the training run that writes a folder (deeplab.training.states)
+TRAINING = "training.json"  # the record of the training run that writes a folder (deeplab.training.saved_states)
 BUNDLED = Path(__file__).parent
 
 
@@ -191,7 +191,7 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
     here. An existing model folder is replaced. ModelError for any other folder, weights that are not finite, and a name
-    that deeplab.names.model_name refuses. If the save is interrupted, the place holds the old model, the new one, or new
+    that deeplab.safe_names.model_name refuses. If the save is interrupted, the place holds the old model, the new one, or new
     weights without their card, which `parse` refuses; saving again completes it.
     """
     place = as_files(place)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from deeplab.networks.heads import Plain
+from deeplab.networks.deeplab_heads import Plain
 from deeplab.networks.network import Normalization, SegmentationNetwork, scaled_channels
 from deeplab.networks.resampling import resample
 from deeplab.networks.vgg import initialised

@@ -24,21 +24,21 @@ from deeplab.data.augmentation import Augmentation
 from deeplab.data.datasets import Labelled
 from deeplab.data.object_crops import ObjectCrops
 from deeplab.devices import device_named
+from deeplab.distributed import Ranks
 from deeplab.errors import UserError
 from deeplab.evaluation.metrics import Summary
 from deeplab.evaluation.predictions import evaluate
 from deeplab.files import Files, as_files, mark_output
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.ranks import Ranks
 from deeplab.scoring.predictor import Predictor, Scoring
-from deeplab.training import states
+from deeplab.training import saved_states
 from deeplab.training.losses import labelled_pixels
 from deeplab.training.objective import training_loss
 from deeplab.training.optimizer import learning_rate_factor, optimizer_of, update_average
 from deeplab.training.presets import TrainingConfig
 from deeplab.training.sampling import Samples, Shares
-from deeplab.training.states import TrainingError
+from deeplab.training.saved_states import TrainingError
 
 SHOWN = 6  # validation images on the sheet of sample predictions
 LOADER_GRACE_SECONDS = 120  # from SIGTERM until a loader process ends by itself if its parent has not ended it
@@ -123,7 +123,7 @@ def train(
 
     States (weights, optimizer, average, best so far) go to `out`/training, one JSON line per validation to metrics.jsonl,
     sample predictions to samples/. `resume` continues from the newest state; without it a folder that holds one is
-    refused. `run`: the id of a run that another process began (`states.begin`), continued from its newest state, if any.
+    refused. `run`: the id of a run that another process began (`saved_states.begin`), continued from its newest state, if any.
     `card`: entries of the model card besides architecture, classes, training and metrics. `stop` is called at every step
     and validation image, on every rank: if one returns True, the state is saved and Stopped raised. Every rank calls
     `train` with the same arguments; `report` is called on rank 0.
@@ -144,7 +144,9 @@ def train(
             f"the network has {network.classes} classes, the training set {len(training.classes)}, "
             f"the validation set {len(validation.classes)}: they must be the same"
         )
-    record = ranks.on_first(lambda: states.attach(out, run) if run else states.begin(out, config, training, validation, resume))
+    record = ranks.on_first(
+        lambda: saved_states.attach(out, run) if run else saved_states.begin(out, config, training, validation, resume)
+    )
     if record.best is not None:
         return record.best
 
@@ -159,7 +161,7 @@ def train(
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
     start, validated, loss = 0, 0, math.nan
     best, history = dict[str, Any](mean_iou=-1.0), list[dict[str, Any]]()
-    state = ranks.on_first(lambda: states.newest(out, record.id))
+    state = ranks.on_first(lambda: saved_states.newest(out, record.id))
     if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -189,7 +191,7 @@ def train(
         state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"scaler": scaler.state_dict(), "average": average, "best": best, "history": history}
         state |= {"step": done, "validated": validated, "loss": loss}
-        ranks.on_first(lambda: states.save(out, record.id, state, execution.keep))
+        ranks.on_first(lambda: saved_states.save(out, record.id, state, execution.keep))
 
     def validate(done: int) -> tuple[Summary, str]:
         nonlocal best, validated
@@ -284,7 +286,7 @@ def train(
         if stopping:
             raise Stopped(out, done)
     if ranks.first:
-        states.finish(out, record, best)
+        saved_states.finish(out, record, best)
     return best
 
 

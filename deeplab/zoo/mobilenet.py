@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deeplab.networks.heads import ASPP
+from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.image_pooling_head import ImagePoolingHead, ShortMobileNetV2
 from deeplab.networks.mobilenet import MobileNetV2
 from deeplab.networks.mobilenet_v3 import MobileNetV3

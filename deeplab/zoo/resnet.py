@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from deeplab.networks.heads import ASPP, LargeFOV, Plain
+from deeplab.networks.deeplab_heads import ASPP, LargeFOV, Plain
 from deeplab.networks.network import CAFFE, DEEPLAB, TORCHVISION, SegmentationNetwork
 from deeplab.networks.resnet import ResNet
 from deeplab.networks.torchvision_heads import ConvolutionalFCNHead, DeepLabV3Head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deeplab.networks.heads import FeatureBranches, Plain, SummedScores
+from deeplab.networks.deeplab_heads import FeatureBranches, Plain, SummedScores
 from deeplab.networks.network import DEEPLAB, SegmentationNetwork
 from deeplab.networks.vgg import VGG16FullyConvolutional, VGG16Pyramid
 from deeplab.zoo.architecture import Architecture, field_of_view

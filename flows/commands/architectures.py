@@ -28,7 +28,7 @@ def import_weights(
     from deeplab import text_lists, weights
     from deeplab.classes import VOC, ClassTable
     from deeplab.models import checkpoint
-    from deeplab.names import model_name, name_after
+    from deeplab.safe_names import model_name, name_after
 
     name = name_after(model_out.resolve().name) if name is None else model_name(name)
     if family not in weights.FAMILIES:

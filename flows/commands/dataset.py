@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from flows.commands.parameters import Json
 from flows.console.terminal import bar, plain_table, print_json, stdout
-from pipelines.options.parts import DataSetOptions
+from pipelines.options.shared import DataSetOptions
 
 if TYPE_CHECKING:
     from deeplab.data.inspection import Inspection

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from rich.markup import escape
 
 from flows.console.terminal import stderr
-from pipelines.options.parts import Spelling
+from pipelines.options.shared import Spelling
 
 USAGE = 2
 MOST_SHOWN = 8  # choices in a help text; longer lists stand in the docs

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, unquote, unquote_to_bytes
 
 from deeplab.errors import one_line
-from deeplab.names import leads_outside
+from deeplab.safe_names import leads_outside
 from pipelines.archive import parquet_shards, shards
 from pipelines.storage import filesystems
 from pipelines.storage.object_file import CHANGED, open_object

@@ -1,6 +1,6 @@
 """A run as a job on a Ray cluster, through its Jobs API: submit or attach, follow its lines, stop it.
 
-The job is `python -m pipelines.job KIND OPTIONS` on the cluster's head, which this process reaches by HTTP only: it needs neither
+The job is `python -m pipelines.job_program KIND OPTIONS` on the cluster's head, which this process reaches by HTTP only: it needs neither
 access to the cluster's network nor the same Python. The nodes need this package, the storage and their own credentials.
 """
 
@@ -113,7 +113,7 @@ class Jobs:
         number = int(attempts[-1].submission_id.rpartition("-")[2]) + 1 if attempts else 1
         job = f"{name}-{number}"
         text = options.model_dump_json(exclude={"address"}, exclude_defaults=True)
-        command = f"exec python -P -m pipelines.job {kind} {shlex.quote(text)}"
+        command = f"exec python -P -m pipelines.job_program {kind} {shlex.quote(text)}"
         try:
             self.client.submit_job(entrypoint=command, submission_id=job, metadata={"deeplab": kind})
         except RuntimeError:

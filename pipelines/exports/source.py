@@ -15,7 +15,7 @@ import pyarrow as pa
 from deeplab import masks
 from deeplab.errors import ImageError, one_line
 from deeplab.files import LocalFiles, mark_files, mark_output
-from deeplab.names import relative_path, stem
+from deeplab.safe_names import relative_path, stem
 from pipelines.archive import shards
 from pipelines.archive.shards import parts_of, path_of
 from pipelines.storage import filesystems

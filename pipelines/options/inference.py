@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from deeplab.images.decoding import MAX_PIXELS
-from pipelines.options.parts import (
+from pipelines.options.shared import (
     Address,
     ClusterOptions,
     CRFMode,

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from deeplab.names import ALIAS, model_name
+from deeplab.safe_names import ALIAS, model_name
 from deeplab.training.presets import PRESETS
-from pipelines.options.parts import ClusterOptions, DataSetOptions, Options, SkipBroken, Spelling, short
+from pipelines.options.shared import ClusterOptions, DataSetOptions, Options, SkipBroken, Spelling, short
 
 
 class PresetOptions(Options):

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from deeplab.errors import UserError
 from deeplab.files import Files, LocalFiles
-from deeplab.names import leads_outside
+from deeplab.safe_names import leads_outside
 from pipelines.storage import local_files, s3
 from pipelines.storage.storage_errors import OWN, StorageError
 

@@ -16,7 +16,7 @@ from deeplab.errors import UserError
 from deeplab.files import Files
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import CARD, WEIGHTS, ModelError
-from deeplab.names import ALIAS
+from deeplab.safe_names import ALIAS
 from pipelines.storage import filesystems, s3
 
 

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
-from deeplab.names import folder_of
+from deeplab.safe_names import folder_of
 from pipelines.archive.image_lists import MISSING
 from pipelines.storage import filesystems
 from pipelines.table.results_table import ResultsTable

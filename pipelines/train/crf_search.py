@@ -20,7 +20,7 @@ from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
 from deeplab.scoring.predictor import Predictor, Scoring
 from pipelines.options import TuneOptions
-from pipelines.options.parts import CRFMode, short
+from pipelines.options.shared import CRFMode, short
 from pipelines.storage.model_registry import changeable, read_model
 from pipelines.train.packed_datasets import Packed, open_dataset
 from pipelines.train.stored_masks import require_classes

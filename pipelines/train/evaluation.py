@@ -17,7 +17,7 @@ from deeplab.evaluation.predictions import Evaluation, predict
 from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor, Scoring
 from pipelines.options import EvaluateOptions
-from pipelines.options.parts import RefinementOptions, ScoringOptions
+from pipelines.options.shared import RefinementOptions, ScoringOptions
 from pipelines.storage.model_registry import read_model
 from pipelines.table.table_errors import ResultsError
 from pipelines.train.packed_datasets import Packed, open_dataset

@@ -46,12 +46,12 @@ def train(options: RegisteredTraining, report: Callable[[TrainingProgress], None
 
     Returns the best validation summary.
     """
-    from deeplab.training import states
+    from deeplab.training import saved_states
     from pipelines.train.ray_train import Notice
     from pipelines.train.ray_train import train as run
 
     shared = options.model_dump(include=set(Training.model_fields))
-    record = states.read_record(filesystems.files(options.out))
+    record = saved_states.read_record(filesystems.files(options.out))
     job = TrainOptions(model_out=options.out, resume=record is not None and record.best is None, **shared)
 
     def watch(progress: TrainingProgress | Notice) -> None:

@@ -18,11 +18,11 @@ from deeplab.classes import ClassTable
 from deeplab.data.datasets import LabelledFolder
 from deeplab.data.inspection import inspect
 from deeplab.errors import UserError, last_line, one_line
-from deeplab.names import name_after
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.training import loop, states
+from deeplab.safe_names import name_after
+from deeplab.training import loop, saved_states
 from deeplab.training.presets import PRESETS, TrainingConfig
-from deeplab.training.states import TrainingError
+from deeplab.training.saved_states import TrainingError
 from pipelines.options import TrainOptions
 from pipelines.storage import filesystems
 from pipelines.train.packed_datasets import Packed, open_dataset
@@ -97,7 +97,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     out = filesystems.files(filesystems.canonical(options.model_out))
     name = options.name or name_after(filesystems.last_part(options.model_out))
     if not options.resume:
-        states.require_finished(out)
+        saved_states.require_finished(out)
     skipped = _check(options, watch)
     data = [open_split(options, split, skipped) for split in (options.split, options.val_split)]
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
@@ -112,7 +112,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
         },
         "init": source,
     }
-    record = states.begin(out, config, data[0], data[1], options.resume, skipped)
+    record = saved_states.begin(out, config, data[0], data[1], options.resume, skipped)
     text = f"{config.architecture}, preset {config.preset}: {source}; {len(data[0])} images to train, {len(data[1])} to validate"
     watch(Notice("start", text=text))
     job = Job(options, config, record.id, skipped, card)
@@ -142,7 +142,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
 def _check(options: TrainOptions, watch: Watch) -> list[str]:
     """The stems to skip. A resumed run skips the same as before; a new one inspects every pair first."""
     if options.resume:
-        record = states.read_record(filesystems.files(filesystems.canonical(options.model_out)))
+        record = saved_states.read_record(filesystems.files(filesystems.canonical(options.model_out)))
         return record.skipped if record else []
     broken: list[str] = []
     for split in (options.split, options.val_split):
@@ -177,7 +177,7 @@ def _with_ray(job: Job, network: SegmentationNetwork, watch: Watch, stop: Callab
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from pipelines.cluster import connection
-    from pipelines.train.mailbox import Board
+    from pipelines.train.worker_messages import Board
 
     options = job.options
     # The loop saves its own states; Ray's controller only starts the workers, `retries` times.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from deeplab import masks
 from deeplab.data.datasets import LabelledFolder
 from deeplab.data.layouts import DatasetError
-from deeplab.names import stem
+from deeplab.safe_names import stem
 from pipelines import sql
 from pipelines.storage import filesystems
 from pipelines.table.results_table import ResultsTable

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from deeplab.networks.heads import ASPP
+from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.network import TENSORFLOW, SegmentationNetwork
 from tests.material import make_dataset
 

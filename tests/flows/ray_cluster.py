@@ -44,7 +44,7 @@ class RayCluster:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"pipelines.job" in command:
+            if b"pipelines.job_program" in command:
                 found.append(pid)
         return found
 

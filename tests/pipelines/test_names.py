@@ -27,7 +27,7 @@ from deeplab.errors import UserError
 from deeplab.files import MARKER
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
-from deeplab.names import PART_BYTES, InvalidName, folder_of, model_name, relative_path, stem
+from deeplab.safe_names import PART_BYTES, InvalidName, folder_of, model_name, relative_path, stem
 from pipelines.archive import inventory, shards
 from pipelines.exports import export
 from pipelines.exports.sample_sheet import show

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from deeplab.convolutions.conv_norm import ConvBatchNorm, conv_norm
 from deeplab.convolutions.dilated import depthwise_by_phases, summed_by_shifts
-from deeplab.networks.heads import ASPP, LargeFOV, Plain
+from deeplab.networks.deeplab_heads import ASPP, LargeFOV, Plain
 from tests.examples import examples
 
 SIDES = st.integers(1, 13)

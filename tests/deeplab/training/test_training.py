@@ -17,7 +17,7 @@ from deeplab.training.loop import Execution, Stopped, TrainingProgress, train
 from deeplab.training.optimizer import learning_rate_factor, parameter_groups, update_average
 from deeplab.training.presets import PRESETS, TrainingConfig
 from deeplab.training.sampling import Samples
-from deeplab.training.states import TrainingError
+from deeplab.training.saved_states import TrainingError
 from deeplab.weights import read_safetensors
 from deeplab.zoo import build
 

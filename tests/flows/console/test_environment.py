@@ -19,7 +19,7 @@ import pytest
 
 from flows.commands.parameters import options_of, parse_settings
 from flows.console import environment, error_messages, signals
-from pipelines import job
+from pipelines import job_program
 from pipelines.archive.image_lists import ArchiveError
 from pipelines.cluster import connection, ray_jobs
 from pipelines.options import SegmentOptions
@@ -284,7 +284,7 @@ def test_a_job_tells_an_error_that_nobody_foresaw_as_one_event_with_its_text(
     monkeypatch.setattr("pipelines.segment.run.segment", fail)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert job.main("segment", '{"archive": "a", "results": "r"}') == 1
+        assert job_program.main("segment", '{"archive": "a", "results": "r"}') == 1
     finally:
         signal.signal(signal.SIGTERM, before)
     (line,) = capsys.readouterr().out.splitlines()

@@ -13,7 +13,7 @@ from PIL import Image
 from deeplab.errors import UserError
 from deeplab.models import checkpoint
 from deeplab.training.loop import Stopped, TrainingProgress
-from deeplab.training.states import TrainingError
+from deeplab.training.saved_states import TrainingError
 from pipelines.options import TrainOptions
 from pipelines.storage import filesystems
 from pipelines.storage import s3 as store

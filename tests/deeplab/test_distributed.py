@@ -12,13 +12,13 @@ from torch import distributed
 
 from deeplab.classes import ClassTable
 from deeplab.data.datasets import LabelledFolder
+from deeplab.distributed import Ranks
 from deeplab.models import checkpoint
-from deeplab.ranks import Ranks
 from deeplab.training.loop import Execution, Stopped, train
 from deeplab.training.losses import labelled_pixels, segmentation_loss
 from deeplab.training.presets import TrainingConfig
 from deeplab.training.sampling import Shares
-from deeplab.training.states import TrainingError
+from deeplab.training.saved_states import TrainingError
 
 CONFIG = TrainingConfig(
     preset="tiny", architecture="mobilenet-v2-aspp", steps=20, batch_size=4, crop=33, learning_rate=0.02, scales=(0.75, 1.0),

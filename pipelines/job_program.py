@@ -1,4 +1,4 @@
-"""The program of a Ray job: `python -m pipelines.job segment|train OPTIONS`, with the options as JSON.
+"""The program of a Ray job: `python -m pipelines.job_program segment|train OPTIONS`, with the options as JSON.
 
 It does the same as `deeplab segment` and `deeplab train`, on the cluster whose job it is, and reports in lines of JSON:
 {"deeplab": "progress", ...} now and then, and {"deeplab": "result"} or {"deeplab": "error"} last.
