@@ -1,7 +1,7 @@
 """A run as a job on a Ray cluster, through its Jobs API: submit or attach, follow its lines, stop it.
 
-The job is `python -m pipelines.job_program KIND OPTIONS` on the cluster's head, which this process reaches by HTTP only: it needs neither
-access to the cluster's network nor the same Python. The nodes need this package, the storage and their own credentials.
+The job is `python -m pipelines.job_program KIND OPTIONS` on the cluster's head. This process reaches it by HTTP alone: it needs
+neither access to the cluster's network nor the same Python. The nodes need this package, the storage and their own credentials.
 """
 
 from __future__ import annotations
