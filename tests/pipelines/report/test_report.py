@@ -118,7 +118,7 @@ def test_a_photo_that_is_gone_or_another_leaves_its_mask(tmp_path: Path) -> None
     assert isinstance(cards, list)
     lost = [card for card in cards if "gone" in card]
     assert len(lost) == 2 and all("mask" in card and "photo" not in card for card in lost)
-    assert {"No such file" in card["gone"] or "the mask" in card["gone"] for card in lost} == {True}
+    assert {"No such file" in card["gone"] or "its mask" in card["gone"] for card in lost} == {True}
 
 
 def test_tables_without_masks_or_without_rows_have_a_page_that_says_so(tmp_path: Path) -> None:
