@@ -260,9 +260,9 @@ def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
 def check_rows(summary: Summary, max_error_rate: float) -> Summary:
     """Check the rows of a run of another process. Raises SegmentError unless each of its images has one row; TooManyErrors."""
     table = ResultsTable.open(summary.results, patient=True)
-    rows, distinct = counts.rows_of(table, summary.model, summary.run)[0], counts.images_of(table, summary.model, summary.run)
-    if not rows == distinct == summary.images:
-        raise SegmentError(f"{summary.results}: {rows} rows of {distinct} images for {summary.images} images of {summary.run}")
+    rows, images = counts.rows_and_images(table, summary.model, summary.run)
+    if not rows == images == summary.images:
+        raise SegmentError(f"{summary.results}: {rows} rows of {images} images for {summary.images} images of {summary.run}")
     return within_limit(summary, max_error_rate)
 
 

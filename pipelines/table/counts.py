@@ -32,10 +32,10 @@ def rows_of(table: ResultsTable, model: str, run: str) -> tuple[int, int]:
     return counted or (0, 0)
 
 
-def images_of(table: ResultsTable, model: str, run: str) -> int:
-    """Images, as (uri, version), of a run's rows."""
-    counted = "SELECT count(*) FROM (SELECT DISTINCT uri, version FROM results WHERE run = ?)"
-    return int((table.query(counted, [run], model).fetchone() or (0,))[0])
+def rows_and_images(table: ResultsTable, model: str, run: str) -> tuple[int, int]:
+    """Rows of a run, and its images, as (uri, version)."""
+    counted = table.query("SELECT count(*), count(DISTINCT (uri, version)) FROM results WHERE run = ?", [run], model).fetchone()
+    return counted or (0, 0)
 
 
 def class_shares(table: ResultsTable, model: str, run: str | None = None) -> dict[str, float]:
