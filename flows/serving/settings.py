@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
@@ -30,19 +31,22 @@ def limit_name(results: str) -> str:
 
 @contextmanager
 def one_at_a_time(results: str) -> Iterator[None]:
-    """Wait until no other run works on this table; no wait unless `deeplab setup-prefect --results` created its limit."""
-    limit, missing = None, False
+    """Wait until no other run works on this table; no wait unless `deeplab setup-prefect --results` created its limit.
+
+    If the server cannot be reached, the run goes on without: two runs on one table do work twice, and no harm.
+    """
+    logger, limit = get_run_logger(), None
     try:
         with get_client(sync_client=True) as client:
             limit = client.read_global_concurrency_limit_by_name(limit_name(results))
     except ObjectNotFound:
-        missing = True
-    except Exception:  # the server is unreachable for the moment; acquiring the limit waits for it
         pass
-    if missing:
+    except httpx.TransportError as error:
+        logger.warning(f"the Prefect server cannot be reached ({error}); the run does not wait for others on {results}")
+    if limit is None:
         yield
         return
-    if limit is not None and limit.active and limit.active_slots >= limit.limit:
-        get_run_logger().info(f"another run works on {results}; this one waits for it")
+    if limit.active and limit.active_slots >= limit.limit:
+        logger.info(f"another run works on {results}; this one waits for it")
     with concurrency(limit_name(results), lease_duration=LEASE_SECONDS, strict=False):
         yield

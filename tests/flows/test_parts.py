@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from deeplab.classes import PETS
 from deeplab.training.presets import PRESETS
 from flows.segment import transient
+from flows.serving import settings
 from flows.serving.cleanup import end_processes
 from flows.train import preflight
 from flows.watching import progress
@@ -177,3 +178,15 @@ def test_a_page_that_a_server_does_not_take_ends_no_run(monkeypatch: pytest.Monk
 
     report()
     assert "no report on the run's page: the Prefect server cannot be reached" in caplog.text
+
+
+def test_a_run_begins_without_its_turn_when_no_server_can_say_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(sync_client: bool) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(settings, "get_client", refused)
+    monkeypatch.setattr(settings, "get_run_logger", lambda: logging.getLogger("test"))
+    with settings.one_at_a_time("file:///results"):
+        assert "the run does not wait for others on file:///results" in caplog.text
