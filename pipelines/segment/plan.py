@@ -18,6 +18,7 @@ SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa
 # Images that are sorted by size together, so that a block holds images of similar size and batches fill up.
 SORTED = 20_000
 SMALLEST = 4  # images of a block: their work outweighs the 3 to 8 ms of the driver's CPU that Ray Data takes per block
+LEAST = 8  # blocks of a task
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class Plan:
     def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
         """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
 
-        Only SORTED rows are in memory at a time. The first blocks of the tasks differ in size, so that tasks finish one after
-        another and rows arrive steadily. Towards the end a block is a task's share of the rest (guided self-scheduling:
+        Only SORTED rows are in memory at a time. Each task gets LEAST blocks or more, so that a short run has commits and work for
+        nodes that join. The first blocks of the tasks differ in size, so that tasks finish one after another and rows arrive
+        steadily. Towards the end a block is a task's share of the rest (guided self-scheduling:
         Polychronopoulos and Kuck, 1987), so that all tasks finish at about the same time.
         """
-        left, number = self.images, 0
+        left, number, usual = self.images, 0, min(images, self.images // (LEAST * slots))
         with pq.ParquetFile(self.path, pre_buffer=False) as source:
             for batch in source.iter_batches(batch_size=SORTED):
                 rows = pa.Table.from_batches([batch]).cast(SCHEMA)
@@ -50,8 +52,8 @@ class Plan:
                 ends = pc.cumulative_sum(pc.fill_null(rows["bytes"], 0)).to_numpy()
                 start = 0
                 while start < rows.num_rows:
-                    first = images * (slots - number) // slots if number < slots else images
-                    most, number = max(SMALLEST, min(first, left // slots)), number + 1
+                    images_now = usual * (slots - number) // slots if number < slots else usual
+                    most, number = max(SMALLEST, min(images_now, left // slots)), number + 1
                     before = ends[start - 1] if start else 0
                     by_size = int(ends.searchsorted(before + size, side="right"))
                     stop = min(start + most, max(by_size, start + 1), rows.num_rows)

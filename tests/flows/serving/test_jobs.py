@@ -143,7 +143,7 @@ def test_a_missing_or_wrong_token_is_one_sentence(
 
 JOIN = """
 import sys
-from pipelines.cluster import connection as cluster
+from pipelines.cluster import connection
 with connection.session(sys.argv[1]):
     print(connection.resources())
 """
