@@ -47,16 +47,13 @@ def photo(seed: int, height: int = 60, width: int = 80) -> bytes:
     return buffer.getvalue()
 
 
-def make_archive(folder: Path, count: int, first: int = 0, scale: int = 1, size: int = 0) -> Path:
-    """`count` photos of three sizes in two folders, named photo_NNN.jpg; `scale` 20 makes each a second's work.
-
-    `size`: bytes that a file has at least, by what follows the picture; a block holds 4 MiB.
-    """
+def make_archive(folder: Path, count: int, first: int = 0, scale: int = 1) -> Path:
+    """`count` photos of three sizes in two folders, named photo_NNN.jpg; `scale` 20 makes each a second's work."""
     for index in range(first, first + count):
         target = folder / ("a" if index % 2 else "b") / f"photo_{index:03d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         height, width = [(60, 80), (80, 60), (64, 64)][index % 3]
-        target.write_bytes(photo(index, scale * height, scale * width).ljust(size, b"\0"))
+        target.write_bytes(photo(index, scale * height, scale * width))
     return folder
 
 
