@@ -18,7 +18,7 @@ SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa
 # Images that are sorted by size together, so that a block holds images of similar size and batches fill up.
 SORTED = 20_000
 SMALLEST = 4  # images of a block: their work outweighs the 3 to 8 ms of the driver's CPU that Ray Data takes per block
-LEAST = 8  # blocks of a task
+LEAST = 6  # blocks of a task
 
 
 @dataclass(frozen=True)
