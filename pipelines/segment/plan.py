@@ -39,9 +39,9 @@ class Plan:
     def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
         """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
 
-        Only SORTED rows are in memory at a time. Each task gets LEAST blocks or more, so that a short run has commits and work for
-        nodes that join. The first blocks of the tasks differ in size, so that tasks finish one after another and rows arrive
-        steadily. Towards the end a block is a task's share of the rest (guided self-scheduling:
+        Only SORTED rows are in memory at a time. Each task gets LEAST blocks or more (unless SMALLEST forbids it), so that a short
+        run has commits and work for nodes that join. The first blocks of the tasks differ in size, so that tasks finish one after
+        another and rows arrive steadily. Towards the end a block is a task's share of the rest (guided self-scheduling:
         Polychronopoulos and Kuck, 1987), so that all tasks finish at about the same time.
         """
         left, number, usual = self.images, 0, min(images, self.images // (LEAST * slots))
