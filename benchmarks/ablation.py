@@ -26,7 +26,8 @@ from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
 from deeplab.data.datasets import LabelledFolder
 from deeplab.evaluation.predictions import evaluate
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from deeplab.training.loop import Execution, train
 from deeplab.training.presets import TrainingConfig
 

@@ -18,7 +18,8 @@ from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
 from deeplab.scoring import speed
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 
 def main(words: list[str] | None = None) -> None:

@@ -30,7 +30,8 @@ from deeplab.convolutions.conv_norm import ConvBatchNorm
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 

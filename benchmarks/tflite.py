@@ -20,7 +20,8 @@ from PIL import Image
 
 from deeplab.crf import DenseCRF
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 SIDE = 513
 PETS = {0: 0, 8: 1, 12: 2}  # VOC's class -> the data set's

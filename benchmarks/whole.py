@@ -19,7 +19,8 @@ from scoring import arguments_of, as_a_port, loop, network_of
 from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 
 def main() -> None:

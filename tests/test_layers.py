@@ -38,9 +38,9 @@ ROOMS = {
     "pipelines": "",
     "pipelines/storage": "deeplab deeplab/models",
     "pipelines/archive": "deeplab deeplab/images pipelines/storage",
-    "pipelines/table": "deeplab pipelines pipelines/storage pipelines/archive",
+    "pipelines/table": "deeplab deeplab/scoring pipelines pipelines/storage pipelines/archive",
     "pipelines/cluster": "deeplab",
-    "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/training",
+    "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/training",
     "pipelines/segment": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring pipelines pipelines/storage "
     "pipelines/archive pipelines/table pipelines/cluster pipelines/options",
     "pipelines/upkeep": "deeplab pipelines pipelines/storage pipelines/archive pipelines/table pipelines/segment",

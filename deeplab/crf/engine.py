@@ -33,6 +33,14 @@ class Refinement:
     device: str = "cpu"
     deterministic: bool = False
 
+    def __post_init__(self) -> None:
+        if self.backend != "native":  # these have no other mode
+            object.__setattr__(self, "mode", "exact")
+
+    def short(self) -> str:
+        """Mode, parameters and, if it is not native, backend in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
+        return f"{self.mode} {self.parameters.short()}{'' if self.backend == 'native' else ' ' + self.backend}"
+
     def engine(self) -> DenseCRF:
         """The CRF, with buffers of its own. ValueError for an unknown mode or backend."""
         return DenseCRF(
@@ -151,8 +159,8 @@ class DenseCRF:
         return self._pydensecrf(image, grid)
 
     def short(self) -> str:
-        """Mode, parameters and, if it is not native, backend in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
-        return f"{self.mode} {self.parameters.short()}{'' if self.backend == 'native' else ' ' + self.backend}"
+        """Mode, parameters and, if it is not native, backend in one line."""
+        return Refinement(self.parameters, self.mode, self.backend).short()
 
     def __repr__(self) -> str:
         return f"DenseCRF({self.short()!r})"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -27,6 +28,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_sha256"  # key in the card: the weights that it belongs to
 TRAINING = "training.json"  # the record of the training run that writes a folder (deeplab.training.saved_states)
 BUNDLED = Path(__file__).parent
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 class ModelError(UserError):
@@ -65,18 +67,47 @@ class Card(TypedDict):
 
 @dataclass
 class Model:
-    """A loaded model: the network (evaluation mode, CPU), its classes and card, and its digest."""
+    """A loaded model: the network (evaluation mode, CPU), its classes and card, and its digest.
+
+    `output_stride`: of `at_stride`; None is the one that the card names.
+    """
 
     name: str
     network: SegmentationNetwork
     classes: ClassTable
     card: Card
     digest: str
+    output_stride: int | None = None
 
     @property
     def label(self) -> str:
         """Name @ first 12 of the digest: how the results table names the model."""
         return f"{self.name}@{self.digest[:12]}"
+
+    def at_stride(self, output_stride: int) -> Model:
+        """The same weights in a network of another output stride: later strides become dilations, or the reverse.
+
+        ModelError if its architecture is not made for that.
+        """
+        name, options = self.card["architecture"]["name"], self.card["architecture"].get("options", {})
+
+        def at(stride: int) -> SegmentationNetwork:
+            return build(name, len(self.classes), **{**options, "output_stride": stride})
+
+        try:
+            network = at(output_stride)
+        except (TypeError, ValueError) as error:
+            accepted = []
+            for stride in OUTPUT_STRIDES:
+                with suppress(TypeError, ValueError), torch.device("meta"):
+                    at(stride)
+                    accepted.append(str(stride))
+            strides = (
+                f"{', '.join(accepted)} {'are' if len(accepted) > 1 else 'is'} accepted" if accepted else "it has only its own"
+            )
+            raise ModelError(f"{self.label}: {name} cannot have output stride {output_stride}; {strides}") from error
+        network.load_state_dict(self.network.state_dict())
+        return replace(self, network=network.eval(), output_stride=output_stride)
 
     def crf(self, name: str) -> CRFParameters:
         """One of PARAMETER_SETS, or "card": the parameters tuned for this model. ModelError if the card has none."""

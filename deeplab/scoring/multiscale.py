@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +10,7 @@ from torch.nn import functional as F
 
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.networks.resampling import resample
-
-Fusion = Literal["max", "mean"]
+from deeplab.scoring.settings import Fusion
 
 
 def upsample(scores: np.ndarray, height: int, width: int, stride: int, align_corners: bool = True) -> np.ndarray:

@@ -4,54 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from deeplab.convolutions import onednn
 from deeplab.devices import best_precision, device_named
-from deeplab.images.decoding import LEAST_STRIDE
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.batch_norm_folding import folded
-from deeplab.scoring.multiscale import Fusion, multiscale_scores, winning_classes
+from deeplab.scoring.multiscale import multiscale_scores, winning_classes
+from deeplab.scoring.settings import PLAIN, Scoring
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How a network is applied to an image. ValueError for values out of range."""
-
-    scales: tuple[float, ...] = (1.0,)
-    """Factors of the input, each above 0 and at most 4."""
-    flip: bool = False
-    """Also score the mirror image, and average."""
-    fusion: Fusion = "max"
-    """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
-    precision: Precision = "auto"
-    """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU."""
-    tile: int = 1025
-    """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
-    overlap: int = 128
-    """Pixels that neighbouring tiles share."""
-
-    def __post_init__(self) -> None:
-        if not self.scales or any(not 0 < scale <= 4 for scale in self.scales):
-            raise ValueError(f"scales {self.scales}: one or more factors above 0 and at most 4 are accepted")
-        if self.fusion not in get_args(Fusion):
-            raise ValueError(f"fusion {self.fusion!r}: 'max' and 'mean' are accepted")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
-        if not 0 <= self.overlap <= self.tile - LEAST_STRIDE:
-            raise ValueError(
-                f"tile {self.tile}, overlap {self.overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels"
-            )
-
-
-PLAIN = Scoring()
 
 
 class RowSource(Protocol):

@@ -22,7 +22,8 @@ from deeplab.images.decoding import decode
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.batch_norm_folding import folded
 from deeplab.scoring.multiscale import multiscale_scores
-from deeplab.scoring.predictor import PLAIN, Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import PLAIN, Scoring
 
 T = TypeVar("T")
 

@@ -31,7 +31,8 @@ from deeplab.evaluation.predictions import evaluate
 from deeplab.files import Files, as_files, mark_output
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from deeplab.training import saved_states
 from deeplab.training.losses import labelled_pixels
 from deeplab.training.objective import training_loss

@@ -71,6 +71,11 @@ def print_summary(summary: Summary) -> None:
         stdout.print(f"{summary.passed_over} files without an image's extension were passed over (--include '*' takes them)")
     if summary.outputs:
         stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (to segment one, name it as ARCHIVE)")
+    if summary.made_otherwise:
+        others = " or ".join(summary.other_settings[:2]) + ", ..." * (len(summary.other_settings) > 2)
+        stdout.print(
+            f"{summary.made_otherwise:,} images have masks made with {escape(others)}; --redo makes them again", soft_wrap=True
+        )
     if not summary.images and summary.elsewhere:
         stdout.print(f"another run brought the rows of all {summary.elsewhere} images meanwhile (model {summary.model})")
         return

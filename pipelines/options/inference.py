@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from deeplab.images.decoding import MAX_PIXELS
 from pipelines.options.shared import (
+    CRF_MODES,
     Address,
     ClusterOptions,
     CRFMode,
@@ -35,7 +36,7 @@ class Places(Options):
     )
 
 
-class SegmentOptions(RefinementOptions, ScoringOptions, Places):
+class SegmentOptions(RefinementOptions, Places):
     """One run of `deeplab segment`."""
 
     max_pixels: int = Field(
@@ -52,6 +53,7 @@ class SegmentOptions(RefinementOptions, ScoringOptions, Places):
         default=0.05, ge=0, le=1, description="Above this share of error rows, fail (exit code 3) after committing"
     )
     retry_errors: bool = Field(default=False, description="Segment images with an error row again")
+    redo: bool = Field(default=False, description="Segment images again whose mask was made with other settings than these")
     address: Address = None
     start_timeout: StartTimeout = 600
 
@@ -61,7 +63,7 @@ class SegmentOptions(RefinementOptions, ScoringOptions, Places):
         return f"{short(self.archive)} with {short(self.model)}"
 
 
-class EvaluateOptions(ClusterOptions, RefinementOptions, ScoringOptions, SplitOptions, ModelOptions):
+class EvaluateOptions(ClusterOptions, RefinementOptions, SplitOptions, ModelOptions):
     """One model, or the masks of a results table, against the labels of one split."""
 
     model: str = Field(description="Bundled model, model folder, REGISTRY@ALIAS, or a results table")
@@ -82,7 +84,7 @@ class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
     """A search for the best CRF parameters of one model."""
 
     model: str = Field(description="Model folder or s3:// prefix, whose card gets the winner; with write off, any model")
-    crf_mode: CRFMode = "fast"
+    crf_mode: CRFMode = Field(default="fast", description=CRF_MODES)
     images: int = Field(default=100, ge=1, le=5000, description="Images to search on, evenly from the split; the papers use 100")
     grid: Literal["deeplab-v2", "deeplab-v1"] = Field(
         default="deeplab-v2", description="Coarse grid: deeplab-v2 has 128 candidates, deeplab-v1 288"
@@ -91,7 +93,7 @@ class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
     write: bool = Field(default=True, description="Write the winner into the model's card")
 
 
-class BenchmarkOptions(CRFOptions, ScoringOptions):
+class BenchmarkOptions(CRFOptions):
     """The settings of a measurement, and the archive that the estimate is for."""
 
     model: Annotated[str, Spelling(argument="MODEL")] = Field(

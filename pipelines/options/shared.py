@@ -13,12 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from deeplab.crf import PARAMETER_SETS, Refinement
 from deeplab.images.decoding import LEAST_STRIDE
+from deeplab.scoring.quality import QUALITIES
+from deeplab.scoring.settings import Precision, Quality, Scoring
 
 if TYPE_CHECKING:
     from deeplab.models.checkpoint import Model
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
-CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
+CRFMode = Literal["fast", "exact"]
+CRF_MODES = "fast (leaves out absent classes) or exact (pydensecrf's model)"
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Device to compute on")]
 Address = Annotated[
     str | None,
@@ -60,12 +63,20 @@ def short(place: str) -> str:
 class ScoringOptions(Options):
     """How a model is applied to an image; deeplab.scoring.predictor.Scoring documents the fields."""
 
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
-        default=(1.0,), min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC"
+    quality: Quality = Field(
+        default="standard",
+        description="draft (several times as fast), standard or best (slow); sets what is not set: "
+        "output_stride, scales, flip and crf_mode",
     )
-    flip: bool = Field(default=False, description="Also score the mirror image and average")
+    output_stride: int | None = Field(
+        default=None, ge=1, le=64, description="Pixels of the input for each score: 8 or 16; default by quality, or the model's own"
+    )
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] | None = Field(
+        default=None, min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC; default 1"
+    )
+    flip: bool | None = Field(default=None, description="Also score the mirror image and average")
     fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused: max (DeepLab v2) or mean")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Number format of scoring")
+    precision: Precision = Field(default="auto", description="Number format of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
 
@@ -77,8 +88,28 @@ class ScoringOptions(Options):
             raise ValueError(f"at most {tile - LEAST_STRIDE} is accepted with a tile of {tile}")
         return overlap
 
+    def prepared(self, model: Model) -> Model:
+        """The model at the output stride that is asked for. ModelError if `output_stride` is one that it cannot have."""
+        from deeplab.models.checkpoint import ModelError
 
-class CRFOptions(Options):
+        wanted = QUALITIES[self.quality].output_stride
+        if self.output_stride is not None:
+            return model.at_stride(self.output_stride)
+        try:
+            return model if wanted is None else model.at_stride(wanted)
+        except ModelError:  # a quality asks for what the network can do
+            return model
+
+    def scoring(self, model: Model) -> Scoring:
+        """How the model is applied."""
+        return self.of_kind(Scoring, QUALITIES[self.quality].scoring(model.card.get("training", {})))
+
+    def scored(self, model: Model, precision: str | None = None) -> str:
+        """How the prepared model is applied, in one line; `precision`: what "auto" became."""
+        return f"{self.quality} {self.scoring(model).short(model.network.stride, precision)}"
+
+
+class CRFOptions(ScoringOptions):
     """Whether and how masks are refined, by this package's engine."""
 
     crf: bool = Field(default=True, description="Refine masks with the dense CRF")
@@ -86,11 +117,12 @@ class CRFOptions(Options):
         default="kazuto",
         description=f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: those that tune-crf wrote into the card",
     )
-    crf_mode: CRFMode = "fast"
+    crf_mode: CRFMode | None = Field(default=None, description=f"{CRF_MODES}; default by quality")
 
     def refinement(self, model: Model) -> Refinement | None:
         """The CRF for a model; None without refinement. ModelError if the model's card should have parameters and has none."""
-        return Refinement(model.crf(self.crf_params), self.crf_mode) if self.crf else None
+        mode = self.crf_mode or QUALITIES[self.quality].crf_mode
+        return Refinement(model.crf(self.crf_params), mode) if self.crf else None
 
 
 class RefinementOptions(CRFOptions):

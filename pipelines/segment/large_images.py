@@ -19,7 +19,7 @@ from pipelines.table.schema import MaskColumns
 def segment_large(
     encoded: bytes, header: Header, predictor: Predictor, label: Label, margin: int, classes: ClassTable
 ) -> MaskColumns:
-    """The columns that describe an image's mask, without `refined`. Raises ImageError.
+    """The columns that describe an image's mask, without `refined` and `scored`. Raises ImageError.
 
     label, margin: as in `label_rows`; its windows are the predictor's tiles plus the margin.
     Memory: the encoded image, the encoded mask and a few thousand rows of pixels, however tall the image (docs/archives.md).
@@ -47,4 +47,5 @@ def segment_large(
         class_pixels=list(pixels.items()),
         confidence=float(np.average(values, weights=rows)),
         refined=None,
+        scored=None,
     )

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Scoring
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
 from pipelines.options import SegmentOptions
@@ -27,6 +26,7 @@ from pipelines.segment.plan import Plan
 from pipelines.storage import filesystems, model_registry
 from pipelines.table import counts
 from pipelines.table.commit import Committed
+from pipelines.table.replacement import MaskSettings, Replacement
 from pipelines.table.results_table import ResultsTable
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Summary:
     """The result of a run.
 
     `images`, `errors`: its rows in the table; `already`: images that had a row before; `elsewhere`: images whose row another run
-    committed meanwhile; `passed_over`: files left out by name; `outputs`: files and folders left out as outputs of this program;
+    committed meanwhile; `made_otherwise`: images left as they are whose mask was made with `other_settings`; `passed_over`: files
+    left out by name; `outputs`: files and folders left out as outputs of this program;
     `bound`: the stage that limited its speed.
     """
 
@@ -72,6 +73,8 @@ class Summary:
     images: int = 0
     errors: int = 0
     elsewhere: int = 0
+    made_otherwise: int = 0
+    other_settings: Sequence[str] = ()
     commits: int = 0
     errors_by_reason: Mapping[str, int] = field(default_factory=dict)
     class_shares: Mapping[str, float] = field(default_factory=dict)
@@ -118,6 +121,20 @@ class Run:
     def results(self) -> str:
         return filesystems.canonical(self.options.results)
 
+    @property
+    def settings(self) -> MaskSettings:
+        """How its masks are made."""
+        refinement, refined = self.options.refinement(self.model), list[str]()
+        if refinement is not None:
+            # The torch backend hands an image that does not fit a GPU to the native one (`stages.labelled`).
+            refined = [refinement.short(), *([replace(refinement, backend="native").short()] * (refinement.backend == "torch"))]
+        return MaskSettings(self.options.scored(self.model), tuple(refined), self.options.precision)
+
+    @property
+    def replacing(self) -> Replacement:
+        """The rows that it replaces."""
+        return Replacement(self.id, self.options.retry_errors, self.settings if self.options.redo else None)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -134,7 +151,7 @@ def begin(options: SegmentOptions) -> Run:
     if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
         require_pydensecrf()
     source = model_registry.read_model(options.model)
-    return Run(options, source, checkpoint.parse(*source), f"run-{uuid.uuid4().hex[:12]}")
+    return Run(options, source, options.prepared(checkpoint.parse(*source)), f"run-{uuid.uuid4().hex[:12]}")
 
 
 def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:
@@ -149,7 +166,7 @@ def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch = unwatche
     """The images of the inventory that have no row; creates the table if there is none. Raises ResultsError."""
     watch(SegmentProgress("plan", total=listed.images))
     table = ResultsTable.ensure(run.results)
-    return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", retry_errors=run.options.retry_errors)
+    return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", run.replacing, run.settings)
 
 
 def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
@@ -174,7 +191,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
     watch(SegmentProgress("start", todo.images, already=todo.done))
     with connection.session(options.address):
         connection.wake(options.start_timeout)
-        committer = Committer(run.results, run.model.label, run.id, todo.version, options.retry_errors)
+        committer = Committer(run.results, run.model.label, run.id, todo.version, run.replacing)
         metrics = Metrics(run.results, run.model.label)
         sink = Sink(committer, options.commit_every)
         reported = sink.committed
@@ -212,9 +229,11 @@ def task_of(run: Run) -> Task:
     options, network = run.options, run.model.network
     return Task(
         classes=run.model.classes,
+        output_stride=run.model.output_stride,
         stride=network.stride,
         align_corners=network.align_corners,
-        scoring=options.of_kind(Scoring),
+        scoring=options.scoring(run.model),
+        quality=options.quality,
         refinement=options.refinement(run.model),
         max_pixels=options.max_pixels,
         run=run.id,
@@ -239,6 +258,8 @@ def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
         images=images,
         errors=errors,
         elsewhere=committed.left_out,
+        made_otherwise=todo.made_otherwise,
+        other_settings=todo.other_settings,
         commits=committed.commits,
         errors_by_reason=counts.errors_by_reason(table, label, run.id) if errors else {},
         class_shares=counts.class_shares(table, label, run.id) if images else {},

@@ -29,7 +29,8 @@ from deeplab.errors import ImageError
 from deeplab.images.decoding import MAX_PIXELS, decode
 from deeplab.models import checkpoint
 from deeplab.scoring.multiscale import confidence, winning_classes
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Quality, Scoring
 from pipelines.segment.large_images import segment_large
 from pipelines.segment.plan import unpacked
 from pipelines.segment.poison import Suspects, given_up
@@ -53,6 +54,7 @@ SCORED = pa.schema(
         ("scores", pa.large_binary()),  # float16, C x h x w at the network's stride
         ("grid", pa.list_(pa.int32(), 3)),
         ("confidence", pa.float32()),
+        ("settings", pa.string()),
         ("finished", FINISHED),
         ("seconds", SECONDS),
     ]
@@ -74,6 +76,7 @@ class ScoredRow(TypedDict):
     scores: bytes | None
     grid: list[int] | None
     confidence: float | None
+    settings: str | None
     finished: MaskColumns | None
     seconds: list[tuple[str, float]]
 
@@ -90,6 +93,7 @@ class Scored:
     encoded: bytes | None = None
     scores: np.ndarray | None = None  # float16, C x h x w at the network's stride
     confidence: float | None = None
+    settings: str | None = None  # of the scoring: the row's `scored`
     finished: MaskColumns | None = None
     read_version: str | None = None  # of the bytes, if it is not the listed one
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, so far
@@ -100,9 +104,11 @@ class Task:
     """What every stage needs to know of the run; small, and picklable to any node."""
 
     classes: ClassTable
+    output_stride: int | None  # None: the one that the model's card names
     stride: int
     align_corners: bool
     scoring: Scoring
+    quality: Quality
     refinement: Refinement | None
     max_pixels: int
     run: str
@@ -118,8 +124,12 @@ class Scorer:
         the device that scores."""
         if not torch.cuda.is_available():
             torch.set_num_threads(task.threads)
-        self.predictor = Predictor(checkpoint.parse(*ray.get(model)).network, task.scoring)
+        loaded = checkpoint.parse(*ray.get(model))
+        if task.output_stride is not None:
+            loaded = loaded.at_stride(task.output_stride)
+        self.predictor = Predictor(loaded.network, task.scoring)
         self.task, self.refines = task, refines
+        self.settings = f"{task.quality} {task.scoring.short(task.stride, self.predictor.precision)}"
         self.loader = Loader(task.max_pixels, task.large_pixels)
         self.device = threading.Lock()  # the network works on one window at a time, even if several threads call
 
@@ -154,7 +164,7 @@ class Scorer:
                 if image.pixels is not None:
                     scores, size = next(score_maps), image.pixels.shape[:2]
                     scored = replace(scored, size=size, pixels=image.pixels, encoded=image.encoded, scores=scores)
-                    scored = replace(scored, confidence=confidence(scores))
+                    scored = replace(scored, confidence=confidence(scores), settings=self.settings)
                     seconds["score"] = seconds_per_image
                 elif image.error is None:
                     start = time.perf_counter()
@@ -172,7 +182,7 @@ class Scorer:
             return image
         start = time.perf_counter()
         labels, refined_by = labelled(self.task, image.size, image.pixels, image.scores)
-        finished = mask_columns(labels, refined_by, image.confidence, self.task.classes)
+        finished = mask_columns(labels, refined_by, image, self.task.classes)
         seconds = {**image.seconds, "refine_gpu": time.perf_counter() - start}
         return replace(image, size=None, pixels=None, encoded=None, scores=None, finished=finished, seconds=seconds)
 
@@ -189,7 +199,7 @@ class Scorer:
 
         margin = MARGIN if self.task.refinement is not None else self.task.stride
         columns = segment_large(image.encoded, image.header, self.predictor, label, margin, self.task.classes)
-        columns["refined"] = " and ".join(sorted(refinements)) or None
+        columns["refined"], columns["scored"] = " and ".join(sorted(refinements)) or None, self.settings
         return columns
 
 
@@ -250,6 +260,7 @@ def to_row(image: Scored) -> ScoredRow:
         scores=image.scores.tobytes() if image.scores is not None else None,
         grid=list(image.scores.shape) if image.scores is not None else None,
         confidence=image.confidence,
+        settings=image.settings,
         finished=image.finished,
         seconds=list(image.seconds.items()),
     )
@@ -279,6 +290,7 @@ def refine(block: pa.Table, task: Task, register: ActorHandle) -> pa.Table:
             pixels=decode(encoded, task.max_pixels) if task.refinement is not None else None,
             scores=np.frombuffer(scores, np.float16).reshape(grid),
             confidence=row["confidence"],
+            settings=row["settings"],
         )
 
     uris = block["uri"].to_pylist()
@@ -308,16 +320,17 @@ def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, score
         return exact.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), exact.short()
 
 
-def mask_columns(labels: np.ndarray, refined_by: str | None, confidence: float | None, classes: ClassTable) -> MaskColumns:
-    """The columns of a row from the result of `labelled` and the confidence of its scores."""
-    assert confidence is not None
+def mask_columns(labels: np.ndarray, refined_by: str | None, image: Scored, classes: ClassTable) -> MaskColumns:
+    """The columns of a row from the result of `labelled` for a scored image."""
+    assert image.confidence is not None
     return MaskColumns(
         height=labels.shape[0],
         width=labels.shape[1],
         mask=masks.encode_png(labels, classes),
         class_pixels=list(masks.class_pixels(labels, classes).items()),
-        confidence=confidence,
+        confidence=image.confidence,
         refined=refined_by,
+        scored=image.settings,
     )
 
 
@@ -331,7 +344,7 @@ def refined(images: Iterable[Scored], task: Task) -> pa.Table:
             start = time.perf_counter()
             labels, refined_by = labelled(task, image.size, image.pixels, image.scores)
             middle = time.perf_counter()
-            columns = mask_columns(labels, refined_by, image.confidence, task.classes)
+            columns = mask_columns(labels, refined_by, image, task.classes)
             seconds = {**seconds, "refine": middle - start, "encode": time.perf_counter() - middle}
         row: dict[str, object] = {"uri": image.uri, "version": image.version, "read_version": image.read_version}
         row |= {"run": task.run, "segmented_at": datetime.now(UTC), "node": node, "seconds": list(seconds.items())}

@@ -18,7 +18,7 @@ from deeplab.devices import device_named
 from deeplab.evaluation.metrics import Confusion
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
 from pipelines.options import TuneOptions
 from pipelines.options.shared import CRFMode, short
 from pipelines.storage.model_registry import changeable, read_model
@@ -59,7 +59,7 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     if options.here:
         device_named(options.device)
     source = read_model(options.model)
-    model = checkpoint.parse(*source)
+    model = options.prepared(checkpoint.parse(*source))
     place = changeable(options.model, model) if options.write else None
     data = open_dataset(options.dataset, options.split, options.layout)
     require_classes(data, model.classes.names, model.label)
@@ -77,8 +77,7 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
             "data": short(options.dataset),
             "split": data.split,
             "images": count,
-            "scales": list(options.scales),
-            "flip": options.flip,
+            "scored": options.scored(model),
             "candidates": len(winner.tried),
         },
     }
@@ -148,8 +147,8 @@ def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
-        network = checkpoint.parse(*work.model).network
-        predictor = Predictor(network, options.of_kind(Scoring), device=options.device)
+        model = options.prepared(checkpoint.parse(*work.model))
+        predictor = Predictor(model.network, options.scoring(model), device=options.device)
         _prepared[work.id] = predictor, open_dataset(options.dataset, options.split, options.layout)
     predictor, data = _prepared[work.id]
     image, labels = data[index]

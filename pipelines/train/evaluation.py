@@ -15,7 +15,7 @@ from deeplab.data.layouts import DatasetError
 from deeplab.devices import device_named
 from deeplab.evaluation.predictions import Evaluation, predict
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
 from pipelines.options import EvaluateOptions
 from pipelines.options.shared import RefinementOptions, ScoringOptions
 from pipelines.storage.model_registry import read_model
@@ -60,15 +60,15 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
         masks = StoredMasks.of(options.model, options.rows_of, data)
         work = EvaluationWork(uuid.uuid4().hex, options, None, masks, skipped)
         label, names = masks.label, masks.classes
-        settings |= {"results": options.model, "crf": masks.refined, "without_mask": masks.missing}
+        settings |= {"results": options.model, "scored": masks.scored, "crf": masks.refined, "without_mask": masks.missing}
     else:
         source = read_model(options.model)
-        model = checkpoint.parse(*source)
+        model = options.prepared(checkpoint.parse(*source))
         work = EvaluationWork(uuid.uuid4().hex, options, source, None, skipped)
         label, names = model.label, list(model.classes.names)
         require_classes(data, names, label)
         crf = _engine(options, model)
-        settings |= {"scales": list(options.scales), "flip": options.flip, "crf": crf.short() if crf else None}
+        settings |= {"scored": options.scored(model), "crf": crf.short() if crf else None}
     result = Evaluation.empty(len(names), options.trimap, work.masks is None and options.crf)
     size = ROWS_PER_TASK if work.masks else IMAGES_PER_TASK
     size = max(1, min(size, len(data) // (4 * options.workers)))
@@ -112,7 +112,7 @@ def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
-        model = checkpoint.parse(*work.model) if work.model else None
+        model = options.prepared(checkpoint.parse(*work.model)) if work.model else None
         data = open_dataset(options.dataset, options.split, options.layout)
         data = data.without(work.skipped) if work.skipped else data
         _prepared[work.id] = data, _predictor(options, model) if model else None, _engine(options, model) if model else None
@@ -132,7 +132,7 @@ def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
 
 
 def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> Predictor:
-    return Predictor(model.network, options.of_kind(Scoring), device=options.device)
+    return Predictor(model.network, options.scoring(model), device=options.device)
 
 
 def _engine(options: EvaluateOptions, model: checkpoint.Model) -> DenseCRF | None:

@@ -7,8 +7,9 @@ import pytest
 
 from deeplab.crf import DenseCRF
 from deeplab.scoring.multiscale import winning_classes
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.row_bands import label_rows
+from deeplab.scoring.settings import Scoring
 
 
 class Rows:

@@ -139,7 +139,7 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     import ray
 
     from deeplab.models import checkpoint
-    from deeplab.scoring.predictor import Scoring
+    from deeplab.scoring.settings import Scoring
     from pipelines.segment.poison import Register
 
     loaded = checkpoint.load(model)

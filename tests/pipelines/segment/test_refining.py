@@ -13,7 +13,7 @@ import torch
 from deeplab.classes import PETS
 from deeplab.crf import DenseCRF, Refinement, torch_lattice
 from deeplab.errors import UserError
-from deeplab.scoring.predictor import Scoring
+from deeplab.scoring.settings import Scoring
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import begin
 from pipelines.segment.stages import Task, labelled
