@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from deeplab.models.checkpoint import Model
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
-CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
+CRFMode = Annotated[
+    Literal["fast", "exact", "half"],
+    Field(description="fast (leaves out absent classes), exact (pydensecrf's model) or half (fast, on the photo at half size)"),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Device to compute on")]
 Address = Annotated[
     str | None,
