@@ -35,6 +35,7 @@ class Engine:
         bi_b: float,
         normalization: int,
         fast: bool,
+        half: bool,
         prune: float,
         freeze: float,
         block_lanes: int,

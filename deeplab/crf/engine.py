@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from deeplab.crf.half_size import enlarged, halved_grid, halved_image, halved_parameters
 from deeplab.crf.inputs import Grid, check_grid, check_image, upsampled
 from deeplab.crf.native import engine_module
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters, Normalization
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from deeplab.crf import _engine
 
-Mode = Literal["fast", "exact"]
+Mode = Literal["fast", "exact", "half"]
 Backend = Literal["native", "torch", "pydensecrf"]
 
 _NORMALIZATION_CODES = {"none": 0, "before": 1, "after": 2, "symmetric": 3}
@@ -34,7 +35,7 @@ class Refinement:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        if self.backend != "native":  # these have no other mode
+        if self.backend != "native" and self.mode == "fast":  # these have no such mode
             object.__setattr__(self, "mode", "exact")
 
     def short(self) -> str:
@@ -58,11 +59,13 @@ class DenseCRF:
     mode "exact": all classes, float32, the permutohedral lattice of Adams, Baek & Davis 2010: pydensecrf's model.
     mode "fast": the same lattice, but a class whose probability stays below `prune` everywhere is not filtered (its
     mass stays in the softmax), and a pixel is frozen once none of its marginals changes by more than `freeze`.
+    mode "half": fast mode on the photo at half size, with spatial deviations halved; marginals are interpolated back.
     `CRFParameters` describes the kernels; the defaults here are its "kazuto" set.
 
     backend: "native" is this package's engine (CPU), "torch" the same lattice in torch operations on `device` (auto, cpu
-    or cuda), "pydensecrf" the package of that name, for comparison; the latter two are always exact. threads: of the
-    native backend; they do not change the result. deterministic: the torch backend sums in a fixed order on a GPU, too.
+    or cuda), "pydensecrf" the package of that name, for comparison; the latter two approximate nothing else: fast is exact
+    there, and half is exact at half size. threads: of the native backend; they do not change the result. deterministic: the
+    torch backend sums in a fixed order on a GPU, too.
 
     Buffers are kept between calls, so use one object per worker; calls from several threads take turns. Pickling and
     copying keep the parameters only. ValueError for parameters out of range.
@@ -89,7 +92,7 @@ class DenseCRF:
         block_lanes: int = 24,
     ) -> None:
         if mode not in get_args(Mode):
-            raise ValueError(f"mode {mode!r}: 'fast' and 'exact' are accepted")
+            raise ValueError(f"mode {mode!r}: 'fast', 'exact' and 'half' are accepted")
         if backend not in get_args(Backend):
             raise ValueError(f"backend {backend!r}: 'native', 'torch' and 'pydensecrf' are accepted")
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 64:
@@ -100,7 +103,7 @@ class DenseCRF:
             raise ValueError(f"freeze {freeze!r}: a change of probability from 0 (never freeze) to below 1 is accepted")
         if block_lanes not in (4, 8, 12, 16, 20, 24):
             raise ValueError(f"block_lanes {block_lanes!r}: channels filtered together, 4, 8, 12, 16, 20 or 24")
-        self.mode, self.backend, self.threads = (mode if backend == "native" else "exact"), backend, threads
+        self.mode, self.backend, self.threads = Refinement(mode=mode, backend=backend).mode, backend, threads
         self.prune, self.freeze = float(prune), float(freeze)
         self.device, self.deterministic, self.build, self.block_lanes = device, deterministic, build, block_lanes
         self.parameters = CRFParameters(iterations, pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, normalization)
@@ -202,7 +205,8 @@ class DenseCRF:
             bi_g=p.bi_rgb[1],
             bi_b=p.bi_rgb[2],
             normalization=_NORMALIZATION_CODES[p.normalization],
-            fast=self.mode == "fast",
+            fast=self.mode != "exact",
+            half=self.mode == "half",
             prune=self.prune,
             freeze=self.freeze,
             block_lanes=self.block_lanes,
@@ -213,9 +217,18 @@ class DenseCRF:
     def _pydensecrf(self, image: np.ndarray, grid: Grid) -> np.ndarray:
         from deeplab.crf.pydensecrf_backend import pydensecrf_marginals
 
+        height, width = image.shape[:2]
+        image, grid, parameters = self._at_its_size(image, grid)
         logits = upsampled(grid, *image.shape[:2])
         self.stats = {"classes_kept": len(logits), "active_fraction": 1.0}
-        return pydensecrf_marginals(image, logits, self.parameters)
+        marginals = pydensecrf_marginals(image, logits, parameters)
+        return enlarged(marginals, height, width) if self.mode == "half" else marginals
+
+    def _at_its_size(self, image: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid, CRFParameters]:
+        """What mean field works on: in half mode the halves, else the arguments."""
+        if self.mode != "half":
+            return image, grid, self.parameters
+        return halved_image(image), halved_grid(grid), halved_parameters(self.parameters)
 
     def _on_device(self, image: np.ndarray, grid: Grid) -> torch.Tensor:
         """Marginals C x H x W, on the device."""
@@ -225,9 +238,12 @@ class DenseCRF:
         from deeplab.devices import device_named
 
         height, width = image.shape[:2]
+        image, grid, parameters = self._at_its_size(image, grid)
         device = device_named(self.device)
-        unary = upsampled_on(grid, height, width, device)
+        unary = upsampled_on(grid, image.shape[0], image.shape[1], device)
         images = torch.from_numpy(image)[None].to(device)
-        result, vertices = mean_field(images, unary[None], self.parameters, deterministic=self.deterministic)
+        result, vertices = mean_field(images, unary[None], parameters, deterministic=self.deterministic)
         self.stats = {"classes_kept": len(unary), "active_fraction": 1.0, **vertices}
+        if self.mode == "half":
+            result = torch.nn.functional.interpolate(result, scale_factor=2, mode="bilinear")[:, :, :height, :width]
         return result[0]

@@ -32,7 +32,7 @@ class Settings:
 
 
 QUALITIES: Mapping[Quality, Settings] = {
-    "draft": Settings(output_stride=16, flip=False, trained_scales=False, crf_mode="fast"),
+    "draft": Settings(output_stride=16, flip=False, trained_scales=False, crf_mode="half"),
     "standard": Settings(output_stride=None, flip=False, trained_scales=False, crf_mode="fast"),
     "best": Settings(output_stride=8, flip=True, trained_scales=True, crf_mode="exact"),
 }

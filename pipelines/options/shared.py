@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from deeplab.models.checkpoint import Model
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
-CRFMode = Literal["fast", "exact"]
-CRF_MODES = "fast (leaves out absent classes) or exact (pydensecrf's model)"
+CRFMode = Literal["fast", "exact", "half"]
+CRF_MODES = "fast (leaves out absent classes), exact (pydensecrf's model) or half (fast, on the photo at half size)"
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Device to compute on")]
 Address = Annotated[
     str | None,

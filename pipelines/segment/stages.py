@@ -316,8 +316,8 @@ def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, score
     try:
         return crf.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), crf.short()
     except torch.OutOfMemoryError:  # a large image on a small GPU
-        exact = _engine(replace(task.refinement, mode="exact", backend="native"))
-        return exact.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), exact.short()
+        native = _engine(replace(task.refinement, mode=crf.mode, backend="native"))
+        return native.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), native.short()
 
 
 def mask_columns(labels: np.ndarray, refined_by: str | None, image: Scored, classes: ClassTable) -> MaskColumns:

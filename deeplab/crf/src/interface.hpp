@@ -20,6 +20,7 @@ struct Settings {
     Kernel bilateral;  // positions and colours
     Normalization normalization;
     bool fast;        // prune classes and freeze pixels
+    bool half;        // at half the image's size
     float prune;      // a class is kept if its probability exceeds this anywhere
     float freeze;     // a pixel is frozen once none of its marginals changes by more than this
     int block_lanes;  // most channels filtered together, a multiple of 4 up to 24
