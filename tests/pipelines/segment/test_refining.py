@@ -20,7 +20,8 @@ from pipelines.segment.stages import Task, labelled
 
 
 def task(**crf: Any) -> Task:
-    return Task(PETS, 8, align_corners=True, scoring=Scoring(), refinement=Refinement(**crf), max_pixels=1, run="run", threads=1)
+    settings: dict[str, Any] = {"stride": 8, "align_corners": True, "scoring": Scoring(), "quality": "standard"}
+    return Task(PETS, None, **settings, refinement=Refinement(**crf), max_pixels=1, run="run", threads=1)
 
 
 @pytest.fixture
