@@ -25,6 +25,8 @@ from pipelines.options.shared import (
     short,
 )
 
+DEFAULT_MODEL = "voc"  # the bundled model that knows most: PASCAL VOC's 20 kinds of persons, animals, vehicles and things
+
 
 class Places(Options):
     """The archive, the model and the results table."""
@@ -32,7 +34,7 @@ class Places(Options):
     archive: str = Field(description="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix of images")
     results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
     model: Annotated[str, Spelling("-m")] = Field(
-        default="pets", description="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS"
+        default=DEFAULT_MODEL, description="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS"
     )
 
 
@@ -97,7 +99,7 @@ class BenchmarkOptions(CRFOptions):
     """The settings of a measurement, and the archive that the estimate is for."""
 
     model: Annotated[str, Spelling(argument="MODEL")] = Field(
-        default="pets", description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
+        default=DEFAULT_MODEL, description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
     )
     device: Device = "auto"
     photos: str | None = Field(default=None, description="Folder of photos like those of the archive; default synthetic ones")
