@@ -90,7 +90,7 @@ def test_links_of_the_readmes_and_the_pages_lead_to_files_and_headings() -> None
 def test_each_photo_of_the_demo_is_small_and_has_its_author_source_and_free_licence_beside_it() -> None:
     folder = ROOT / "examples" / "photos"
     photos = {path.name: path for path in folder.iterdir() if path.suffix != ".md"}
-    credits = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    credits = re.findall(r"^\| `(\w+\.\w+)` \|(.*)\|$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(name for name, _ in credits) == sorted(photos)
     for name, row in credits:
         *named, licence = (cell.strip() for cell in row.split(" | "))
