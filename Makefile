@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(
 	touch $@
 
 demo: $(READY)
-	$(BIN)/deeplab segment examples/pets/images demo/results
+	$(BIN)/deeplab segment examples/photos demo/results
 	$(BIN)/deeplab show demo/results -n 12 -o demo/sheet.png
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
