@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "stride 8, no CRF": {"output_stride": 8, "crf": False},
     "stride 8": {"output_stride": 8},
     "flip": {"flip": True},
+    "exact CRF": {"crf_mode": "exact"},
     "scales 0.75, 1, 1.25": {"scales": (0.75, 1.0, 1.25), "fusion": "mean"},
     "best": {"quality": "best"},
 }
@@ -94,7 +95,7 @@ def main() -> None:
         encoded, truth = folder.files.read(folder.images[index]), folder[index][1]
         for setting in table.values():
             setting.run(encoded, truth)
-    print(f"{machine()}; {len(photos)} photos of {arguments.split}; the first holds the start of kernels, too")
+    print(f"{machine()}; {len(photos)} photos of {arguments.split}")
     points: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
     for (model, name), setting in sorted(table.items(), key=lambda entry: (entry[0][0], entry[1].seconds)):
         seconds = setting.seconds / len(photos)

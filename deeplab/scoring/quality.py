@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deeplab.scoring.settings import PLAIN, Quality, Scoring
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 class Settings:
     """What a quality sets. `output_stride`: of the network where it can take it; None is the one that its card names.
 
-    `trained_scales`: score at the scales that the network was trained with, if it was trained with several.
+    `several_scales`: score at several scales: those that the network was trained to fuse, else `scoring`'s.
     """
 
-    output_stride: int | None
-    flip: bool
-    trained_scales: bool
     crf_mode: Mode
+    output_stride: int | None = None
+    scoring: Scoring = PLAIN
+    several_scales: bool = False
 
-    def scoring(self, training: Mapping[str, Any]) -> Scoring:
+    def scoring_of(self, training: Mapping[str, Any]) -> Scoring:
         """How a network is applied; `training`: that entry of its card, {} if it has none."""
-        several = self.trained_scales and training.get("objective", "single") != "single"
-        scales = tuple(float(scale) for scale in training["loss_scales"]) if several else PLAIN.scales
-        return Scoring(scales=scales, flip=self.flip)
+        if self.several_scales and training.get("objective", "single") != "single":
+            return replace(self.scoring, scales=tuple(map(float, training["loss_scales"])), fusion="max")
+        return self.scoring
 
 
 QUALITIES: Mapping[Quality, Settings] = {
-    "draft": Settings(output_stride=16, flip=False, trained_scales=False, crf_mode="half"),
-    "standard": Settings(output_stride=None, flip=False, trained_scales=False, crf_mode="fast"),
-    "best": Settings(output_stride=8, flip=True, trained_scales=True, crf_mode="exact"),
+    "draft": Settings("half", output_stride=16),
+    "standard": Settings("fast"),
+    "best": Settings("fast", scoring=Scoring(scales=(0.75, 1.0, 1.25), flip=True, fusion="mean"), several_scales=True),
 }

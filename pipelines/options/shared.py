@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from deeplab.crf import PARAMETER_SETS, Refinement
 from deeplab.images.decoding import LEAST_STRIDE
 from deeplab.scoring.quality import QUALITIES
-from deeplab.scoring.settings import Precision, Quality, Scoring
+from deeplab.scoring.settings import Fusion, Precision, Quality, Scoring
 
 if TYPE_CHECKING:
     from deeplab.models.checkpoint import Model
@@ -66,7 +66,7 @@ class ScoringOptions(Options):
     quality: Quality = Field(
         default="standard",
         description="draft (several times as fast), standard or best (slow); sets what is not set: "
-        "output_stride, scales, flip and crf_mode",
+        "output_stride, scales, fusion, flip and crf_mode",
     )
     output_stride: int | None = Field(
         default=None, ge=1, le=64, description="Pixels of the input for each score: 8 or 16; default by quality, or the model's own"
@@ -75,7 +75,7 @@ class ScoringOptions(Options):
         default=None, min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC; default 1"
     )
     flip: bool | None = Field(default=None, description="Also score the mirror image and average")
-    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused: max (DeepLab v2) or mean")
+    fusion: Fusion | None = Field(default=None, description="How scales are fused: max (DeepLab v2, the default) or mean")
     precision: Precision = Field(default="auto", description="Number format of scoring")
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
@@ -102,7 +102,7 @@ class ScoringOptions(Options):
 
     def scoring(self, model: Model) -> Scoring:
         """How the model is applied."""
-        return self.of_kind(Scoring, QUALITIES[self.quality].scoring(model.card.get("training", {})))
+        return self.of_kind(Scoring, QUALITIES[self.quality].scoring_of(model.card.get("training", {})))
 
     def scored(self, model: Model, precision: str | None = None) -> str:
         """How the prepared model is applied, in one line; `precision`: what "auto" became."""
