@@ -37,7 +37,7 @@ class LargeImage:
             self.raster = Raster(encoded, header.format, header.mode)
         except ImageError as error:
             raise ImageError(str(error) if str(error).startswith("damaged") else f"{reason} {error}") from error
-        if not self.raster.colours.bits:
+        if not self.raster.colours.white:
             self.raster.__exit__(None, None, None)
             raise ImageError(f"{reason} takes samples of up to 16 bits, not those that are scaled by the whole image's range")
 
