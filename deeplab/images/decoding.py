@@ -103,8 +103,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if stored is not None and not tiff.pillow_reads(stored):
         _check_size(stored.width, stored.height, max_pixels)
         return _by_gdal(data, stored)
-    for size in heif.sizes(data) if heif.is_heif(data) else ():
-        _check_size(*size, max_pixels)
+    for width, height in heif.sizes(data) if heif.is_heif(data) else ():
+        if (width - heif.PADDING) * (height - heif.PADDING) > max_pixels:
+            _check_size(width, height, max_pixels)
     try:
         with _opened(data) as image:
             _check_size(*image.size, max_pixels)
@@ -136,11 +137,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def _opened(data: bytes) -> Image.Image:
     """Pillow's image, nothing decoded yet. Raises what Pillow's parsers raise, and ImageError if pillow-heif is missing."""
-    formats = PILLOW_FORMATS
     if heif.is_heif(data):
         heif.register()
-        formats = (*formats, "HEIF")
-    return Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(io.BytesIO(data), formats=("AVIF", "HEIF"))
+    return Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
 
 
 def _jpeg_xl(data: bytes, max_pixels: int) -> np.ndarray:

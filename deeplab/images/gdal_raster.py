@@ -183,6 +183,8 @@ def _damaged(error: BaseException) -> ImageError:
     """The reason in GDAL's words, which are in the cause; rasterio's message only refers to it."""
     reason = one_line(error.__cause__ or error)
     if MISSING_CODEC in reason:
-        codec = reason.split(MISSING_CODEC)[1].strip(" .")
-        return ImageError(f"is compressed by {codec}, which this GDAL does not read; write it with deflate (-co COMPRESS=DEFLATE)")
+        codec = reason.split(MISSING_CODEC)[1].strip(" .").removeprefix("of ")
+        return ImageError(
+            f"is compressed by a codec that this GDAL lacks ({codec}); write it with gdal_translate -co COMPRESS=DEFLATE"
+        )
     return ImageError(f"damaged or truncated: {reason}")

@@ -11,6 +11,7 @@ from deeplab.errors import ImageError
 
 # Those of pillow-heif. AVIF has brands of its own, but shares the last two, which say only that a still picture is inside.
 BRANDS = tuple(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
+PADDING = 63  # the most rows or columns that encoders add to fill their blocks
 NOT_BUILT_IN = "has not been built in"  # libheif's words for a codec that it lacks
 INSTALL = "HEIF (HEIC) needs pillow-heif (pip install pillow-heif)"
 
