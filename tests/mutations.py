@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from imagecodecs import jpegxl_encode
+from imagecodecs import jpeg2k_encode, jpegxl_encode
 from PIL import Image
 from rasterio.io import MemoryFile
 
@@ -54,6 +54,7 @@ def seeds() -> dict[str, bytes]:
         "grey.pgm": _save(deep, "PPM"),
         "bits.pbm": _save(rgb.convert("1"), "PPM"),
         "signed.tif": _save(Image.fromarray(np.asarray(grey, np.int32) - 99), "TIFF"),
+        "deep.jp2": bytes(jpeg2k_encode(np.asarray(rgb, np.uint16) * 257, level=0, codecformat="jp2", reversible=True)),
         "lossy.jxl": jpegxl_encode(np.asarray(rgb), level=80),
         "deep.jxl": jpegxl_encode(np.asarray(rgba, np.uint16) * 257, lossless=True, usecontainer=True),
     }

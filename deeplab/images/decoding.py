@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deeplab.errors import ImageError, one_line
-from deeplab.images import heif, jpeg_xl, tiff
+from deeplab.images import heif, jpeg_2000, jpeg_xl, tiff
 from deeplab.images.bit_depth import rgb
 from deeplab.images.gdal_raster import Raster
 
@@ -92,13 +92,16 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     three. Colour profiles are ignored.
 
     Raises ImageError for data that is not an image, other formats, truncated or damaged files, floating-point samples (but those
-    of JPEG XL), more than `max_pixels`, and files whose reader is not installed: rasterio for TIFFs that only GDAL reads
-    correctly, pillow-heif, imagecodecs (JPEG XL).
+    of JPEG XL), more than `max_pixels`, and files whose reader is not installed: rasterio for TIFFs and JPEG 2000
+    that only GDAL reads correctly, pillow-heif, imagecodecs (JPEG XL).
     """
     if not data:
         raise ImageError("empty file (0 bytes)")
     if jpeg_xl.is_jpeg_xl(data):
         return _jpeg_xl(data, max_pixels)
+    samples = jpeg_2000.samples(data)
+    if samples is not None and samples.components > 1 and samples.bits > 8:
+        return _deep_jpeg_2000(data, samples, max_pixels)
     stored = _tiff_layout(data) if tiff.is_tiff(data) else None
     if stored is not None and not tiff.pillow_reads(stored):
         _check_size(stored.width, stored.height, max_pixels)
@@ -150,6 +153,21 @@ def _jpeg_xl(data: bytes, max_pixels: int) -> np.ndarray:
         raise ImageError(f"damaged or truncated JPEG XL: {error}") from error
     _check_size(stated.width, stated.height, max_pixels)
     return jpeg_xl.decode(data, stated)
+
+
+def _deep_jpeg_2000(data: bytes, samples: jpeg_2000.Samples, max_pixels: int) -> np.ndarray:
+    stated = header(data)
+    name = f"a JPEG 2000 of {samples.components} components of up to {samples.bits} bits"
+    if stated is None:
+        raise ImageError(f"damaged or truncated: {name} that cannot be opened")
+    _check_size(stated.width, stated.height, max_pixels)
+    if not samples.plain:
+        raise ImageError(f"{name} is accepted if they are RGB, unsigned, equally deep and of the same resolution")
+    try:
+        with Raster(data, "JPEG2000", stated.mode) as raster:
+            return raster.whole()
+    except ImageError as error:
+        raise ImageError(f"{name} {error}") from error
 
 
 def _tiff_layout(data: bytes) -> tiff.TiffLayout:

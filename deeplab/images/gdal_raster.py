@@ -1,5 +1,5 @@
 """TIFF, PNG and JPEG read by rows through GDAL (rasterio, the extra `large`): images that are too large to decode whole,
-and every TIFF that Pillow does not read correctly."""
+and every TIFF and JPEG 2000 that Pillow does not read correctly."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deeplab.images.tiff import TiffLayout
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-DRIVERS = {"TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}
+DRIVERS = {"TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JP2OpenJPEG"}
 INSTALL = "needs rasterio (pip install 'deeplab-pipelines[large]')"
-# Bands of a PNG or JPEG by Pillow's mode. CMYK is missing because GDAL converts it to RGB.
+# Bands of a PNG, JPEG or JPEG 2000 by Pillow's mode. CMYK is missing because GDAL converts it to RGB.
 BANDS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 MISSING_CODEC = "missing codec"  # GDAL's words, before the codec's name or "of code" and its number
 ROWS = 128  # read at a time, or as many as the file's own blocks have
@@ -92,11 +92,11 @@ def _colour_bands(names: list[str], stored: TiffLayout) -> list[int]:
 
 
 def _interpret_mode(file: DatasetReader, mode: str) -> ColourInterpretation:
-    """A PNG or JPEG, by Pillow's mode."""
+    """A PNG, JPEG or JPEG 2000, by Pillow's mode."""
     if mode not in BANDS:
         raise ImageError(f"takes grey, palette and RGB of up to 16 bits, not mode {mode}")
     bands = list(range(1, BANDS[mode] + 1))
-    bits = 16 if file.dtypes[0] == "uint16" else int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    bits = int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 16 if file.dtypes[0] == "uint16" else 8))
     if file.colorinterp[0].name == "palette":
         table = file.colormap(1)
         palette = np.zeros((256, 4), np.uint8)

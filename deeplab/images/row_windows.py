@@ -9,7 +9,9 @@ import numpy as np
 
 from deeplab.errors import ImageError
 from deeplab.images.decoding import Header
-from deeplab.images.gdal_raster import DRIVERS, Raster
+from deeplab.images.gdal_raster import Raster
+
+FORMATS = ("TIFF", "PNG", "JPEG", "MPO")
 
 
 class LargeImage:
@@ -25,7 +27,7 @@ class LargeImage:
 
     def __init__(self, encoded: bytes, header: Header, keep: int) -> None:
         reason = f"{header.width} x {header.height} is {header.pixels:,} pixels, which are read by rows: this"
-        if header.format not in DRIVERS:
+        if header.format not in FORMATS:
             raise ImageError(f"{reason} takes TIFF, PNG and JPEG, not {header.format}")
         if header.orientation != 1:
             raise ImageError(f"{reason} does not follow an EXIF orientation (here {header.orientation}); turn the pixels")

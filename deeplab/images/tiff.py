@@ -1,7 +1,7 @@
 """How a TIFF stores its samples, by the tags of its first picture, and whether Pillow reads such a TIFF correctly.
 
-Pillow silently decodes many layouts wrongly: planes of 16 bits, compressed signed or floating-point samples of big-endian
-files, 12 bits. So Pillow gets only layouts whose pixels were compared with what was written
+Pillow silently decodes many layouts wrongly: planes of 16 bits, compressed signed samples of big-endian
+files, 12 bits, blocks that are left out. So Pillow gets only layouts whose pixels were compared with what was written
 (tests/deeplab/images/test_tiff.py); GDAL reads all others (`deeplab.images.gdal_raster`).
 """
 
@@ -17,7 +17,7 @@ from deeplab.images.bit_depth import FLOATS
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_ENTRIES = 1000  # of a directory; real ones have less than a hundred
-MAX_VALUES = 3 << 16  # of one tag; the longest one read here is the colour map of 16-bit indices
+MAX_VALUES = 1 << 20  # of one tag: the starts of strips, or the colour map of 16-bit indices
 # GDAL's metadata of a band, or of all: how many bits of its samples are in use.
 NBITS = re.compile(rb'<Item name="NBITS"[^>]*>\s*(\d{1,2})\s*</Item>')
 
@@ -41,8 +41,8 @@ class TiffLayout:
 
     `guessed`: the file does not say what its samples mean; `photometric` is then libtiff's default.
     `bits` and `kind` are those of every sample (0 where they differ); `white`: the sample value of full intensity, 0
-    if there is none (signed, floats, over 16 bits); `extra`: what each sample beyond the colours is; `colours`: the colour map,
-    R, G and B one after the other, 16 bits each.
+    if there is none (signed, floats, over 16 bits); `extra`: what each sample beyond the colours is; `sparse`: blocks are
+    missing, as GDAL leaves out those that hold nothing; `colours`: the colour map, R, G and B one after the other, 16 bits each.
     """
 
     width: int
@@ -60,6 +60,7 @@ class TiffLayout:
     compression: int
     bits_reversed: bool
     subsampling: tuple[int, ...]
+    sparse: bool
     orientation: int
     colours: tuple[int, ...]
 
@@ -112,6 +113,7 @@ def layout(data: bytes) -> TiffLayout:
         compression,
         one(266, 1) == 2,
         tags.get(530, (2, 2)),
+        0 in tags.get(STRIPS, ()) or 0 in tags.get(TILES, ()),
         orientation if 1 <= orientation <= 8 else 1,
         tags.get(320, ()),
     )
@@ -135,8 +137,8 @@ def check_samples(stored: TiffLayout) -> None:
         raise ImageError("is not accepted: its samples are no integers of one depth")
 
 
-GDAL_METADATA, MAX_SAMPLE = 42112, 341
-READ_TAGS = (256, 257, 258, 259, 262, 266, 274, 277, 284, 320, 338, 339, MAX_SAMPLE, 530, GDAL_METADATA)
+STRIPS, TILES, MAX_SAMPLE, GDAL_METADATA = 273, 324, 341, 42112  # of strips and tiles, where they start
+READ_TAGS = (256, 257, 258, 259, 262, 266, STRIPS, 274, 277, 284, 320, TILES, 338, 339, MAX_SAMPLE, 530, GDAL_METADATA)
 FIELD_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 OTHER_TYPES = {MAX_SAMPLE: {**FIELD_TYPES, 11: "f", 12: "d"}, GDAL_METADATA: {1: "B", 2: "B"}}  # FLOAT, DOUBLE; ASCII
 
@@ -188,7 +190,7 @@ PILLOW = {
 
 def pillow_reads(stored: TiffLayout) -> bool:
     """Whether Pillow decodes this layout correctly."""
-    if stored.guessed or (stored.big_endian and stored.big_tiff) or stored.compression not in PILLOW_COMPRESSIONS:
+    if stored.sparse or stored.guessed or (stored.big_endian and stored.big_tiff) or stored.compression not in PILLOW_COMPRESSIONS:
         return False
     if stored.white and stored.white < 2**stored.bits - 1:
         return False

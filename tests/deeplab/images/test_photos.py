@@ -1,7 +1,7 @@
 """Photos as phones, cameras, GIS programs and converters write them: each kind has the pixels that were written, or a reason.
 
-HEIC is written by pillow-heif, JPEG XL and AVIF by imagecodecs, TIFF by tifffile and GDAL. `test_tiff.py` has every layout that
-GDAL writes.
+HEIC is written by pillow-heif, JPEG XL, JPEG 2000 and AVIF by imagecodecs, TIFF by tifffile and GDAL. `test_tiff.py` has every
+layout that GDAL writes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ RGBA = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 8, 4), np.uint8)).res
 RGB, GREY, ALPHA = np.ascontiguousarray(RGBA[..., :3]), np.ascontiguousarray(RGBA[..., 0]), RGBA[..., 3:]
 DEEP = RNG.integers(0, 65536, (HEIGHT, WIDTH, 3), np.uint16)
 TWELVE = DEEP >> 4  # 12 bits in 16
+HALF = np.where(np.arange(HEIGHT)[:, None, None] < HEIGHT // 2, DEEP, np.uint16(0))
 ON_WHITE = RGB * (ALPHA / 255) + 255 - ALPHA
 PREMULTIPLIED = np.dstack([np.minimum(RGB, ALPHA), ALPHA])
 GREY_RGB = np.repeat(GREY[..., None], 3, 2)
@@ -168,6 +169,23 @@ JPEG_XL: dict[str, Kind] = {
     },
 }  # fmt: skip
 
+
+def jp2(pixels: np.ndarray, bits: int, codec: str = "jp2") -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(pixels, level=0, codecformat=codec, bitspersample=bits, reversible=True))
+
+
+RGB_COLOURS = b"colr\x01\0\0\0\0\0\x10"
+DEEP_RGBA = np.dstack([DEEP, ALPHA.astype(np.uint16) * 257])
+JPEG_2000: dict[str, Kind] = {
+    "JPEG 2000, grey of 12 bits": (lambda: jp2(TWELVE[..., 0], 12), np.repeat(TWELVE[..., :1] >> 4, 3, 2), 0),
+    "JPEG 2000 of 12 bits": (lambda: jp2(TWELVE, 12), TWELVE >> 4, 0),
+    "JPEG 2000 of 16 bits": (lambda: jp2(DEEP, 16, "j2k"), DEEP >> 8, 0),
+    "JPEG 2000 of 16 bits with alpha": (lambda: jp2(DEEP_RGBA, 16), (DEEP >> 8) * (ALPHA / 255) + 255 - ALPHA, 1),
+    "JPEG 2000 of 12 bits, YCbCr": (
+        lambda: jp2(TWELVE, 12).replace(RGB_COLOURS, RGB_COLOURS[:-1] + b"\x12"), "accepted if they are RGB, unsigned", 0
+    ),
+}  # fmt: skip
+
 FLOATS = "which value is white; write bytes from the range that you choose"
 TIFFS: dict[str, Kind] = {
     # 12 bits in 16, and how a file may say so; no file is brightened because it looks dark.
@@ -188,6 +206,10 @@ TIFFS: dict[str, Kind] = {
     "alpha that is not multiplied in": (lambda: by_tifffile(RGBA, extrasamples=["unassalpha"]), RGB, 0),
     "alpha that is multiplied in": (lambda: by_tifffile(PREMULTIPLIED, extrasamples=["assocalpha"]),
                                     PREMULTIPLIED[..., :3] + 255 - ALPHA, 2),
+    "blocks that GDAL leaves out as they are empty": (lambda: by_gdal(HALF, sparse_ok=True, photometric="RGB", blockysize=7),
+                                                      HALF >> 8, 0),
+    "the same, compressed": (lambda: by_gdal(HALF, sparse_ok=True, photometric="RGB", blockysize=7, compress="deflate"),
+                             HALF >> 8, 0),
     "floats": (lambda: by_tifffile((GREY / 255).astype(np.float32), photometric="minisblack"), FLOATS, 0),
     "floats in colour": (lambda: by_gdal((RGB / 255).astype(np.float32)), FLOATS, 0),
     "half floats": (lambda: by_tifffile((RGB / 255).astype(np.float16)), FLOATS, 0),
@@ -222,7 +244,7 @@ def layouts() -> Iterator[tuple[str, Kind]]:
             yield f"16-bit RGB by rasterio: {options | tiles}", (lambda o=options | tiles: by_gdal(DEEP, **o), DEEP >> 8, 0)
 
 
-KINDS = {**PHONES, **JPEG_XL, **TIFFS, **dict(layouts())}
+KINDS = {**PHONES, **JPEG_XL, **JPEG_2000, **TIFFS, **dict(layouts())}
 
 
 @pytest.mark.parametrize("name", KINDS)
