@@ -16,6 +16,8 @@ SCIENCE = {"torch", "torchvision", "numpy", "PIL", "safetensors", "pycocotools",
 # What one module uses where it is installed; it is imported when it is needed.
 OPTIONAL = {
     ROOT / "deeplab" / "images" / "gdal_raster.py": {"rasterio"},
+    ROOT / "deeplab" / "images" / "heif.py": {"pillow_heif"},
+    ROOT / "deeplab" / "images" / "jpeg_xl.py": {"imagecodecs"},
     ROOT / "deeplab" / "weights" / "tflite_file.py": {"tflite"},
 }
 MOST_MODULES = 12
@@ -162,7 +164,8 @@ def test_only_the_sql_module_opens_duckdb():
 def test_the_science_imports_where_the_other_layers_are_missing():
     """No module of deeplab/ pulls Ray, Prefect or storage in at import time, by whatever way."""
     modules = [rooms.module_of(path) for path in sources("deeplab")]
-    heavy = ["ray", "prefect", "boto3", "pyarrow", "deltalake", "duckdb", "pydantic", "rasterio", "pipelines", "flows"]
+    heavy = ["ray", "prefect", "boto3", "pyarrow", "deltalake", "duckdb", "pydantic", "rasterio"]
+    heavy += ["pillow_heif", "imagecodecs", "pipelines", "flows"]
     script = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; print(set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"

@@ -154,7 +154,8 @@ def test_what_cannot_be_read_by_rows_is_refused_with_the_reason(monkeypatch: pyt
     refused = {
         "WEBP": pillow(picture(RGB), "WEBP"),
         "mode CMYK": pillow(picture(RGB, "CMYK"), "JPEG"),
-        "the whole image's range": tiff(GREY.astype(np.float32)),
+        "the whole image's range": tiff(GREY.astype(np.int16)),
+        "which value is white": tiff(GREY.astype(np.float32)),
         "EXIF orientation": pillow(picture(RGB), "JPEG", exif=turned),
     }
     for reason, data in refused.items():
