@@ -40,23 +40,17 @@ def contact_sheet(
     return sheet
 
 
-def bright(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A class's colour (0..255) at full strength: many of VOC's are too dark to tell apart on a photo."""
-    red, green, blue = (int(value * 255 / max(1, *colour)) for value in colour)
-    return red, green, blue
-
-
 def _legend(draw: ImageDraw.ImageDraw, classes: ClassTable, shown: Sequence[int], title: str, width: int) -> None:
     font = ImageFont.load_default(15)
     draw.text((GAP, 13), title, fill=INK, font=font)
     x = GAP + draw.textlength(title, font=font) + 2 * GAP
     for count, index in enumerate(shown):
-        name, colour = classes.names[index], classes.colours[index]
+        name, colour = classes.names[index], classes.display_colours[index]
         needed = 18 + draw.textlength(name, font=font) + GAP
         if x + needed > width - 4 * GAP:
             draw.text((x, 13), f"+ {len(shown) - count} more", fill=SOFT, font=font)
             break
-        draw.rectangle((x, 15, x + 12, 27), fill=bright(colour), outline=INK)
+        draw.rectangle((x, 15, x + 12, 27), fill=colour, outline=INK)
         draw.text((x + 18, 13), name, fill=INK, font=font)
         x += needed
 
