@@ -377,6 +377,19 @@ def test_a_heic_whose_stated_size_is_a_lie_is_refused() -> None:
         decode(with_sizes(heic(RGB), 2**32 - 1, 2**32 - 1))
 
 
+def test_a_heic_of_more_tiles_than_fit_into_it_is_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(np.zeros((300, 500, 3), np.uint8), tile_size=128)
+    assert decode(data).shape == (300, 500, 3)
+    size = struct.pack(">HH", 500, 300)
+    assert data.count(b"\2\3" + size) == 1  # less than the 3 rows and 4 columns
+    small = data.replace(b"\2\3" + size, b"\2\3" + struct.pack(">HH", 130, 130)).replace(
+        struct.pack(">II", 500, 300), struct.pack(">II", 130, 130)
+    )
+    monkeypatch.setattr(pillow_heif.HeifImageFile, "load", fails_if_called)
+    with pytest.raises(ImageError, match="4 x 3 tiles, more than fit"):
+        decode(small)
+
+
 @pytest.mark.parametrize("write", [heic, jxl])
 def test_a_file_that_is_cut_off_is_refused(write: Callable[[np.ndarray], bytes]) -> None:
     data = write(RGB)
