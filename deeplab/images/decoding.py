@@ -112,6 +112,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         with _opened(data) as image:
             _check_size(*image.size, max_pixels)
+            heif.check_tiles(image)
             image.load()
             # Only after load(): for PNG, getexif() reads the file itself and hides its damage from a later load().
             orientation = _orientation(image)

@@ -44,6 +44,14 @@ def sizes(data: bytes) -> Iterator[tuple[int, int]]:
                         yield struct.unpack_from(">II", data, at + 4)
 
 
+def check_tiles(image: Image.Image) -> None:
+    """Raises ImageError if a picture has more tiles than it needs: a small file can name the same large tile 65,536 times."""
+    tiling = image.info.get("tiling") if image.format == "HEIF" else None
+    for count, tile, side in (("num_columns", "tile_width", "image_width"), ("num_rows", "tile_height", "image_height")):
+        if tiling and (tiling[count] - 1) * tiling[tile] >= tiling[side]:
+            raise ImageError(f"damaged: it is made of {tiling['num_columns']} x {tiling['num_rows']} tiles, more than fit into it")
+
+
 def _boxes(data: bytes, kind: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where the contents of the boxes of one kind start and end, among those that follow each other in start..end."""
     while start + 8 <= end:

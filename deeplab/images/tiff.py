@@ -42,7 +42,8 @@ class TiffLayout:
     `guessed`: the file does not say what its samples mean; `photometric` is then libtiff's default.
     `bits` and `kind` are those of every sample (0 where they differ); `white`: the sample value of full intensity, 0
     if there is none (signed, floats, over 16 bits); `extra`: what each sample beyond the colours is; `sparse`: blocks are
-    missing, as GDAL leaves out those that hold nothing; `colours`: the colour map, R, G and B one after the other, 16 bits each.
+    missing, as GDAL leaves out those that hold nothing; `preview`: the picture is a smaller one of another in the file, as in the
+    raw files of cameras; `colours`: the colour map, R, G and B one after the other, 16 bits each.
     """
 
     width: int
@@ -61,6 +62,7 @@ class TiffLayout:
     bits_reversed: bool
     subsampling: tuple[int, ...]
     sparse: bool
+    preview: bool
     orientation: int
     colours: tuple[int, ...]
 
@@ -114,6 +116,7 @@ def layout(data: bytes) -> TiffLayout:
         one(266, 1) == 2,
         tags.get(530, (2, 2)),
         0 in tags.get(STRIPS, ()) or 0 in tags.get(TILES, ()),
+        one(254, 0) & 1 == 1 or DNG_VERSION in tags or (43 not in data[2:4] and data[8:11] == CANON_RAW),
         orientation if 1 <= orientation <= 8 else 1,
         tags.get(320, ()),
     )
@@ -131,14 +134,20 @@ def _white(tags: dict[int, tuple[int, ...]], bits: int) -> int:
 
 def check_samples(stored: TiffLayout) -> None:
     """Raises ImageError for samples that are never accepted, whatever they mean."""
+    if stored.preview:
+        raise ImageError(f"is not accepted: {PREVIEW}")
     if stored.kind == FLOATING:
         raise ImageError(f"is not accepted: {FLOATS}")
     if not stored.bits or stored.kind not in KINDS:
         raise ImageError("is not accepted: its samples are no integers of one depth")
 
 
-STRIPS, TILES, MAX_SAMPLE, GDAL_METADATA = 273, 324, 341, 42112  # of strips and tiles, where they start
-READ_TAGS = (256, 257, 258, 259, 262, 266, STRIPS, 274, 277, 284, 320, TILES, 338, 339, MAX_SAMPLE, 530, GDAL_METADATA)
+STRIPS, TILES, MAX_SAMPLE, GDAL_METADATA, DNG_VERSION = 273, 324, 341, 42112, 50706  # of strips and tiles, where they start
+CANON_RAW = b"CR\x02"  # in CR2, behind the header
+PREVIEW = "its first picture is a smaller copy, as in the raw files of cameras; write JPEG or TIFF with the camera's program"
+READ_TAGS = {254, 256, 257, 258, 259, 262, 266, 274, 277, 284, 320, 338, 339, 530} | {
+    STRIPS, TILES, MAX_SAMPLE, GDAL_METADATA, DNG_VERSION
+}  # fmt: skip
 FIELD_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 OTHER_TYPES = {MAX_SAMPLE: {**FIELD_TYPES, 11: "f", 12: "d"}, GDAL_METADATA: {1: "B", 2: "B"}}  # FLOAT, DOUBLE; ASCII
 
@@ -190,7 +199,13 @@ PILLOW = {
 
 def pillow_reads(stored: TiffLayout) -> bool:
     """Whether Pillow decodes this layout correctly."""
-    if stored.sparse or stored.guessed or (stored.big_endian and stored.big_tiff) or stored.compression not in PILLOW_COMPRESSIONS:
+    if (
+        stored.sparse
+        or stored.preview
+        or stored.guessed
+        or (stored.big_endian and stored.big_tiff)
+        or stored.compression not in PILLOW_COMPRESSIONS
+    ):
         return False
     if stored.white and stored.white < 2**stored.bits - 1:
         return False

@@ -117,7 +117,7 @@ def stating(tag: int, kind: int, *values: Any) -> dict[str, Any]:
     return {"extratags": [(tag, kind, len(values), values if len(values) > 1 else values[0], True)]}
 
 
-SHORT, FLOAT, MAX_SAMPLE = 3, 11, 341
+BYTE, SHORT, FLOAT, MAX_SAMPLE = 1, 3, 11, 341
 Kind = tuple[Callable[[], bytes], "np.ndarray | str", int]  # the file; its pixels or the reason for which it is refused; levels off
 
 PHONES: dict[str, Kind] = {
@@ -210,6 +210,8 @@ TIFFS: dict[str, Kind] = {
                                                       HALF >> 8, 0),
     "the same, compressed": (lambda: by_gdal(HALF, sparse_ok=True, photometric="RGB", blockysize=7, compress="deflate"),
                              HALF >> 8, 0),
+    "a raw file whose first picture is a preview": (lambda: by_tifffile(RGB, subfiletype=1), "first picture is a smaller copy", 0),
+    "a DNG": (lambda: by_tifffile(RGB, **stating(50706, BYTE, 1, 4, 0, 0)), "first picture is a smaller copy, as in the raw", 0),
     "floats": (lambda: by_tifffile((GREY / 255).astype(np.float32), photometric="minisblack"), FLOATS, 0),
     "floats in colour": (lambda: by_gdal((RGB / 255).astype(np.float32)), FLOATS, 0),
     "half floats": (lambda: by_tifffile((RGB / 255).astype(np.float16)), FLOATS, 0),
@@ -273,6 +275,14 @@ def test_rows_of_a_large_tiff_are_those_of_the_decoded_one(name: str) -> None:
     with LargeImage(data, stated, keep=10) as image:
         rows = [image[top : top + 9] for top in range(0, HEIGHT, 9)]
     np.testing.assert_array_equal(np.concatenate(rows), decode(data))
+
+
+def test_a_canon_raw_file_is_told_by_its_mark() -> None:
+    data = by_tifffile(RGB)
+    (start,) = struct.unpack_from("<I", data, 4)
+    cr2 = data[:4] + struct.pack("<I", len(data)) + b"CR\x02\0" + data[12:] + data[start:]
+    with pytest.raises(ImageError, match=r"^a TIFF of 3 x 8-bit unsigned samples.* is not accepted: its first picture"):
+        decode(cr2)
 
 
 def test_gdal_does_call_near_infrared_alpha() -> None:
@@ -365,6 +375,19 @@ def test_a_heic_whose_stated_size_is_a_lie_is_refused() -> None:
         decode(with_sizes(heic(RGB), 30_000, 30_000))
     with pytest.raises(ImageError, match="over the limit"):
         decode(with_sizes(heic(RGB), 2**32 - 1, 2**32 - 1))
+
+
+def test_a_heic_of_more_tiles_than_fit_into_it_is_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = heic(np.zeros((300, 500, 3), np.uint8), tile_size=128)
+    assert decode(data).shape == (300, 500, 3)
+    size = struct.pack(">HH", 500, 300)
+    assert data.count(b"\2\3" + size) == 1  # less than the 3 rows and 4 columns
+    small = data.replace(b"\2\3" + size, b"\2\3" + struct.pack(">HH", 130, 130)).replace(
+        struct.pack(">II", 500, 300), struct.pack(">II", 130, 130)
+    )
+    monkeypatch.setattr(pillow_heif.HeifImageFile, "load", fails_if_called)
+    with pytest.raises(ImageError, match="4 x 3 tiles, more than fit"):
+        decode(small)
 
 
 @pytest.mark.parametrize("write", [heic, jxl])
