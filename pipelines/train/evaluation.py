@@ -17,7 +17,7 @@ from deeplab.evaluation.predictions import Evaluation, predict
 from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor
 from pipelines.options import EvaluateOptions
-from pipelines.options.shared import RefinementOptions, ScoringOptions
+from pipelines.options.shared import RefinementOptions
 from pipelines.storage.model_registry import read_model
 from pipelines.table.table_errors import ResultsError
 from pipelines.train.packed_datasets import Packed, open_dataset
@@ -25,7 +25,7 @@ from pipelines.train.stored_masks import StoredMasks, is_table, require_classes
 
 IMAGES_PER_TASK = 16  # seconds of work on a CPU, which is all that a lost task costs
 ROWS_PER_TASK = 256  # masks, which are only read and counted
-MASK_OPTIONS = (*ScoringOptions.model_fields, *RefinementOptions.model_fields)  # options that change a mask
+MASK_OPTIONS = tuple(RefinementOptions.model_fields)  # options that change a mask
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_a_command_without_options_has_the_defaults_of_the_schema(kind: type[Bas
             EvaluateOptions,
             ["auto, cpu or cuda. [default: auto]", "--trimap <int,...>", "(at least 1 and at most 1000)", "[default: no-crf]"],
         ),
-        (BenchmarkOptions, ["[MODEL]", "[default: pets]", "--count -n", "default synthetic ones"]),
+        (BenchmarkOptions, ["[MODEL]", "[default: voc]", "--count -n", "default synthetic ones"]),
         (TuneOptions, ["--write --no-write", "(at least 0 and at most 6). [default: 2]"]),
         (TrainOptions, ["0 is off (at least 0 and below 1).", "(at least 1).", "with --min-workers", "finetune"]),
         (RegisteredTraining, ["MODEL_OUT", "on --val-split is not worse", "[default: production]"]),
