@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab.classes import IGNORE
+from deeplab.region_proposals import Proposals, ranked_boxes, require_opencv
 
 Box = tuple[int, int, int, int]
 ENLARGED = 1.2  # factor on the sides of an object's box in the first stage

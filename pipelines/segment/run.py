@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
+from deeplab.region_proposals import require_opencv
 from deeplab.scoring.predictor import Scoring
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
@@ -130,11 +131,14 @@ class Outcome:
 
 
 def begin(options: SegmentOptions) -> Run:
-    """A run of these options. Raises ModelError for a model that cannot be used."""
+    """A run of these options. Raises ModelError, ProposalsUnavailable for a model that cannot be used."""
     if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
         require_pydensecrf()
     source = model_registry.read_model(options.model)
-    return Run(options, source, checkpoint.parse(*source), f"run-{uuid.uuid4().hex[:12]}")
+    model = checkpoint.parse(*source)
+    if model.by_proposals and options.address is None:
+        require_opencv()
+    return Run(options, source, model, f"run-{uuid.uuid4().hex[:12]}")
 
 
 def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:
@@ -209,13 +213,13 @@ def task_of(run: Run) -> Task:
     """The settings of a run that the stages need."""
     from pipelines.segment.stages import Task
 
-    options, network = run.options, run.model.network
+    options, model = run.options, run.model
     return Task(
-        classes=run.model.classes,
-        stride=network.stride,
-        align_corners=network.align_corners,
+        classes=model.classes,
+        stride=model.stride,
+        align_corners=model.align_corners,
         scoring=options.of_kind(Scoring),
-        refinement=options.refinement(run.model),
+        refinement=options.refinement(model),
         max_pixels=options.max_pixels,
         run=run.id,
         threads=1,

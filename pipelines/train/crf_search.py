@@ -18,7 +18,9 @@ from deeplab.devices import device_named
 from deeplab.evaluation.metrics import Confusion
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.model_predictor import predictor_of
+from deeplab.scoring.predictor import Scoring
 from pipelines.options import TuneOptions
 from pipelines.options.shared import CRFMode, short
 from pipelines.storage.model_registry import changeable, read_model
@@ -60,6 +62,8 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
         device_named(options.device)
     source = read_model(options.model)
     model = checkpoint.parse(*source)
+    if model.stride == 1 and not options.here:
+        raise ModelError(f"{model.label}: its scores at full resolution stay in one process: --workers 1 without --address is accepted")
     place = changeable(options.model, model) if options.write else None
     data = open_dataset(options.dataset, options.split, options.layout)
     require_classes(data, model.classes.names, model.label)
@@ -140,7 +144,7 @@ def _sum(confusions: Sequence[Confusion]) -> Confusion:
     return sum(confusions[1:], confusions[0])
 
 
-_prepared: dict[str, tuple[Predictor, LabelledFolder | Packed]] = {}
+_prepared: dict[str, tuple[AnyPredictor, LabelledFolder | Packed]] = {}
 
 
 def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
@@ -148,15 +152,14 @@ def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
-        network = checkpoint.parse(*work.model).network
-        predictor = Predictor(network, options.of_kind(Scoring), device=options.device)
+        predictor = predictor_of(checkpoint.parse(*work.model), options.of_kind(Scoring), device=options.device)
         _prepared[work.id] = predictor, open_dataset(options.dataset, options.split, options.layout)
     predictor, data = _prepared[work.id]
     image, labels = data[index]
-    scores = predictor.scores([image])[0]
+    scores = predictor.scores([image])[0].astype(np.float16)
     plain = Confusion.empty(len(data.classes))
     plain.add(labels, predictor.labels_of(scores, *labels.shape))
-    return plain, ScoredImage(image, labels, scores, predictor.network.stride, predictor.network.align_corners)
+    return plain, ScoredImage(image, labels, scores, predictor.stride, predictor.align_corners)
 
 
 def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredImage) -> list[Confusion]:
