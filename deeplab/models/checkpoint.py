@@ -183,12 +183,13 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
         tensors = load_tensors(weight_bytes)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"{folder / WEIGHTS}: not a safetensors file or damaged ({error}); pickles are never loaded") from error
+    model = _assembled(folder, card, tensors, digest(weight_bytes, card_bytes))
     if card.get(WEIGHTS_DIGEST) not in (None, hashlib.sha256(weight_bytes).hexdigest()):
         raise ModelError(
             f"{folder}: {CARD} does not belong to these weights: the model is being saved, or a save was interrupted; "
             "wait, or save it again"
         )
-    return _assembled(folder, card, tensors, digest(weight_bytes, card_bytes))
+    return model
 
 
 def _assembled(folder: Path, card: Card, tensors: Mapping[str, torch.Tensor], sha256: str) -> Model:
@@ -210,7 +211,9 @@ def _assembled(folder: Path, card: Card, tensors: Mapping[str, torch.Tensor], sh
         architecture = card["architecture"]
         network = build(architecture["name"], len(classes), **architecture.get("options", {}))
         if proposals is not None and network.stride != 1:
-            raise ValueError(f"proposals need a network that scores every pixel, {architecture['name']} has stride {network.stride}")
+            raise ValueError(
+                f"proposals need a network that scores every pixel, {architecture['name']} has stride {network.stride}"
+            )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder / CARD}: {error!r}; the card does not describe a model of this version") from error
     _fill(folder, network, tensors, architecture["name"])

@@ -8,8 +8,8 @@ from deeplab import masks
 from deeplab.classes import ClassTable
 from deeplab.images.decoding import Header
 from deeplab.images.row_windows import LargeImage
-from deeplab.scoring.multiscale import confidence
 from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.multiscale import confidence
 from deeplab.scoring.row_bands import Label, RowSource
 from pipelines.table.schema import MaskColumns
 

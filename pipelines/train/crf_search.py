@@ -63,7 +63,9 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     source = read_model(options.model)
     model = checkpoint.parse(*source)
     if model.stride == 1 and not options.here:
-        raise ModelError(f"{model.label}: its scores at full resolution stay in one process: --workers 1 without --address is accepted")
+        raise ModelError(
+            f"{model.label}: its scores, as large as the images, stay in one process: leave out --workers and --address"
+        )
     place = changeable(options.model, model) if options.write else None
     data = open_dataset(options.dataset, options.split, options.layout)
     require_classes(data, model.classes.names, model.label)
