@@ -89,7 +89,7 @@ def ensemble(
     name = name_after(model_out.resolve().name) if name is None else model_name(name)
     members = ensembles.save(model_out, name, [read_model(model) for model in models], rules[rule])
     labels = ", ".join(member.label for member in members)
-    stdout.print(f"{escape(str(model_out))}: {rule} of {escape(labels)}; {len(members[0].classes)} classes")
+    stdout.print(f"{escape(str(model_out))}: {rule} of {escape(labels)}; {len(members[0].classes)} classes", soft_wrap=True)
 
 
 def print_family(as_json: bool) -> None:
