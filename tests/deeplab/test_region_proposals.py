@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from deeplab import region_proposals
 from deeplab.region_proposals import Proposals, ProposalsUnavailable, chosen_boxes, gradient_edges, ranked_boxes
 
 METHODS = ("edge-boxes", "selective-search")
@@ -48,6 +49,15 @@ def test_an_image_without_edges_or_smaller_than_a_box_is_one_box(rng, shape, met
     assert chosen_boxes(flat, Proposals(method)).tolist() == [[0, 0, shape[1], shape[0]]]
     if min(shape) < 112:
         assert len(chosen_boxes(rng.integers(0, 256, (*shape, 3), np.uint8), Proposals(method))) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_boxes_of_a_large_image_are_those_of_a_reduced_one(scene, method, monkeypatch):
+    monkeypatch.setattr(region_proposals, "LONGEST", 200)
+    large = np.kron(scene, np.ones((3, 3, 1), np.uint8))
+    assert np.array_equal(ranked_boxes(large, method, 50), 3 * ranked_boxes(scene, method, 50))
+    odd = ranked_boxes(large[:-2, :-1], method, 50)  # 478 x 599
+    assert odd[:, 2].max() <= 599 and odd[:, 3].max() <= 478 and odd.min() >= 0 and (odd[:, :2] < odd[:, 2:]).all()
 
 
 def test_edges_are_thin_gradients_by_the_formula(scene):

@@ -23,6 +23,7 @@ from flows.cli import app
 from pipelines.options import SegmentOptions, TuneOptions
 from pipelines.segment import plan, stages
 from pipelines.segment.run import begin
+from pipelines.storage.model_registry import Registry
 from pipelines.train.crf_search import tune
 from tests.edeconvnet import composed
 from tests.material import make_dataset, make_narrow, photo
@@ -108,6 +109,12 @@ def test_an_archive_has_the_same_masks_and_no_scores_leave_the_process(
         expected, _ = predict(predictor, pixels_of(path), crf)
         assert np.array_equal(masks.decode_png(row["mask"]), expected) and row["refined"] == crf.short()
     assert any(one["mask"] != other["mask"] for one, other in zip(rows, refined, strict=True))
+
+
+def test_a_registry_takes_an_ensemble_whole(edeconvnet: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    published = checkpoint.parse(*registry.read(registry.publish(str(edeconvnet))))
+    assert published.label == checkpoint.load(edeconvnet).label and len(published.members) == 2
 
 
 def test_the_crf_search_keeps_the_scores_in_its_process(edeconvnet: Path, data: Path) -> None:
