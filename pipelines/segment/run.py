@@ -194,7 +194,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
 
         try:
             with ExitStack() as after, sink:  # the sink is closed first
-                spread = parallelism(connection.resources())
+                spread = parallelism(connection.resources(), len(run.source[2]))
                 end = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
         except Exception as error:
             done = f"{sink.committed.images} of {todo.images} images are committed"
@@ -205,7 +205,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
         report()
         sentence = ""
         with suppress(Exception):  # the work is done, even if the cluster goes away now
-            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources()))
+            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources(), len(run.source[2])))
         return Outcome(sink.committed, end.seconds, sentence, end.cut)
 
 
