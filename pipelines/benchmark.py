@@ -50,8 +50,7 @@ def benchmark(options: BenchmarkOptions, watch: Callable[[int, int], None] = lam
     twin = dataclasses.replace(refinement, mode="exact", backend="torch", device="cuda") if refinement and on_gpu else None
     try:
         measured = speed.measure(
-            model.network,
-            model.classes,
+            model,
             photos,
             scoring=options.scoring(model),
             device=options.device,

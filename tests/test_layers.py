@@ -19,6 +19,7 @@ OPTIONAL = {
     ROOT / "deeplab" / "images" / "heif.py": {"pillow_heif"},
     ROOT / "deeplab" / "images" / "jpeg_xl.py": {"imagecodecs"},
     ROOT / "deeplab" / "weights" / "tflite_file.py": {"tflite"},
+    ROOT / "deeplab" / "region_proposals.py": {"cv2"},
 }
 MOST_MODULES = 12
 
@@ -32,7 +33,7 @@ ROOMS = {
     "deeplab/crf": "deeplab",
     "deeplab/models": "deeplab deeplab/networks deeplab/zoo deeplab/crf",
     "deeplab/weights": "deeplab deeplab/networks deeplab/zoo deeplab/models",
-    "deeplab/scoring": "deeplab deeplab/images deeplab/convolutions deeplab/networks deeplab/crf",
+    "deeplab/scoring": "deeplab deeplab/images deeplab/convolutions deeplab/networks deeplab/crf deeplab/models",
     "deeplab/data": "deeplab deeplab/images",
     "deeplab/evaluation": "deeplab deeplab/scoring deeplab/data",
     "deeplab/training": "deeplab deeplab/networks deeplab/models deeplab/scoring deeplab/data deeplab/evaluation",

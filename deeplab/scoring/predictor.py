@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,18 +12,18 @@ from deeplab.convolutions import onednn
 from deeplab.devices import best_precision, device_named
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.batch_norm_folding import folded
-from deeplab.scoring.multiscale import multiscale_scores, winning_classes
+from deeplab.scoring.multiscale import multiscale_scores, upsample, winning_classes
+from deeplab.scoring.row_bands import Label, RowSource, label_rows, label_windows
 from deeplab.scoring.settings import PLAIN, Scoring
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class RowSource(Protocol):
-    """An H x W x 3 uint8 RGB image that is read by slices of rows, such as deeplab.images.row_windows.LargeImage."""
-
-    shape: tuple[int, int, int]
-
-    def __getitem__(self, rows: slice) -> np.ndarray: ...
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """ValueError for anything but H x W x 3 uint8."""
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(f"image of shape {image.shape}, {image.dtype}: H x W x 3 uint8 RGB is accepted")
 
 
 class Predictor:
@@ -39,6 +38,7 @@ class Predictor:
     sums inside a layer and between scales stay float32.
     batch_pixels: the most padded pixels of one pass at scale 1, although a single image may have more. On a CPU it is
     small, so that features between two layers stay in the cache.
+    score_dtype: of the scores, float16 as they are stored and sent, or float32 for a caller that computes with them.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Predictor:
         *,
         device: str = "auto",
         batch_pixels: int | None = None,
+        score_dtype: torch.dtype = torch.float16,
     ) -> None:
         self.device = device_named(device)
         self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
@@ -62,15 +63,24 @@ class Predictor:
         self.overlap = -(-scoring.overlap // network.stride) * network.stride
         self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 120_000)
         self.padding = np.round(network.normalization.mean_rgb).astype(np.uint8)
+        self.score_dtype = score_dtype
+
+    @property
+    def stride(self) -> int:
+        """Pixels from score to score."""
+        return self.network.stride
+
+    @property
+    def align_corners(self) -> bool:
+        """The geometry for upsampling scores to pixels."""
+        return self.network.align_corners
 
     def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """H x W x 3 uint8 RGB images -> class scores, float16 C x h x w each, h = ceil((H - 1) / stride) + 1.
+        """H x W x 3 uint8 RGB images -> class scores, C x h x w each in `score_dtype`, h = ceil((H - 1) / stride) + 1.
 
         Score (i, j) lies on pixel (stride * i, stride * j). Raises ValueError for another shape or dtype.
         """
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-                raise ValueError(f"image of shape {image.shape}, {image.dtype}: H x W x 3 uint8 RGB is accepted")
+        check_images(images)
         results: list[np.ndarray | None] = [None] * len(images)
         buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
@@ -92,7 +102,7 @@ class Predictor:
         return [scores for scores in results if scores is not None]
 
     def score_rows(self, image: np.ndarray | RowSource) -> Iterator[np.ndarray]:
-        """Score one image in tiles, from top to bottom: float16 C x k x w parts that make up C x h x w.
+        """Score one image in tiles, from top to bottom: C x k x w parts that make up C x h x w.
 
         Slices image[top:bottom] are taken from top to bottom, each as high as a tile. A part is returned once no further
         tile overlaps it, so memory is bounded by a row of tiles.
@@ -114,7 +124,8 @@ class Predictor:
                 total[:, :, j : j + w] += ramp * scores[:, :, :w]
                 weight[:, j : j + w] += ramp
             done = (following - top) // stride
-            yield (total[:, :done] / weight[:done]).astype(np.float16)
+            part: np.ndarray = total[:, :done] / weight[:done]
+            yield part.astype(np.float16) if self.score_dtype == torch.float16 else part
             # The rows that the next tiles overlap move to the top.
             total = np.concatenate([total[:, done:], np.zeros_like(total[:, :done])], axis=1)
             weight = np.concatenate([weight[done:], np.zeros_like(weight[:done])])
@@ -128,8 +139,34 @@ class Predictor:
         """Scores at stride -> the class of each pixel, height x width."""
         return winning_classes(scores, height, width, self.network.stride, self.network.align_corners)
 
+    def upsampled(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Scores at stride -> C x height x width float32."""
+        return upsample(scores, height, width, self.stride, self.align_corners)
+
+    def in_windows(self, height: int, width: int) -> bool:
+        """Whether an image is too large for the scores of all of it to be in memory: `label_bands` labels it."""
+        return self.stride == 1 and height * width > self.tile * self.tile
+
+    def label_bands(
+        self, image: np.ndarray | RowSource, label: Label, margin: int, watch: Callable[[np.ndarray], None] = lambda part: None
+    ) -> Iterator[np.ndarray]:
+        """The label map of an image of any size, k x W bands from top to bottom; memory is bounded by the tile.
+
+        label: labels of pixels from their scores, best with `margin` pixels around those that count. watch: called with parts
+        of the scores that make up those of the image.
+        """
+        if self.stride == 1:
+            return label_windows(image, self, label, max(margin, self.overlap // 2), watch)
+
+        def watched() -> Iterator[np.ndarray]:
+            for part in self.score_rows(image):
+                watch(part)
+                yield part
+
+        return label_rows(image, watched(), self.stride, label, self.tile - 1, margin)
+
     def _batch(self, images: Sequence[np.ndarray], height: int, width: int) -> torch.Tensor:
-        """Images that fit height x width (on the lattice) -> their scores, float16 on the device; one pass per scale."""
+        """Images that fit height x width (on the lattice) -> their scores, `score_dtype` on the device; one pass per scale."""
         pixels = np.empty((len(images), height, width, 3), np.uint8)
         pixels[:] = self.padding
         for slot, image in zip(pixels, images, strict=True):
@@ -142,7 +179,7 @@ class Predictor:
             x = self.network.normalization.apply(x).to(self.dtype)
             scores = multiscale_scores(self.network, x, self.scales, self.flip, self.fusion)
             # Scores beyond half precision's range decide alike.
-            return scores.clamp(-65504, 65504).half()
+            return scores.clamp(-65504, 65504).half() if self.score_dtype == torch.float16 else scores
 
     def _starts(self, side: int) -> tuple[list[int], int]:
         """First pixels (multiples of the stride) of the tiles along one side, and the tiles' length on the lattice."""

@@ -1,4 +1,4 @@
-"""`deeplab import-weights` and `deeplab models --all`: weights of other code bases, and the known architectures."""
+"""`deeplab import-weights`, `ensemble` and `models --all`: model folders made of others' weights, and the known architectures."""
 
 from __future__ import annotations
 
@@ -60,6 +60,36 @@ def import_weights(
     )
     for key in imported.left_out:
         stdout.print(f"  left out: {escape(key)}")
+
+
+def ensemble(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Two or more models: bundled, folder or REGISTRY@ALIAS.", show_default=False),
+    ],
+    model_out: Annotated[Path, typer.Option("--out", "-o", metavar="<folder>", help="Model folder to write.", show_default=False)],
+    rule: Annotated[
+        str, typer.Option(help="mean of the members' scores, or product: those of the first times the positive ones of the others.")
+    ] = "mean",
+    name: Annotated[str | None, typer.Option(help="Name in the model card; default the folder's name.")] = None,
+) -> None:
+    """Combine models of the same classes into one model folder, which holds copies of all of them."""
+    from typing import get_args
+
+    from deeplab.models import ensemble as ensembles
+    from deeplab.models.checkpoint import Rule
+    from deeplab.safe_names import model_name, name_after
+    from pipelines.storage.model_registry import read_model
+
+    rules: dict[str, Rule] = {accepted: accepted for accepted in get_args(Rule)}
+    if rule not in rules:
+        raise typer.BadParameter(f"{rule}: {' or '.join(rules)} is accepted", param_hint="--rule")
+    if len(models) < 2:
+        raise typer.BadParameter("two or more are accepted", param_hint="MODEL...")
+    name = name_after(model_out.resolve().name) if name is None else model_name(name)
+    members = ensembles.save(model_out, name, [read_model(model) for model in models], rules[rule])
+    labels = ", ".join(member.label for member in members)
+    stdout.print(f"{escape(str(model_out))}: {rule} of {escape(labels)}; {len(members[0].classes)} classes", soft_wrap=True)
 
 
 def print_family(as_json: bool) -> None:

@@ -106,7 +106,7 @@ class ScoringOptions(Options):
 
     def scored(self, model: Model, precision: str | None = None) -> str:
         """How the prepared model is applied, in one line; `precision`: what "auto" became."""
-        return f"{self.quality} {self.scoring(model).short(model.network.stride, precision)}"
+        return f"{self.quality} {self.scoring(model).short(model.output_stride or model.stride, precision)}"
 
 
 class CRFOptions(ScoringOptions):

@@ -1,8 +1,6 @@
-"""Images too large to decode whole: read, score, refine and encode them in bands of rows."""
+"""Images whose scores are too large for memory: score, refine and encode them in bands of rows."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,42 +8,40 @@ from deeplab import masks
 from deeplab.classes import ClassTable
 from deeplab.images.decoding import Header
 from deeplab.images.row_windows import LargeImage
+from deeplab.scoring.interface import AnyPredictor
 from deeplab.scoring.multiscale import confidence
-from deeplab.scoring.predictor import Predictor
-from deeplab.scoring.row_bands import Label, label_rows
+from deeplab.scoring.row_bands import Label, RowSource
 from pipelines.table.schema import MaskColumns
 
 
+def opened(encoded: bytes, header: Header, predictor: AnyPredictor, margin: int) -> LargeImage:
+    """An image too large to decode whole, for `segment_large`: a context manager. Raises ImageError."""
+    return LargeImage(encoded, header, 2 * (predictor.tile + margin))
+
+
 def segment_large(
-    encoded: bytes, header: Header, predictor: Predictor, label: Label, margin: int, classes: ClassTable
+    image: np.ndarray | RowSource, predictor: AnyPredictor, label: Label, margin: int, classes: ClassTable
 ) -> MaskColumns:
     """The columns that describe an image's mask, without `refined` and `scored`. Raises ImageError.
 
-    label, margin: as in `label_rows`; its windows are the predictor's tiles plus the margin.
-    Memory: the encoded image, the encoded mask and a few thousand rows of pixels, however tall the image (docs/archives.md).
+    label, margin: as in `AnyPredictor.label_bands`.
+    Memory: the encoded mask and a few thousand rows of pixels, however tall the image (docs/archives.md).
     """
-    side = predictor.tile - 1
-    confidences: list[tuple[float, int]] = []  # of a band, and its rows
-
-    def score_rows(image: LargeImage) -> Iterator[np.ndarray]:
-        for band in predictor.score_rows(image):
-            confidences.append((confidence(band), band.shape[1]))
-            yield band
-
+    height, width, _ = image.shape
+    confidences: list[tuple[float, int]] = []  # of a part of the scores, and its size
     pixels: dict[str, int] = {}
-    png = masks.MaskPNG(header.height, header.width, classes)
-    with LargeImage(encoded, header, predictor.tile + side + 2 * margin) as image:
-        for labels in label_rows(image, score_rows(image), predictor.network.stride, label, side, margin):
-            png.add(labels)
-            for name, count in masks.class_pixels(labels, classes).items():
-                pixels[name] = pixels.get(name, 0) + count
-    values, rows = zip(*confidences, strict=True)
+    png = masks.MaskPNG(height, width, classes)
+    for labels in predictor.label_bands(image, label, margin, lambda part: confidences.append((confidence(part), part[0].size))):
+        png.add(labels)
+        for name, count in masks.class_pixels(labels, classes).items():
+            pixels[name] = pixels.get(name, 0) + count
+    values, sizes = zip(*confidences, strict=True)
     return MaskColumns(
-        height=header.height,
-        width=header.width,
+        height=height,
+        width=width,
         mask=png.finish(),
         class_pixels=list(pixels.items()),
-        confidence=float(np.average(values, weights=rows)),
+        confidence=float(np.average(values, weights=sizes)),
         refined=None,
         scored=None,
     )

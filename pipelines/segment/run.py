@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
+from deeplab.region_proposals import require_opencv
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
 from pipelines.options import SegmentOptions
@@ -147,11 +148,14 @@ class Outcome:
 
 
 def begin(options: SegmentOptions) -> Run:
-    """A run of these options. Raises ModelError for a model that cannot be used."""
+    """A run of these options. Raises ModelError, ProposalsUnavailable for a model that cannot be used."""
     if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
         require_pydensecrf()
     source = model_registry.read_model(options.model)
-    return Run(options, source, options.prepared(checkpoint.parse(*source)), f"run-{uuid.uuid4().hex[:12]}")
+    model = options.prepared(checkpoint.parse(*source))
+    if model.by_proposals and options.address is None:
+        require_opencv()
+    return Run(options, source, model, f"run-{uuid.uuid4().hex[:12]}")
 
 
 def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:
@@ -207,7 +211,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
 
         try:
             with ExitStack() as after, sink:  # the sink is closed first
-                spread = parallelism(connection.resources())
+                spread = parallelism(connection.resources(), len(run.source[2]))
                 end = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
         except Exception as error:
             done = f"{sink.committed.images} of {todo.images} images are committed"
@@ -218,7 +222,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
         report()
         sentence = ""
         with suppress(Exception):  # the work is done, even if the cluster goes away now
-            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources()))
+            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources(), len(run.source[2])))
         return Outcome(sink.committed, end.seconds, sentence, end.cut)
 
 
@@ -226,15 +230,15 @@ def task_of(run: Run) -> Task:
     """The settings of a run that the stages need."""
     from pipelines.segment.stages import Task
 
-    options, network = run.options, run.model.network
+    options, model = run.options, run.model
     return Task(
-        classes=run.model.classes,
-        output_stride=run.model.output_stride,
-        stride=network.stride,
-        align_corners=network.align_corners,
-        scoring=options.scoring(run.model),
+        classes=model.classes,
+        output_stride=model.output_stride,
+        stride=model.stride,
+        align_corners=model.align_corners,
+        scoring=options.scoring(model),
         quality=options.quality,
-        refinement=options.refinement(run.model),
+        refinement=options.refinement(model),
         max_pixels=options.max_pixels,
         run=run.id,
         threads=1,

@@ -18,7 +18,8 @@ from deeplab.devices import device_named
 from deeplab.evaluation.metrics import Confusion
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
-from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.model_predictor import predictor_of
 from pipelines.options import TuneOptions
 from pipelines.options.shared import CRFMode, short
 from pipelines.storage.model_registry import changeable, read_model
@@ -60,6 +61,10 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
         device_named(options.device)
     source = read_model(options.model)
     model = options.prepared(checkpoint.parse(*source))
+    if model.stride == 1 and not options.here:
+        raise ModelError(
+            f"{model.label}: its scores, as large as the images, stay in one process: leave out --workers and --address"
+        )
     place = changeable(options.model, model) if options.write else None
     data = open_dataset(options.dataset, options.split, options.layout)
     require_classes(data, model.classes.names, model.label)
@@ -139,7 +144,7 @@ def _sum(confusions: Sequence[Confusion]) -> Confusion:
     return sum(confusions[1:], confusions[0])
 
 
-_prepared: dict[str, tuple[Predictor, LabelledFolder | Packed]] = {}
+_prepared: dict[str, tuple[AnyPredictor, LabelledFolder | Packed]] = {}
 
 
 def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
@@ -148,14 +153,14 @@ def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
     if work.id not in _prepared:
         _prepared.clear()
         model = options.prepared(checkpoint.parse(*work.model))
-        predictor = Predictor(model.network, options.scoring(model), device=options.device)
+        predictor = predictor_of(model, options.scoring(model), device=options.device)
         _prepared[work.id] = predictor, open_dataset(options.dataset, options.split, options.layout)
     predictor, data = _prepared[work.id]
     image, labels = data[index]
-    scores = predictor.scores([image])[0]
+    scores = predictor.scores([image])[0].astype(np.float16)
     plain = Confusion.empty(len(data.classes))
     plain.add(labels, predictor.labels_of(scores, *labels.shape))
-    return plain, ScoredImage(image, labels, scores, predictor.network.stride, predictor.network.align_corners)
+    return plain, ScoredImage(image, labels, scores, predictor.stride, predictor.align_corners)
 
 
 def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredImage) -> list[Confusion]:

@@ -15,7 +15,8 @@ from deeplab.data.layouts import DatasetError
 from deeplab.devices import device_named
 from deeplab.evaluation.predictions import Evaluation, predict
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.model_predictor import predictor_of
 from pipelines.options import EvaluateOptions
 from pipelines.options.shared import RefinementOptions
 from pipelines.storage.model_registry import read_model
@@ -104,7 +105,7 @@ def _require_fitting(options: EvaluateOptions, of_table: bool) -> None:
         raise ResultsError(f"{options.model}: a results table, whose masks exist already; {flags} are for a model")
 
 
-_prepared: dict[str, tuple[LabelledFolder | Packed, Predictor | None, DenseCRF | None]] = {}
+_prepared: dict[str, tuple[LabelledFolder | Packed, AnyPredictor | None, DenseCRF | None]] = {}
 
 
 def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
@@ -131,8 +132,8 @@ def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
     return result
 
 
-def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> Predictor:
-    return Predictor(model.network, options.scoring(model), device=options.device)
+def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> AnyPredictor:
+    return predictor_of(model, options.scoring(model), device=options.device)
 
 
 def _engine(options: EvaluateOptions, model: checkpoint.Model) -> DenseCRF | None:
