@@ -18,7 +18,6 @@ from deeplab.crf import DenseCRF
 from deeplab.data.datasets import LabelledFolder
 from deeplab.evaluation.metrics import Confusion
 from deeplab.models.checkpoint import load
-from deeplab.scoring.multiscale import winning_classes
 from deeplab.scoring.predictor import Predictor
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
@@ -35,7 +34,6 @@ def main() -> None:
     torch.set_num_threads(1)
     loaded = load(arguments.model)
     predictor = Predictor(loaded.network, device="cpu")
-    stride = predictor.network.stride
     folder = LabelledFolder(arguments.dataset, arguments.split)
     engines = {"exact": DenseCRF("exact"), "fast": DenseCRF("fast", freeze=arguments.freeze), "half": DenseCRF("half")}
     totals = {name: Confusion.empty(len(folder.classes)) for name in ("no CRF", *engines)}
@@ -45,10 +43,10 @@ def main() -> None:
         image, truth = folder[index]
         scores = predictor.scores([image])[0]
         height, width = truth.shape
-        results: dict[str, np.ndarray] = {"no CRF": winning_classes(scores, height, width, stride)}
+        results: dict[str, np.ndarray] = {"no CRF": predictor.labels_of(scores, height, width)}
         for name, crf in engines.items():
             start = time.thread_time()
-            results[name] = crf.labels(image, scores, stride=stride)
+            results[name] = crf.labels(image, scores, placement=predictor.placement(scores, height, width))
             seconds[name] += time.thread_time() - start
         for name, labels in results.items():
             totals[name].add(truth, labels)

@@ -28,7 +28,7 @@ ROOMS = {
     "deeplab": "",
     "deeplab/images": "deeplab",
     "deeplab/convolutions": "",
-    "deeplab/networks": "deeplab/convolutions",
+    "deeplab/networks": "deeplab deeplab/convolutions",
     "deeplab/zoo": "deeplab/networks",
     "deeplab/crf": "deeplab",
     "deeplab/models": "deeplab deeplab/networks deeplab/zoo deeplab/crf",

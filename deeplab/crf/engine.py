@@ -12,6 +12,7 @@ from deeplab.crf.half_size import enlarged, halved_grid, halved_image, halved_pa
 from deeplab.crf.inputs import Grid, check_grid, check_image, upsampled
 from deeplab.crf.native import engine_module
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters, Normalization
+from deeplab.placement import Placement
 
 if TYPE_CHECKING:
     import torch  # not needed by the native engine
@@ -126,16 +127,18 @@ class DenseCRF:
         probabilities: np.ndarray | None = None,
         stride: float | None = None,
         align_corners: bool = True,
+        placement: Placement | None = None,
     ) -> np.ndarray:
         """The most probable class of every pixel: H x W uint8, uint16 above 256 classes.
 
         image: H x W x 3 uint8 RGB, as decoded. Either scores: class logits C x h x w (float16, float32 or float64), or
         probabilities of that shape (clipped to at least 1e-5, as users of pydensecrf do). Without `stride`, h x w is
         H x W; with it, score (i, j) lies on pixel (stride * i, stride * j) and scores are interpolated bilinearly; without
-        align_corners pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end.
-        ValueError for other input; it names what is accepted.
+        align_corners pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end. placement: instead
+        of `stride`, where scores lie that are on no such grid (deeplab.placement). ValueError for other input; it names what
+        is accepted.
         """
-        image, grid = self._checked(image, scores, probabilities, stride, align_corners)
+        image, grid = self._checked(image, scores, probabilities, stride, align_corners, placement)
         dtype = np.uint8 if len(grid.values) <= 256 else np.uint16
         if self.backend == "native":
             return self._native(image, grid, np.empty(image.shape[:2], dtype))
@@ -152,9 +155,10 @@ class DenseCRF:
         probabilities: np.ndarray | None = None,
         stride: float | None = None,
         align_corners: bool = True,
+        placement: Placement | None = None,
     ) -> np.ndarray:
         """Approximate marginal probabilities, C x H x W float32, summing to 1 over the classes. Arguments as for `labels`."""
-        image, grid = self._checked(image, scores, probabilities, stride, align_corners)
+        image, grid = self._checked(image, scores, probabilities, stride, align_corners, placement)
         if self.backend == "native":
             return self._native(image, grid, np.empty((len(grid.values), *image.shape[:2]), np.float32))
         if self.backend == "torch":
@@ -177,10 +181,16 @@ class DenseCRF:
             self._engine.release()
 
     def _checked(
-        self, image: object, scores: object, probabilities: object, stride: float | None, align_corners: bool
+        self,
+        image: object,
+        scores: object,
+        probabilities: object,
+        stride: float | None,
+        align_corners: bool,
+        placement: Placement | None,
     ) -> tuple[np.ndarray, Grid]:
         checked = check_image(image)
-        return checked, check_grid(checked, scores, probabilities, stride, align_corners)
+        return checked, check_grid(checked, scores, probabilities, stride, align_corners, placement)
 
     def _native(self, image: np.ndarray, grid: Grid, out: np.ndarray) -> np.ndarray:
         if self._engine is None:
@@ -189,8 +199,10 @@ class DenseCRF:
         self.stats = self._engine.refine(
             image,
             grid.values,
-            step=grid.step,
-            shift=grid.shift,
+            step_y=grid.placement.rows.step,
+            shift_y=grid.placement.rows.shift,
+            step_x=grid.placement.columns.step,
+            shift_x=grid.placement.columns.shift,
             probabilities=grid.probabilities,
             full_size=grid.full_size,
             out=out,

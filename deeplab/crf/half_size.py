@@ -11,6 +11,7 @@ import numpy as np
 
 from deeplab.crf.inputs import Grid
 from deeplab.crf.parameters import CRFParameters
+from deeplab.placement import Axis, Placement
 
 
 def halved_image(image: np.ndarray) -> np.ndarray:
@@ -25,7 +26,9 @@ def halved_grid(grid: Grid) -> Grid:
     if grid.full_size:
         a, b, c, d = _corners(values, 1)
         values = (a + b + c + d) / np.float32(4)
-    return replace(grid, values=values, step=2 * grid.step, shift=grid.shift + grid.step / 2)
+    axes = zip(values.shape[1:], (grid.placement.rows, grid.placement.columns), strict=True)
+    placement = Placement(*(Axis(count, 2 * axis.step, axis.shift + axis.step / 2) for count, axis in axes))
+    return replace(grid, values=values, placement=placement)
 
 
 def halved_parameters(parameters: CRFParameters) -> CRFParameters:

@@ -21,6 +21,7 @@ from deeplab.errors import UserError
 from deeplab.files import STAGED, Files, LocalFiles, as_files
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.region_proposals import Proposals
+from deeplab.placement import Geometry
 from deeplab.safe_names import InvalidName, model_name
 from deeplab.zoo import build
 
@@ -74,6 +75,7 @@ class Card(TypedDict):
     ensemble: NotRequired[CardEnsemble]
     proposals: NotRequired[dict[str, Any]]
     classes: list[CardClass]
+    geometry: NotRequired[dict[str, Any]]  # entries of deeplab.placement.Geometry that differ from the architecture's
     summary: NotRequired[str]
     licence: NotRequired[str]
     data: NotRequired[dict[str, Any]]
@@ -115,9 +117,9 @@ class Model:
         return 1 if self.members else self.network.stride
 
     @property
-    def align_corners(self) -> bool:
-        """The geometry for upsampling scores to pixels."""
-        return True if self.members else self.network.align_corners
+    def geometry(self) -> Geometry:
+        """How images are padded and scaled, and where scores lie; an ensemble's lie on the pixels."""
+        return Geometry() if self.members else self.network.geometry
 
     @property
     def by_proposals(self) -> bool:
@@ -156,6 +158,7 @@ class Model:
             )
             raise ModelError(f"{self.label}: {name} cannot have output stride {output_stride}; {strides}") from error
         network.load_state_dict(self.network.state_dict())
+        network.geometry = self.network.geometry
         return replace(self, own_network=network.eval(), output_stride=output_stride)
 
     def crf(self, name: str) -> CRFParameters:
@@ -243,6 +246,7 @@ def _assembled(folder: Path, card: Card, tensors: Mapping[str, torch.Tensor], sh
         proposals = Proposals(**card["proposals"]) if "proposals" in card else None
         architecture = card["architecture"]
         network = build(architecture["name"], len(classes), **architecture.get("options", {}))
+        network.geometry = replace(network.geometry, **card.get("geometry", {}))
         if proposals is not None and network.stride != 1:
             raise ValueError(
                 f"proposals need a network that scores every pixel, {architecture['name']} has stride {network.stride}"

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deeplab.placement import Geometry
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -57,9 +59,9 @@ class ParameterGroup(TypedDict):
 class SegmentationNetwork(nn.Module):
     """backbone -> head: normalised B x 3 x H x W in, class scores (logits) B x C x h x w out.
 
-    `normalization`: the input that the weights expect. `align_corners`: the geometry for upsampling scores to image
-    size; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the
-    scores; by default the backbone's `output_stride`.
+    `normalization`: the input that the weights expect. `geometry`: how images are padded and scaled for them and where scores
+    lie; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the scores; by
+    default the backbone's `output_stride`.
     """
 
     learnt_norm = False  # True where the paper trains batch norm, too
@@ -79,7 +81,12 @@ class SegmentationNetwork(nn.Module):
         self.classes = classes
         self.stride = stride or int(backbone.output_stride)  # type: ignore[arg-type]
         self.normalization = normalization
-        self.align_corners = align_corners
+        self.geometry = Geometry(align_corners=align_corners)
+
+    @property
+    def align_corners(self) -> bool:
+        """Whether scores and pixels are aligned at their corners, or areas: how training upsamples scores to labels."""
+        return self.geometry.align_corners
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """`keep`: B x D factors of the backbone's channels, with which training drops some of them."""
@@ -106,6 +113,25 @@ class SegmentationNetwork(nn.Module):
     def lattice_size(self, side: int) -> int:
         """The smallest side >= `side` on which scores and pixels align: stride * k + 1 (321, 513, 377, ...)."""
         return -(-(side - 1) // self.stride) * self.stride + 1 if side > 1 else 1
+
+    def padded_size(self, side: int) -> int:
+        """The side that an image of `side` pixels has when it is scored."""
+        geometry = self.geometry
+        return self.lattice_size(max(side, geometry.least_side)) if geometry.padded else side
+
+    def grid(self, height: int, width: int, like: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of the scores of an image of that size. like: a tensor of the device and dtype that the network takes.
+
+        If images are not padded, a small pass through the network tells: `stride` more pixels are one more score, whatever the
+        rounding of each layer.
+        """
+        stride = self.stride
+        if self.geometry.padded:
+            return (self.lattice_size(height) - 1) // stride + 1, (self.lattice_size(width) - 1) // stride + 1
+        rest = [min(side, side % stride + 2 * stride) for side in (height, width)]
+        with torch.inference_mode():
+            rows, columns = self(like.new_zeros(1, 3, *rest)).shape[-2:]
+        return rows + (height - rest[0]) // stride, columns + (width - rest[1]) // stride
 
     def freeze_batch_norm(self) -> None:
         """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from deeplab.placement import Placement
 from deeplab.scoring.multiscale import winning_classes
 from deeplab.scoring.predictor import check_images
 from deeplab.scoring.row_bands import Label, RowSource, label_windows
@@ -19,7 +20,6 @@ class FullResolutionPredictor(ABC):
     one by one, and larger ones in windows (`label_bands`)."""
 
     stride = 1
-    align_corners = True
 
     def __init__(self, scoring: Scoring, device: torch.device, precision: str, dtype: torch.dtype) -> None:
         self.tile, self.margin = scoring.tile, scoring.overlap // 2
@@ -40,7 +40,12 @@ class FullResolutionPredictor(ABC):
 
     def labels_of(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
         """The class of the largest score at each pixel."""
-        return winning_classes(scores, height, width, self.stride, self.align_corners)
+        return winning_classes(scores, height, width, self.placement(scores, height, width))
+
+    def placement(self, scores: np.ndarray, height: int, width: int) -> Placement:
+        """A score on every pixel."""
+        assert scores.shape[1:] == (height, width)
+        return Placement.stepping((height, width), 1.0)
 
     def upsampled(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
         """The scores themselves."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from deeplab.placement import Placement
 from deeplab.scoring.row_bands import Label, RowSource
 
 
@@ -22,12 +23,11 @@ class AnyPredictor(Protocol):
     @property
     def stride(self) -> int: ...
 
-    @property
-    def align_corners(self) -> bool: ...
-
     def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]: ...
 
     def labels(self, images: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+
+    def placement(self, scores: np.ndarray, height: int, width: int) -> Placement: ...
 
     def labels_of(self, scores: np.ndarray, height: int, width: int) -> np.ndarray: ...
 

@@ -23,7 +23,8 @@ from deeplab.models.checkpoint import Model
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.batch_norm_folding import folded
 from deeplab.scoring.model_predictor import Passes, passes, predictor_of
-from deeplab.scoring.multiscale import multiscale_scores
+from deeplab.placement import Placement
+from deeplab.scoring.multiscale import multiscale_scores, winning_classes
 from deeplab.scoring.row_bands import CRF_MARGIN
 from deeplab.scoring.settings import PLAIN, Scoring
 
@@ -90,7 +91,7 @@ def pictures(count: int, height: int, width: int) -> list[bytes]:
 def flops_of(network: SegmentationNetwork, height: int, width: int, scales: Sequence[float], flip: bool) -> float:
     """Multiplications plus additions of one image's convolutions and matrix products, over all scales."""
     twin = folded(network).to("meta")
-    x = torch.empty(1, 3, network.lattice_size(height), network.lattice_size(width), device="meta")
+    x = torch.empty(1, 3, network.padded_size(height), network.padded_size(width), device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         multiscale_scores(twin, x, scales, flip, "max")
     return float(counter.get_total_flops())
@@ -133,10 +134,10 @@ def measure(
     if predictor.device.type == "cpu":
         torch.set_num_threads(1)
 
-    def labels(engine: DenseCRF | None, pixels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def labels(engine: DenseCRF | None, pixels: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
         if engine is None:
-            return predictor.labels_of(scores, *pixels.shape[:2])
-        return engine.labels(pixels, scores=scores, stride=predictor.stride, align_corners=predictor.align_corners)
+            return winning_classes(scores, pixels.shape[0], pixels.shape[1], placement)
+        return engine.labels(pixels, scores, placement=placement)
 
     def run_stages() -> tuple[list[np.ndarray], dict[str, float]]:
         """Take all photos through every stage; returns their pixels and the seconds of each stage."""
@@ -147,10 +148,10 @@ def measure(
             seconds[stage] += spent
             return result
 
-        def refined(pixels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        def refined(pixels: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
             if crf_on_device is not None:
-                timed("refine_device", lambda: labels(crf_on_device, pixels, scores), predictor.device)
-            return timed("refine", lambda: labels(crf, pixels, scores))
+                timed("refine_device", lambda: labels(crf_on_device, pixels, scores, placement), predictor.device)
+            return timed("refine", lambda: labels(crf, pixels, scores, placement))
 
         def in_bands(image: np.ndarray) -> np.ndarray:
             """The label map of an image whose scores are never whole in memory; scoring is all but the refining."""
@@ -164,7 +165,8 @@ def measure(
         small = [image for image in images if not predictor.in_windows(*image.shape[:2])]
         for group in [[image] for image in small] if predictor.stride == 1 else [small]:
             scores = timed("score", lambda group=group: predictor.scores(group), predictor.device)  # type: ignore[misc]
-            label_maps += [refined(image, maps) for image, maps in zip(group, scores, strict=True)]
+            for image, maps in zip(group, scores, strict=True):
+                label_maps.append(refined(image, maps, predictor.placement(maps, *image.shape[:2])))
         timed("encode", lambda: [masks.encode_png(label_map, model.classes) for label_map in label_maps])
         return images, seconds
 

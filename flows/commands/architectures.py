@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,7 @@ def import_weights(
         "name": name,
         "architecture": {"name": imported.architecture, "options": imported.options},
         "classes": [{"name": n, "colour": list(c)} for n, c in zip(table.names, table.colours, strict=True)],
+        "geometry": asdict(imported.network.geometry),
         "init": f"{file.name}, family {family}",
         "data": {"licence": licence},
     }

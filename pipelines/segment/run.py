@@ -235,7 +235,7 @@ def task_of(run: Run) -> Task:
         classes=model.classes,
         output_stride=model.output_stride,
         stride=model.stride,
-        align_corners=model.align_corners,
+        geometry=model.geometry,
         scoring=options.scoring(model),
         quality=options.quality,
         refinement=options.refinement(model),

@@ -29,6 +29,7 @@ from deeplab.crf import DenseCRF, Refinement
 from deeplab.errors import ImageError
 from deeplab.images.decoding import MAX_PIXELS, decode
 from deeplab.models import checkpoint
+from deeplab.placement import Geometry, Placement
 from deeplab.scoring.model_predictor import predictor_of
 from deeplab.scoring.multiscale import confidence, winning_classes
 from deeplab.scoring.row_bands import CRF_MARGIN, RowSource
@@ -105,7 +106,7 @@ class Task:
     classes: ClassTable
     output_stride: int | None  # None: the one that the model's card names
     stride: int
-    align_corners: bool
+    geometry: Geometry
     scoring: Scoring
     quality: Quality
     refinement: Refinement | None
@@ -201,8 +202,8 @@ class Scorer:
         """All further stages of a large image, whose scores are never whole in memory. Raises ImageError."""
         refinements: set[str] = set()
 
-        def label(pixels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-            labels, refined_by = labelled(self.task, pixels.shape[:2], pixels, scores)
+        def label(pixels: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
+            labels, refined_by = labelled(self.task, pixels.shape[:2], pixels, scores, placement)
             refinements.update([refined_by] if refined_by else [])
             return labels
 
@@ -319,20 +320,24 @@ def refine(block: pa.Table, task: Task, register: ActorHandle) -> pa.Table:
         return in_order(pa.concat_tables(parts), block)
 
 
-def labelled(task: Task, size: tuple[int, int], pixels: np.ndarray | None, scores: np.ndarray) -> tuple[np.ndarray, str | None]:
+def labelled(
+    task: Task, size: tuple[int, int], pixels: np.ndarray | None, scores: np.ndarray, placement: Placement | None = None
+) -> tuple[np.ndarray, str | None]:
     """Upsample the scores, apply the dense CRF (only it needs the pixels) and take the winning class.
 
-    Returns labels, height x width, and the row's `refined`: the CRF that computed them, None without one.
+    placement: where the scores lie, if the pixels are a window of an image. Returns labels, height x width, and the row's
+    `refined`: the CRF that computed them, None without one.
     """
+    placement = placement or task.geometry.scores(scores.shape[1:], size, task.stride)
     if task.refinement is None:
-        return winning_classes(scores, *size, task.stride, task.align_corners), None
+        return winning_classes(scores, *size, placement), None
     assert pixels is not None
     crf = _engine(task.refinement)
     try:
-        return crf.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), crf.short()
+        return crf.labels(pixels, scores, placement=placement), crf.short()
     except torch.OutOfMemoryError:  # a large image on a small GPU
         native = _engine(replace(task.refinement, mode=crf.mode, backend="native"))
-        return native.labels(pixels, scores, stride=task.stride, align_corners=task.align_corners), native.short()
+        return native.labels(pixels, scores, placement=placement), native.short()
 
 
 def mask_columns(labels: np.ndarray, refined_by: str | None, image: Scored, classes: ClassTable) -> MaskColumns:

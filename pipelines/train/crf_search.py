@@ -18,6 +18,7 @@ from deeplab.devices import device_named
 from deeplab.evaluation.metrics import Confusion
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
+from deeplab.placement import Placement
 from deeplab.scoring.interface import AnyPredictor
 from deeplab.scoring.model_predictor import predictor_of
 from pipelines.options import TuneOptions
@@ -41,13 +42,12 @@ class SearchWork:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image with its scores, float16 at the network's stride: the input of the CRF, about 1 MB."""
+    """One image with its scores, float16, and where they lie on it: the input of the CRF, about 1 MB."""
 
     image: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
-    stride: int
-    align_corners: bool
+    placement: Placement
 
 
 def tune(options: TuneOptions, report: Report = lambda phase, done, total: None) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
     scores = predictor.scores([image])[0].astype(np.float16)
     plain = Confusion.empty(len(data.classes))
     plain.add(labels, predictor.labels_of(scores, *labels.shape))
-    return plain, ScoredImage(image, labels, scores, predictor.stride, predictor.align_corners)
+    return plain, ScoredImage(image, labels, scores, predictor.placement(scores, *labels.shape))
 
 
 def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredImage) -> list[Confusion]:
@@ -169,7 +169,7 @@ def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredIm
     crf, confusions = DenseCRF(mode), []
     for parameters in todo:
         crf.parameters = parameters
-        labels = crf.labels(scored.image, scores=scored.scores, stride=scored.stride, align_corners=scored.align_corners)
+        labels = crf.labels(scored.image, scored.scores, placement=scored.placement)
         confusion = Confusion.empty(len(scored.scores))
         confusion.add(scored.labels, labels)
         confusions.append(confusion)

@@ -129,8 +129,10 @@ private:
             scores.rows = half_of(height);
             scores.columns = half_of(width);
         }
-        scores.shift += 0.5f * scores.step;
-        scores.step *= 2;
+        for (Axis* axis : {&scores.y, &scores.x}) {
+            axis->shift += 0.5f * axis->step;
+            axis->step *= 2;
+        }
         stats.unary_ms = now_ms() - start;
         return Status::ok;
     }

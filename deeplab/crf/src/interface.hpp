@@ -27,11 +27,16 @@ struct Settings {
     int threads;
 };
 
-// Class scores or probabilities on a grid. Pixel (y, x) reads grid position (y * step + shift, x * step + shift).
+// Rows or columns of a grid of scores: pixel p reads position p * step + shift.
+struct Axis {
+    float step, shift;
+};
+
+// Class scores or probabilities on a grid, whose rows lie along y and columns along x.
 struct Scores {
     const float* values;  // classes x rows x columns
     int classes, rows, columns;
-    float step, shift;
+    Axis y, x;
     bool probabilities;
     bool full_size;  // the grid is the pixel grid
 };

@@ -13,6 +13,7 @@ import torch
 from deeplab.classes import PETS
 from deeplab.crf import DenseCRF, Refinement, torch_lattice
 from deeplab.errors import UserError
+from deeplab.placement import Geometry
 from deeplab.scoring.settings import Scoring
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import begin
@@ -20,7 +21,7 @@ from pipelines.segment.stages import Task, labelled
 
 
 def task(**crf: Any) -> Task:
-    settings: dict[str, Any] = {"stride": 8, "align_corners": True, "scoring": Scoring(), "quality": "standard"}
+    settings: dict[str, Any] = {"stride": 8, "geometry": Geometry(), "scoring": Scoring(), "quality": "standard"}
     return Task(PETS, None, **settings, refinement=Refinement(**crf), max_pixels=1, run="run", threads=1)
 
 
