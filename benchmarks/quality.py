@@ -64,8 +64,7 @@ class Setting:
         scores = self.predictor.scores([image])[0]
         labels = self.predictor.labels_of(scores, *image.shape[:2])
         if self.crf is not None:
-            network = self.predictor.network
-            labels = self.crf.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
+            labels = self.crf.labels(image, scores, placement=self.predictor.placement(scores, *image.shape[:2]))
         masks.encode_png(labels, self.classes)
         self.seconds += time.thread_time() - start
         counted = truth != VOID

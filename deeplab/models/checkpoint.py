@@ -319,18 +319,22 @@ def replaceable(folder: Path) -> bool:
 
 def storable(network: SegmentationNetwork) -> bool:
     """Whether all weights stay finite when `save` stores them: matrices and kernels in half precision."""
-    return all(bool(torch.isfinite(value).all()) for value in _stored(network).values() if value.is_floating_point())
+    return _finite(_stored(network))
 
 
-def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
+def _finite(stored: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in stored.values() if value.is_floating_point())
+
+
+def _stored(network: SegmentationNetwork, half: bool = True) -> dict[str, torch.Tensor]:
     return {
-        key: (value.half() if value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
+        key: (value.half() if half and value.is_floating_point() and value.ndim > 1 else value).detach().cpu().contiguous()
         for key, value in network.state_dict().items()
     }
 
 
-def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[str, Any]) -> None:
-    """Write a model folder. Convolution weights go to float16; vectors stay float32.
+def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[str, Any], half: bool = True) -> None:
+    """Write a model folder. With `half`, convolution weights go to float16; vectors stay float32.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
     here. An existing model folder is replaced. ModelError for any other folder, weights that are not finite, and a name
@@ -338,9 +342,10 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[
     weights without their card, which `parse` refuses; saving again completes it.
     """
     place = as_files(place)
-    if not storable(network):
-        raise ModelError(f"{place}: not saved: some weights are not finite in half precision")
-    write(place, _stored(network), card)
+    stored = _stored(network, half)
+    if not _finite(stored):
+        raise ModelError(f"{place}: not saved: some weights are not finite{' in half precision' if half else ''}")
+    write(place, stored, card)
 
 
 def write(place: str | Path | Files, tensors: dict[str, torch.Tensor], card: Mapping[str, Any]) -> None:

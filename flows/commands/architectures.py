@@ -56,7 +56,8 @@ def import_weights(
         "init": f"{file.name}, family {family}",
         "data": {"licence": licence},
     }
-    checkpoint.save(model_out, imported.network, card)
+    # The 8-bit codes of a .tflite need no more than half precision; other scores would differ from theirs by one in a thousand.
+    checkpoint.save(model_out, imported.network, card, half=family == "tflite")
     stdout.print(
         f"{escape(str(model_out))}: {imported.architecture}, {count} classes, {len(imported.network.state_dict())} tensors filled"
     )

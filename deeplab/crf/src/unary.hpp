@@ -204,7 +204,8 @@ private:
         float* rest_row = rest_row_.reserve(columns);
         Buffer<Position> across;
         across.reserve(order.width);
-        for (int x = 0; x < order.width; ++x) across[x] = scores_.full_size ? Position{x, x, 0.0f} : position(x, columns, scores_.x);
+        for (int x = 0; x < order.width; ++x)
+            across[x] = scores_.full_size ? Position{x, x, 0.0f} : position(x, columns, scores_.x);
         for (int y = 0; y < order.height; ++y) {
             if (scores_.full_size) {
                 transpose(size_t(y) * columns, columns, kept_class.data(), kept, wide, row);

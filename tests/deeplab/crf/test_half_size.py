@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from deeplab.crf import DenseCRF
+from deeplab.placement import Placement
 from deeplab.scoring.multiscale import upsample, winning_classes
 from deeplab.scoring.row_bands import label_rows
 from tests.deeplab.crf.conftest import painted, smooth_scores
@@ -81,7 +82,7 @@ def test_labels_stay_close_to_those_at_full_size(photos: list[np.ndarray]) -> No
     changed_by_half, changed_by_the_crf = 0, 0
     for photo in photos:
         full, half = (DenseCRF(mode).labels(photo, scores, stride=8) for mode in ("fast", "half"))  # type: ignore[arg-type]
-        unrefined = winning_classes(scores, *photo.shape[:2], 8)
+        unrefined = winning_classes(scores, *photo.shape[:2], Placement.stepping((25, 33), 1 / 8))
         assert (half == full).mean() > 0.97
         changed_by_half += (half != full).sum()
         changed_by_the_crf += (unrefined != full).sum()
@@ -100,7 +101,10 @@ def test_windows_of_a_large_image_start_on_whole_pairs() -> None:
     """Positions are shared by windows and the whole image, so that labels differ by what lies beyond the margin only."""
     image, grid = painted(150, 170), smooth_scores(3, 20, 23)
     crf = DenseCRF("half", iterations=2, bi_xy_std=4.0)
-    bands = label_rows(image, [grid], 8, lambda pixels, scores: crf.labels(pixels, scores, stride=8), side=64, margin=32)
+    placement = Placement.stepping(grid.shape[1:], 1 / 8)
+    bands = label_rows(
+        image, [grid], placement, lambda pixels, scores, on: crf.labels(pixels, scores, placement=on), side=64, margin=32
+    )
     expected = crf.labels(image, grid, stride=8)
     assert (np.concatenate(list(bands)) == expected).mean() > 0.998
 
@@ -108,5 +112,8 @@ def test_windows_of_a_large_image_start_on_whole_pairs() -> None:
 def test_full_size_scores_and_their_grid_agree() -> None:
     image, scores = painted(90, 121), smooth_scores(9, 13, 17)
     crf = DenseCRF("half")
-    low, full = crf.labels(image, scores, stride=8), crf.labels(image, upsample(scores, 90, 121, 8))
+    low, full = (
+        crf.labels(image, scores, stride=8),
+        crf.labels(image, upsample(scores, 90, 121, Placement.stepping(scores.shape[1:], 1 / 8))),
+    )
     assert (low == full).mean() > 0.999

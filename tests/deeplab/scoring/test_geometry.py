@@ -254,6 +254,19 @@ def test_a_window_of_an_axis_reads_what_the_whole_reads(axis):
         np.testing.assert_allclose(inner_low + inner_weight + values.start, whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["fast", "half"])
+def test_the_crf_reads_scores_where_they_lie_on_any_grid(image, rng, mode):
+    """Axes with steps of their own: the native engine's without pruning against torch's, whose reading is tested apart."""
+    photo, scores = image(45, 70), rng.normal(0, 2, (3, 6, 9)).astype(np.float32)
+    placement = Placement.resized((6, 9), (45, 70), align_corners=False)
+    native = DenseCRF(mode, iterations=0, prune=0).marginals(photo, scores, placement=placement)
+    peer = DenseCRF(mode, iterations=0, backend="torch").marginals(photo, scores, placement=placement)
+    np.testing.assert_allclose(native, peer, rtol=0, atol=1e-5)
+    if mode == "fast":
+        full = F.interpolate(torch.from_numpy(scores)[None], (45, 70), mode="bilinear", align_corners=False)[0]
+        np.testing.assert_allclose(peer, full.softmax(0).numpy(), rtol=0, atol=1e-5)
+
+
 def test_a_placement_of_another_grid_is_refused():
     image, scores = np.zeros((20, 30, 3), np.uint8), np.zeros((2, 3, 4), np.float32)
     with pytest.raises(ValueError, match="scores of 3 x 4 with the placement of 3 x 5"):
