@@ -10,17 +10,25 @@ from typing import Literal, get_args
 import numpy as np
 
 MOST_LEAST_SIDE = 4096
+FARTHEST = 1e9  # within float32, in which the CRF's engine computes positions
 
 Scaling = Literal["corners", "areas"]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """`count` values along one side: pixel y reads position `y * step + shift`, clamped to the first and the last value."""
+    """`count` values along one side: pixel y reads position `y * step + shift`, clamped to the first and the last value.
+
+    ValueError for no values and for numbers that are not finite.
+    """
 
     count: int
     step: float
     shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.step <= FARTHEST or not abs(self.shift) <= FARTHEST:
+            raise ValueError(f"{self}: at least one value, a step from 0 and a shift, both up to {FARTHEST:g}, are accepted")
 
     @classmethod
     def stepping(cls, count: int, step: float, align_corners: bool) -> Axis:

@@ -193,12 +193,12 @@ def test_an_imported_kazuto_scores_so_from_its_folder(tmp_path: Path, image, mon
     weights = {key: value for key, value in layout(kazuto_names, "base.aspp.c", 4).items() if ".layer3.block2." not in key}
     weights = {key: value / 60 if key.endswith("layer1.conv1.conv.weight") else value for key, value in weights.items()}
     imported = import_state_dict(weights, "kazuto")
-    checkpoint.save(tmp_path / "m", imported, card_of(imported, "resnet101-aspp", mean="deeplab"))
+    checkpoint.save(tmp_path / "m", imported, card_of(imported, "resnet101-aspp", mean="deeplab"), half=False)
     network = checkpoint.load(tmp_path / "m").network
     assert network.geometry == OWN_SIZE
     photo = image(123, 150)
     scores = Predictor(network, EXACT, device="cpu").scores([photo], np.float32)[0]
-    theirs = kazuto_msc(network, photo)[0].numpy()
+    theirs = kazuto_msc(imported, photo)[0].numpy()
     np.testing.assert_allclose(scores / theirs.std(), theirs / theirs.std(), rtol=0, atol=1e-4)
 
 
@@ -265,6 +265,12 @@ def test_the_crf_reads_scores_where_they_lie_on_any_grid(image, rng, mode):
     if mode == "fast":
         full = F.interpolate(torch.from_numpy(scores)[None], (45, 70), mode="bilinear", align_corners=False)[0]
         np.testing.assert_allclose(peer, full.softmax(0).numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [(0, 0.1, 0), (3, float("nan"), 0), (3, -0.1, 0), (3, 0.1, float("nan")), (3, 1e10, 0)])
+def test_an_axis_that_leads_nowhere_is_refused(axis):
+    with pytest.raises(ValueError, match="are accepted"):
+        Axis(*axis)
 
 
 def test_a_placement_of_another_grid_is_refused():

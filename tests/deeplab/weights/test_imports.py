@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from deeplab.networks import resnet as resnet_module
 from deeplab.weights import WeightsError, import_file, import_state_dict, import_weights, initialise, key_maps, read_pth
-from deeplab.weights.initialisation import fully_connected
 from deeplab.weights.foreign_networks import OFFICIAL, OWN_SIZE
+from deeplab.weights.initialisation import fully_connected
 from deeplab.zoo import build
 from tests.deeplab.networks import reference
 
