@@ -20,8 +20,8 @@ from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import STAGED, Files, LocalFiles, as_files
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.region_proposals import Proposals
 from deeplab.placement import Geometry
+from deeplab.region_proposals import Proposals
 from deeplab.safe_names import InvalidName, model_name
 from deeplab.zoo import build
 

@@ -21,9 +21,9 @@ from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
 from deeplab.models.checkpoint import Model
 from deeplab.networks.network import SegmentationNetwork
+from deeplab.placement import Placement
 from deeplab.scoring.batch_norm_folding import folded
 from deeplab.scoring.model_predictor import Passes, passes, predictor_of
-from deeplab.placement import Placement
 from deeplab.scoring.multiscale import multiscale_scores, winning_classes
 from deeplab.scoring.row_bands import CRF_MARGIN
 from deeplab.scoring.settings import PLAIN, Scoring

@@ -21,8 +21,8 @@ from deeplab.networks import resnet as resnet_module
 from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.network import DEEPLAB, SegmentationNetwork
 from deeplab.placement import Axis, Geometry, Placement
-from deeplab.scoring.multiscale import upsample
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from deeplab.weights import import_state_dict
 from deeplab.weights.foreign_networks import OFFICIAL, OWN_SIZE
 from deeplab.zoo import build
@@ -144,8 +144,8 @@ def assert_labels(ours: np.ndarray, scores: np.ndarray, rounding: float = 4e-3) 
 @FAMILIES
 def test_scores_labels_and_the_crfs_input_are_those_of_the_authors_code(narrow, image, geometry, reference, size):
     network, photo = narrow(geometry), image(*size)
-    predictor = Predictor(network, EXACT, device="cpu")
-    scores = predictor.scores([photo], np.float32)[0]
+    predictor = Predictor(network, EXACT, device="cpu", score_dtype=torch.float32)
+    scores = predictor.scores([photo])[0]
     theirs = reference(network, photo)
     rows, columns = scores.shape[1:]
     np.testing.assert_allclose(scores, theirs[0, :, :rows, :columns], rtol=0, atol=1e-4)
@@ -169,13 +169,14 @@ def test_other_geometries_give_other_scores(narrow, image):
 @pytest.mark.parametrize(("name", "sizes"), [("deeplabv3_mobilenet_v3_large", SIZES), ("deeplabv3_resnet50", [(100, 141)])])
 def test_torchvisions_models_give_torchvisions_output(name, sizes, image, randomised):
     theirs = randomised(getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None, num_classes=3))
-    predictor = Predictor(import_state_dict(theirs.state_dict(), "torchvision"), Scoring(precision="float32"), device="cpu")
+    network = import_state_dict(theirs.state_dict(), "torchvision")
+    predictor = Predictor(network, Scoring(precision="float32"), device="cpu", score_dtype=torch.float32)
     preset = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for size in sizes:
         photo = image(*size)
         expected = theirs(preset(torchvision.transforms.functional.to_tensor(photo))[None])["out"][0].numpy()
-        scores = predictor.scores([photo], np.float32)[0]
-        found = upsample(scores, *size, predictor.placement(scores, *size))
+        scores = predictor.scores([photo])[0]
+        found = predictor.upsampled(scores, *size)
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-4)
         assert_labels(predictor.labels([photo])[0], expected / scale)
@@ -197,7 +198,7 @@ def test_an_imported_kazuto_scores_so_from_its_folder(tmp_path: Path, image, mon
     network = checkpoint.load(tmp_path / "m").network
     assert network.geometry == OWN_SIZE
     photo = image(123, 150)
-    scores = Predictor(network, EXACT, device="cpu").scores([photo], np.float32)[0]
+    scores = Predictor(network, EXACT, device="cpu", score_dtype=torch.float32).scores([photo])[0]
     theirs = kazuto_msc(imported, photo)[0].numpy()
     np.testing.assert_allclose(scores / theirs.std(), theirs / theirs.std(), rtol=0, atol=1e-4)
 
@@ -226,9 +227,9 @@ def test_a_small_image_tells_how_many_scores_a_large_one_has(make, narrow):
 @pytest.mark.parametrize("geometry", [OWN_SIZE, Geometry(least_side=129, exact_mean=True)], ids=["own size", "least side"])
 def test_tiles_make_up_the_grid_of_the_whole_image(narrow, image, geometry, size):
     network, photo = narrow(geometry, rates=(1, 2)), image(*size)
-    whole = Predictor(network, Scoring(precision="float32"), device="cpu").scores([photo], np.float32)[0]
-    tiled = Predictor(network, Scoring(precision="float32", tile=129, overlap=64), device="cpu")
-    scores = np.concatenate(list(tiled.score_rows(photo, np.float32)), axis=1)
+    whole = Predictor(network, Scoring(precision="float32"), device="cpu", score_dtype=torch.float32).scores([photo])[0]
+    tiled = Predictor(network, Scoring(precision="float32", tile=129, overlap=64), device="cpu", score_dtype=torch.float32)
+    scores = np.concatenate(list(tiled.score_rows(photo)), axis=1)
     assert scores.shape == whole.shape
     same = tiled.labels_of(scores, *size) == tiled.labels_of(whole, *size)
     assert same.mean() > 0.975  # 0.966 or less if one is shifted by a score

@@ -89,7 +89,7 @@ def test_a_large_image_is_labelled_in_windows_with_a_margin(folders, photo):
     plain, unrefined = predict(predictor, image)
     assert unrefined is None and np.array_equal(plain, expected)
     parts: list[np.ndarray] = []
-    labels = np.concatenate(list(predictor.label_bands(image, lambda pixels, scores: scores.argmax(0), 0, parts.append)))
+    labels = np.concatenate(list(predictor.label_bands(image, lambda pixels, scores, placement: scores.argmax(0), 0, parts.append)))
     assert np.array_equal(labels, expected)
     assert sum(part[0].size for part in parts) == 120 * 320
     refined, before = predict(predictor, image, DenseCRF.named("deconvnet"))
@@ -101,7 +101,7 @@ def test_an_fcn_alone_is_labelled_in_windows_too(tmp_path, photo):
     predictor = predictor_of(model, Scoring(tile=193, overlap=128), device="cpu")
     image = photo(150, 400)
     labels = np.concatenate(
-        list(predictor.label_bands(image, lambda pixels, scores: predictor.labels_of(scores, *pixels.shape[:2]), 0))
+        list(predictor.label_bands(image, lambda pixels, scores, placement: predictor.labels_of(scores, *pixels.shape[:2]), 0))
     )
     whole = predictor_of(model, device="cpu").labels([image])[0]
     assert labels.shape == whole.shape and (labels == whole).mean() > 0.95

@@ -17,11 +17,12 @@ from deeplab.masks import decode_png
 from deeplab.models import checkpoint
 from deeplab.placement import Placement
 from deeplab.scoring.multiscale import winning_classes
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from deeplab.weights.foreign_networks import OWN_SIZE
 from deeplab.zoo import build
 from pipelines.options import EvaluateOptions, SegmentOptions
-from pipelines.segment.large_images import segment_large
+from pipelines.segment.large_images import opened, segment_large
 from pipelines.segment.run import begin, task_of
 from pipelines.segment.stages import labelled
 from pipelines.train.evaluation import evaluate
@@ -86,7 +87,8 @@ def test_a_large_image_has_the_labels_of_the_whole(model: Path, photo: np.ndarra
 
     information = header(file.getvalue())
     assert information is not None
-    columns = segment_large(file.getvalue(), information, predictor, label, 8, PETS)
+    with opened(file.getvalue(), information, predictor, 8) as rows:
+        columns = segment_large(rows, predictor, label, 8, PETS)
     mask = decode_png(columns["mask"])
     np.testing.assert_array_equal(mask, predictor.labels([photo])[0])  # the same tiles, in windows
 
