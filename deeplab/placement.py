@@ -72,6 +72,11 @@ class Placement:
         return cls(*(Axis.stepping(count, step, align_corners) for count in grid))
 
     @classmethod
+    def on_pixels(cls, size: Sequence[int]) -> Placement:
+        """A value on every pixel of `size` (height, width)."""
+        return cls.stepping(size, 1.0)
+
+    @classmethod
     def resized(cls, grid: Sequence[int], size: Sequence[int], align_corners: bool) -> Placement:
         """`Axis.resized` for `grid` (rows, columns) and `size` (height, width)."""
         return cls(*(Axis.resized(count, pixels, align_corners) for count, pixels in zip(grid, size, strict=True)))

@@ -70,7 +70,7 @@ def check_grid(
                 f"{name} of {values.shape[1]} x {values.shape[2]} for an image of {height} x {width}: "
                 "give the network's stride, or values at the image's size"
             )
-        placement = Placement.stepping(values.shape[1:], 1.0)
+        placement = Placement.on_pixels(values.shape[1:])
     else:
         if isinstance(stride, bool) or not isinstance(stride, (int, float)) or not 1 <= stride <= 1024:
             raise ValueError(f"stride {stride!r}: pixels per score, from 1 to 1024, is accepted")
@@ -82,7 +82,7 @@ def check_grid(
     # float64 values beyond float32's range become infinite, and are refused later with other non-finite values.
     with np.errstate(over="ignore"):
         dense = np.ascontiguousarray(values, dtype=np.float32)
-    full_size = placement == Placement.stepping((height, width), 1.0)
+    full_size = placement == Placement.on_pixels((height, width))
     return Grid(dense, placement, probabilities is not None, full_size)
 
 

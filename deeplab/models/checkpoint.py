@@ -119,7 +119,7 @@ class Model:
     @property
     def geometry(self) -> Geometry:
         """How images are padded and scaled, and where scores lie; an ensemble's lie on the pixels."""
-        return Geometry() if self.members else self.network.geometry
+        return Geometry() if self.members or self.proposals is not None else self.network.geometry
 
     @property
     def by_proposals(self) -> bool:

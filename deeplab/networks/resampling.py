@@ -29,6 +29,8 @@ def resample(maps: torch.Tensor, size: tuple[int, int], step: float, align_corne
 
 def resample_at(maps: torch.Tensor, size: tuple[int, int], placement: Placement) -> torch.Tensor:
     """Bilinear: ... x h x w float32 -> ... x size, each output read at its place."""
+    if placement == Placement.on_pixels(size):
+        return maps.float()
     if min(placement.rows.step, placement.columns.step) > 1 and not torch.is_grad_enabled():
         return _gathered(maps, size, placement)
     rows = interpolation_matrix(size[0], placement.rows, maps.device)

@@ -45,7 +45,7 @@ class FullResolutionPredictor(ABC):
     def placement(self, scores: np.ndarray, height: int, width: int) -> Placement:
         """A score on every pixel."""
         assert scores.shape[1:] == (height, width)
-        return Placement.stepping((height, width), 1.0)
+        return Placement.on_pixels((height, width))
 
     def upsampled(self, scores: np.ndarray, height: int, width: int) -> np.ndarray:
         """The scores themselves."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from deeplab.crf import DenseCRF
 from deeplab.evaluation.predictions import predict
 from deeplab.models import checkpoint, ensemble
+from deeplab.placement import Geometry, Placement
 from deeplab.region_proposals import Proposals, chosen_boxes
 from deeplab.scoring import speed
 from deeplab.scoring.model_predictor import combined, predictor_of
+from deeplab.scoring.multiscale import upsample
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
+from deeplab.weights.foreign_networks import OWN_SIZE
 from tests.edeconvnet import composed
 from tests.material import make_model, make_narrow
 
@@ -73,6 +78,22 @@ def test_a_member_at_another_stride_is_upsampled_to_the_image(tmp_path, scene):
                 matrix[pixel, min(low + 1, matrix.shape[1] - 1)] += pixel % 8 / 8
         maps.append(rows @ scores @ columns.T)
     np.testing.assert_allclose(predictor.scores([scene])[0], sum(maps) / 2, atol=1e-4)
+
+
+def test_a_member_is_upsampled_from_where_its_own_geometry_places_its_scores(tmp_path, scene):
+    """In an ensemble's folder a member keeps its card's geometry, also at another stride and through a second ensemble."""
+    one, other = make_model(tmp_path / "one"), make_model(tmp_path / "other", seed=1)
+    checkpoint.note(other, geometry=asdict(OWN_SIZE))
+    ensemble.save(tmp_path / "both", "both", [checkpoint.read(one), checkpoint.read(other)], "mean")
+    ensemble.save(tmp_path / "three", "three", [checkpoint.read(tmp_path / "both"), checkpoint.read(one)], "mean")
+    both = checkpoint.load(tmp_path / "both")
+    own = both.at_stride(16).members[1]
+    assert own.network.geometry == checkpoint.load(tmp_path / "three").members[0].members[1].network.geometry == OWN_SIZE
+    assert both.geometry == both.members[0].network.geometry == Geometry()
+    scores = [Predictor(m.network, EXACT, device="cpu", score_dtype=torch.float32).scores([scene])[0] for m in both.members]
+    ours = upsample(scores[0], 150, 190, Placement.stepping(scores[0].shape[1:], 1 / 8))
+    theirs = F.interpolate(torch.from_numpy(scores[1])[None], (150, 190), mode="bilinear", align_corners=False)[0].numpy()
+    np.testing.assert_allclose(predictor_of(both, EXACT, device="cpu").scores([scene])[0], (ours + theirs) / 2, atol=1e-4)
 
 
 def test_a_large_image_is_labelled_in_windows_with_a_margin(folders, photo):
