@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from deeplab.scoring.settings import Scoring
 from flows.cli import app
 from pipelines.options import SegmentOptions, TuneOptions
 from pipelines.segment import plan, stages
-from pipelines.segment.run import begin
+from pipelines.segment.run import begin, task_of
 from pipelines.storage.model_registry import Registry
 from pipelines.train.crf_search import tune
 from tests.edeconvnet import composed
@@ -88,7 +89,8 @@ def test_an_archive_has_the_same_masks_and_no_scores_leave_the_process(
     )
     model = checkpoint.load(edeconvnet)
     source, register = ray.put(checkpoint.read(edeconvnet)), ray.remote(num_cpus=0)(Register).remote()
-    task = stages.Task(model.classes, model.stride, model.align_corners, SCORING, None, 1_000_000, "run", 1)
+    options = SegmentOptions(archive="a", results="r", model=str(edeconvnet), precision="float32", tile=193, overlap=64, crf=False)
+    task = task_of(begin(options))
     rows = stages.whole(plan.packed(block), source, task, register).to_pylist()
     labels = [masks.decode_png(row["mask"]) for row in rows]
     for path, found in zip(paths[:2], labels, strict=False):
@@ -99,7 +101,7 @@ def test_an_archive_has_the_same_masks_and_no_scores_leave_the_process(
     assert np.array_equal(labels[2], predict(predictor, pixels_of(paths[2]))[0])
     assert all(0.5 <= row["confidence"] <= 1 and row["refined"] is None for row in rows)
 
-    refining = stages.Task(model.classes, 1, True, SCORING, Refinement(), 1_000_000, "run", 1)
+    refining = replace(task, refinement=Refinement())
     scored = stages.Score(source, refining, register)(plan.packed(block))
     assert scored["scores"].null_count == scored["encoded"].null_count == 3 and scored["finished"].null_count == 0
     assert all("refine_gpu" in dict(seconds) or "large" in dict(seconds) for seconds in scored["seconds"].to_pylist())
