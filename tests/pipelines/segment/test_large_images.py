@@ -144,7 +144,8 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
 
     loaded = checkpoint.load(model)
     scoring = Scoring(tile=193, overlap=64)
-    task = stages.Task(loaded.classes, 8, True, scoring, None, 1_000_000, "run", 1, large_pixels=LARGE)
+    where = {"output_stride": None, "stride": 8, "geometry": loaded.geometry, "scoring": scoring, "quality": "standard"}
+    task = stages.Task(loaded.classes, **where, refinement=None, max_pixels=1_000_000, run="run", threads=1, large_pixels=LARGE)
     register = ray.remote(num_cpus=0)(Register).remote()
     paths = [archive / name for name in ("small.jpg", "tiles.tif", "damaged.tif")]
     block = pa.table(
