@@ -34,6 +34,8 @@ ROOMS = {
     "deeplab/models": "deeplab deeplab/networks deeplab/zoo deeplab/crf",
     "deeplab/weights": "deeplab deeplab/networks deeplab/zoo deeplab/models",
     "deeplab/scoring": "deeplab deeplab/images deeplab/convolutions deeplab/networks deeplab/crf deeplab/models",
+    "deeplab/segmentation": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring",
+    "deeplab/__init__": "deeplab deeplab/segmentation",
     "deeplab/data": "deeplab deeplab/images",
     "deeplab/evaluation": "deeplab deeplab/scoring deeplab/data",
     "deeplab/training": "deeplab deeplab/networks deeplab/models deeplab/scoring deeplab/data deeplab/evaluation",
@@ -43,7 +45,7 @@ ROOMS = {
     "pipelines/archive": "deeplab deeplab/images pipelines/storage",
     "pipelines/table": "deeplab deeplab/scoring pipelines pipelines/storage pipelines/archive",
     "pipelines/cluster": "deeplab",
-    "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/training",
+    "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/segmentation deeplab/training",
     "pipelines/segment": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring pipelines pipelines/storage "
     "pipelines/archive pipelines/table pipelines/cluster pipelines/options",
     "pipelines/upkeep": "deeplab pipelines pipelines/storage pipelines/archive pipelines/table pipelines/segment",

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from deeplab.crf import PARAMETER_SETS, Refinement
 from deeplab.images.decoding import LEAST_STRIDE
-from deeplab.scoring.quality import QUALITIES
 from deeplab.scoring.settings import Fusion, Precision, Quality, Scoring
+from deeplab.segmentation.options import MaskOptions
 
 if TYPE_CHECKING:
     from deeplab.models.checkpoint import Model
@@ -61,7 +61,7 @@ def short(place: str) -> str:
 
 
 class ScoringOptions(Options):
-    """How a model is applied to an image; deeplab.scoring.predictor.Scoring documents the fields."""
+    """How a model is applied to an image; deeplab.segmentation.options.MaskOptions does what they say."""
 
     quality: Quality = Field(
         default="standard",
@@ -89,24 +89,16 @@ class ScoringOptions(Options):
         return overlap
 
     def prepared(self, model: Model) -> Model:
-        """The model at the output stride that is asked for. ModelError if `output_stride` is one that it cannot have."""
-        from deeplab.models.checkpoint import ModelError
-
-        wanted = QUALITIES[self.quality].output_stride
-        if self.output_stride is not None:
-            return model.at_stride(self.output_stride)
-        try:
-            return model if wanted is None else model.at_stride(wanted)
-        except ModelError:  # a quality asks for what the network can do
-            return model
+        """As `MaskOptions.prepared`."""
+        return self.of_kind(MaskOptions).prepared(model)
 
     def scoring(self, model: Model) -> Scoring:
         """How the model is applied."""
-        return self.of_kind(Scoring, QUALITIES[self.quality].scoring_of(model.card.get("training", {})))
+        return self.of_kind(MaskOptions).scoring(model)
 
     def scored(self, model: Model, precision: str | None = None) -> str:
-        """How the prepared model is applied, in one line; `precision`: what "auto" became."""
-        return f"{self.quality} {self.scoring(model).short(model.output_stride or model.stride, precision)}"
+        """As `MaskOptions.scored`."""
+        return self.of_kind(MaskOptions).scored(model, precision)
 
 
 class CRFOptions(ScoringOptions):
@@ -119,10 +111,9 @@ class CRFOptions(ScoringOptions):
     )
     crf_mode: CRFMode | None = Field(default=None, description=f"{CRF_MODES}; default by quality")
 
-    def refinement(self, model: Model) -> Refinement | None:
-        """The CRF for a model; None without refinement. ModelError if the model's card should have parameters and has none."""
-        mode = self.crf_mode or QUALITIES[self.quality].crf_mode
-        return Refinement(model.crf(self.crf_params), mode) if self.crf else None
+    def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
+        """As `MaskOptions.refinement`."""
+        return self.of_kind(MaskOptions).refinement(model, device)
 
 
 class RefinementOptions(CRFOptions):
@@ -132,14 +123,6 @@ class RefinementOptions(CRFOptions):
         default="native",
         description="Implementation of the CRF: native (on the cores), torch (on the GPUs, always exact) or pydensecrf",
     )
-
-    def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
-        """The CRF for a model on a device; None without refinement. ModelError as above."""
-        refinement = super().refinement(model)
-        if refinement is None:
-            return None
-        # Deterministic: a block that is done again on a GPU has the same masks.
-        return dataclasses.replace(refinement, backend=self.crf_backend, device=device, deterministic=True)
 
 
 class DataSetOptions(Options):
