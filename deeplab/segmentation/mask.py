@@ -57,7 +57,8 @@ class Mask:
         names = self.class_table.names
         if name not in names:
             raise ValueError(f"no class {name!r}; {self.model} knows {', '.join(names)}")
-        return np.equal(self.labels, names.index(name))
+        where: np.ndarray = self.labels == names.index(name)
+        return where
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The photo with every class but 0 (background) tinted in its colour and outlined; smaller if the photo is huge.
