@@ -24,7 +24,7 @@ class Mask:
     labels: np.ndarray
     """H x W class ids, uint8 (uint16 above 256 classes); H and W are the image's after its EXIF rotation."""
     confidence: float
-    """Mean over the image of the winning class's probability, 0..1."""
+    """Probability of the winning class, averaged over the score positions, before any CRF: 0..1."""
     class_table: ClassTable
     """Names and colours of all classes of the model, by id."""
     model: str

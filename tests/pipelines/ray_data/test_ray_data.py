@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipelines.ray_data import Scorer, Segmenter, read_results, refine, segment
 from pipelines.ray_data.stages import MASK_COLUMNS, BatchError
 from pipelines.segment import run
 from pipelines.table.results_table import ResultsTable
-from tests.material import make_archive, make_results, photo
+from tests.material import EXAMPLES, make_archive, make_results, photo
 
 pytestmark = pytest.mark.usefixtures("running_ray", "one_thread")
 
@@ -155,3 +156,17 @@ def test_of_an_image_with_two_versions_the_last_mask_is_read(tmp_path: Path) -> 
     assert versions == ["run-2-v"] * 3
     early = read_results(str(results), version=2).take_all()
     assert {row["version"] for row in early} == {"run-1-v"}
+
+
+def test_the_example_reads_photos_and_writes_masks(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = {"name": ["a", "b", "c"], "bytes": pa.array([photo(1), photo(2), b"no photo"], pa.binary())}
+    pq.write_table(pa.table(photos), tmp_path / "photos.parquet")
+    main = runpy.run_path(str(EXAMPLES.parent / "ray_data.py"), run_name="example")["main"]
+    main(str(tmp_path / "photos.parquet"), str(tmp_path / "masks"), str(model))
+    assert capsys.readouterr().out.endswith("masks: 3 photos with their masks\n")
+    found = pq.read_table(tmp_path / "masks").sort_by("name").to_pylist()
+    segmenter = deeplab.load(model)
+    for row, data in zip(found, (photo(1), photo(2)), strict=False):
+        mask = segmenter.segment(data)
+        assert row["mask"] == mask.png() and row["cat"] == mask.class_pixels.get("cat", 0) / mask.labels.size
+    assert found[2]["error"].startswith("decode: not an image") and found[2]["cat"] is None
