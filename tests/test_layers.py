@@ -46,8 +46,8 @@ ROOMS = {
     "pipelines/table": "deeplab deeplab/scoring pipelines pipelines/storage pipelines/archive",
     "pipelines/cluster": "deeplab",
     "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/segmentation deeplab/training",
-    "pipelines/segment": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring pipelines pipelines/storage "
-    "pipelines/archive pipelines/table pipelines/cluster pipelines/options",
+    "pipelines/segment": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/segmentation "
+    "pipelines pipelines/storage pipelines/archive pipelines/table pipelines/cluster pipelines/options",
     "pipelines/ray_data": "deeplab deeplab/segmentation pipelines/table pipelines/options pipelines/segment",
     "pipelines/upkeep": "deeplab pipelines pipelines/storage pipelines/archive pipelines/table pipelines/segment",
     "pipelines/train": "deeplab deeplab/images deeplab/networks deeplab/zoo deeplab/crf deeplab/models deeplab/weights "

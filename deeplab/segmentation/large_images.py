@@ -1,34 +1,36 @@
-"""Images too large to decode whole: scored and labelled in bands of rows."""
+"""Images whose pixels or scores are too large for memory: opened by rows, labelled in bands."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 
 from deeplab.images.decoding import Header
 from deeplab.images.row_windows import LargeImage
+from deeplab.scoring.interface import AnyPredictor
 from deeplab.scoring.multiscale import confidence
-from deeplab.scoring.predictor import Predictor
-from deeplab.scoring.row_bands import Label, label_rows
-
-MARGIN = 64  # pixels that the CRF sees around each window
+from deeplab.scoring.row_bands import CRF_MARGIN
 
 
-def labels_by_rows(encoded: bytes, header: Header, predictor: Predictor, label: Label, refined: bool) -> tuple[np.ndarray, float]:
-    """Labels, H x W, and the mean confidence. `label`: as in `label_rows`; `refined`: whether it looks at neighbouring pixels.
+def margin_of(predictor: AnyPredictor, refined: bool) -> int:
+    """The margin of `AnyPredictor.label_bands`: what the CRF, or the interpolation of scores, sees around a window."""
+    return CRF_MARGIN if refined else predictor.stride
 
-    Beside the labels, memory holds the encoded image and a few thousand rows of pixels. Raises ImageError.
-    """
-    side, margin = predictor.tile - 1, MARGIN if refined else predictor.network.stride
-    confidences: list[tuple[float, int]] = []  # of a band, and its rows
 
-    def score_rows(image: LargeImage) -> Iterator[np.ndarray]:
-        for band in predictor.score_rows(image):
-            confidences.append((confidence(band), band.shape[1]))
-            yield band
+def opened(encoded: bytes, header: Header, predictor: AnyPredictor, margin: int) -> LargeImage:
+    """An image too large to decode whole, for `AnyPredictor.label_bands`: a context manager. Raises ImageError."""
+    return LargeImage(encoded, header, 2 * (predictor.tile + margin))
 
-    with LargeImage(encoded, header, predictor.tile + side + 2 * margin) as image:
-        bands = list(label_rows(image, score_rows(image), predictor.network.stride, label, side, margin))
-    values, rows = zip(*confidences, strict=True)
-    return np.concatenate(bands), float(np.average(values, weights=rows))
+
+class MeanConfidence:
+    """The confidence of an image from the parts of its scores, for the `watch` of `label_bands`."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[float, int]] = []  # of a part, and its size
+
+    def watch(self, scores: np.ndarray) -> None:
+        self.parts.append((confidence(scores), scores[0].size))
+
+    @property
+    def mean(self) -> float:
+        values, sizes = zip(*self.parts, strict=True)
+        return float(np.average(values, weights=sizes))

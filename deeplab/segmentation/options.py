@@ -31,7 +31,7 @@ class MaskOptions:
     """Scales of the input; (0.5, 0.75, 1) is DeepLab v2's MSC."""
     flip: bool | None = None
     """Also score the mirror image, and average."""
-    fusion: Fusion = "max"
+    fusion: Fusion | None = None
     """How the scores of several scales become one: "max" or "mean"."""
     precision: Precision = "auto"
     """Number format of scoring; "auto" is the fastest that the device has instructions for."""
@@ -88,13 +88,13 @@ class MaskOptions:
 
     def scoring(self, model: Model) -> Scoring:
         """How the model is applied."""
-        return self._scoring(QUALITIES[self.quality].scoring(model.card.get("training", {})))
+        return self._scoring(QUALITIES[self.quality].scoring_of(model.card.get("training", {})))
 
     def _scoring(self, base: Scoring) -> Scoring:
         return Scoring(
             scales=base.scales if self.scales is None else self.scales,
             flip=base.flip if self.flip is None else self.flip,
-            fusion=self.fusion,
+            fusion=base.fusion if self.fusion is None else self.fusion,
             precision=self.precision,
             tile=self.tile,
             overlap=self.overlap,
@@ -102,7 +102,7 @@ class MaskOptions:
 
     def scored(self, model: Model, precision: str | None = None) -> str:
         """How the prepared model is applied, in one line, the table's `scored`; `precision`: what "auto" became."""
-        return f"{self.quality} {self.scoring(model).short(model.network.stride, precision)}"
+        return f"{self.quality} {self.scoring(model).short(model.output_stride or model.stride, precision)}"
 
     def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
         """The CRF for a model; None without refinement. `device`: of the torch backend.

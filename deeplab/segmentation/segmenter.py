@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, overload
@@ -18,13 +17,18 @@ from PIL import Image
 
 from deeplab.crf import DenseCRF, Refinement
 from deeplab.devices import device_named
+from deeplab.errors import ImageError
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import Model, ModelError
+from deeplab.placement import Placement
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.model_predictor import predictor_of
 from deeplab.scoring.multiscale import confidence
-from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.row_bands import RowSource
 from deeplab.scoring.settings import Scoring
 from deeplab.segmentation.image_source import ACCEPTED, ImageLike, ImageSource, Opened, Unusable, decoded
-from deeplab.segmentation.large_images import labels_by_rows
+from deeplab.segmentation.labelling import labelled
+from deeplab.segmentation.large_images import MeanConfidence, margin_of, opened
 from deeplab.segmentation.mask import BrokenImage, Mask
 from deeplab.segmentation.options import MaskOptions
 from deeplab.segmentation.windows import Loaded, Progress, Windows
@@ -56,7 +60,7 @@ class Segmenter:
         self.model = model
         self.classes = model.classes.names
         self.device = device_named(device)
-        self._predictors: dict[tuple[int | None, Scoring], Predictor] = {}
+        self._predictors: dict[tuple[int | None, Scoring], AnyPredictor] = {}
         self._lock = threading.Lock()
         self._engines = threading.local()
 
@@ -95,7 +99,7 @@ class Segmenter:
         scoring = options.scoring(prepared)
         key = (prepared.output_stride, scoring)
         with self._lock:
-            predictor = self._predictors.pop(key, None) or Predictor(prepared.network, scoring, device=str(self.device))
+            predictor = self._predictors.pop(key, None) or predictor_of(prepared, scoring, device=str(self.device))
             self._predictors[key] = predictor
             if len(self._predictors) > PREDICTORS:
                 del self._predictors[next(iter(self._predictors))]
@@ -111,7 +115,7 @@ class _MaskMaker:
     """Makes masks by one set of options."""
 
     def __init__(
-        self, model: Model, predictor: Predictor, options: MaskOptions, turn: threading.Lock, engines: threading.local
+        self, model: Model, predictor: AnyPredictor, options: MaskOptions, turn: threading.Lock, engines: threading.local
     ) -> None:
         self.model, self.predictor, self.options, self.turn, self.engines = model, predictor, options, turn, engines
         self.refinement = options.refinement(model, str(predictor.device))
@@ -119,15 +123,15 @@ class _MaskMaker:
 
     def one(self, source: ImageSource) -> Mask:
         try:
-            opened = source.open()
-            pixels = decoded(opened, self.options.max_pixels)
+            image = source.open()
+            pixels = decoded(image, self.options.max_pixels)
         except Unusable as error:
-            if isinstance(error.cause, ValueError) and source.name not in str(error.cause):
-                raise type(error.cause)(f"{source.name}: {error.cause}") from error.cause
+            if isinstance(error.cause, ImageError):
+                raise ImageError(f"{source.name}: {error.cause}") from error.cause
             raise error.cause from None
         threads = torch.get_num_threads()
-        if pixels is None:
-            return self._large(source, opened, threads)
+        if pixels is None or self.predictor.in_windows(*pixels.shape[:2]):
+            return self._in_bands(source, image, pixels, threads)
         return self._mask(source, pixels, self._scores([pixels])[0], threads)
 
     def many(self, images: Iterable[ImageLike], progress: bool) -> Iterator[Mask | BrokenImage]:
@@ -135,6 +139,8 @@ class _MaskMaker:
         threads = torch.get_num_threads() if self.options.crf_backend == "native" else 1
         pool = ThreadPoolExecutor(threads)
         most = GPU_WINDOW if self.predictor.device.type == "cuda" else CPU_WINDOW
+        if self.predictor.stride == 1:
+            most = 1  # scores of every pixel take 32 MB for 375 x 500 pixels and 21 classes
         windows = Windows(images, pool, most, self.options.max_pixels)
         pending: deque[Future[Mask] | BrokenImage] = deque()
         try:
@@ -154,19 +160,23 @@ class _MaskMaker:
             pool.shutdown(cancel_futures=True)
 
     def _started(self, window: list[Loaded], pool: ThreadPoolExecutor) -> Iterator[Future[Mask] | BrokenImage]:
-        scores = iter(self._scores([image.pixels for image in window if image.pixels is not None]))
-        for image in window:
+        whole = [
+            image.pixels if image.pixels is not None and not self.predictor.in_windows(*image.pixels.shape[:2]) else None
+            for image in window
+        ]
+        scores = iter(self._scores([pixels for pixels in whole if pixels is not None]))
+        for image, pixels in zip(window, whole, strict=True):
             if image.error is not None:
                 yield BrokenImage(image.source.name, str(image.error))
-            elif image.pixels is not None:
-                yield pool.submit(self._mask, image.source, image.pixels, next(scores), 1)
+            elif pixels is not None:
+                yield pool.submit(self._mask, image.source, pixels, next(scores), 1)
             else:
                 assert image.opened is not None
+                finished: Future[Mask] = Future()
                 try:
-                    finished: Future[Mask] = Future()
-                    finished.set_result(self._large(image.source, image.opened, 1))
+                    finished.set_result(self._in_bands(image.source, image.opened, image.pixels, 1))
                     yield finished
-                except ValueError as error:  # ImageError
+                except ImageError as error:
                     yield BrokenImage(image.source.name, str(Unusable("decode", error)))
 
     def _scores(self, images: list[np.ndarray]) -> list[np.ndarray]:
@@ -174,47 +184,46 @@ class _MaskMaker:
             return self.predictor.scores(images)
 
     def _mask(self, source: ImageSource, pixels: np.ndarray, scores: np.ndarray, threads: int) -> Mask:
-        labels, refined = self._labels(pixels, scores, threads)
+        placement = self.predictor.placement(scores, *pixels.shape[:2])
+        labels, refined = labelled(scores, placement, pixels.shape[:2], pixels, self.refinement, self._engine(threads))
         return self._described(source, labels, confidence(scores), refined)
 
-    def _large(self, source: ImageSource, opened: Opened, threads: int) -> Mask:
-        refined: list[str | None] = []
+    def _in_bands(self, source: ImageSource, image: Opened, pixels: np.ndarray | None, threads: int) -> Mask:
+        """A mask without all scores, or all pixels, in memory. Raises ImageError."""
+        refined: set[str] = set()
 
-        def label(pixels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-            labels, by = self._labels(pixels, scores, threads)
-            refined.append(by)
+        def label(part: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
+            labels, by = labelled(scores, placement, part.shape[:2], part, self.refinement, self._engine(threads))
+            refined.update([by] if by else [])
             return labels
 
-        assert opened.encoded is not None and opened.header is not None
-        with self.turn:
-            labels, sure = labels_by_rows(opened.encoded, opened.header, self.predictor, label, self.refinement is not None)
-        return self._described(source, labels, sure, " and ".join(sorted({by for by in refined if by})) or None)
+        margin, sure = margin_of(self.predictor, self.refinement is not None), MeanConfidence()
+
+        def labels_of(rows: np.ndarray | RowSource) -> np.ndarray:
+            with self.turn:
+                return np.concatenate(list(self.predictor.label_bands(rows, label, margin, sure.watch)))
+
+        if pixels is not None:
+            labels = labels_of(pixels)
+        else:
+            assert image.encoded is not None and image.header is not None
+            with opened(image.encoded, image.header, self.predictor, margin) as rows:
+                labels = labels_of(rows)
+        return self._described(source, labels, sure.mean, " and ".join(sorted(refined)) or None)
 
     def _described(self, source: ImageSource, labels: np.ndarray, sure: float, refined: str | None) -> Mask:
         return Mask(labels, sure, self.model.classes, self.model.label, self.scored, refined, source)
 
-    def _labels(self, pixels: np.ndarray, scores: np.ndarray, threads: int) -> tuple[np.ndarray, str | None]:
-        """Labels, H x W, and the CRF that refined them."""
-        if self.refinement is None:
-            return self.predictor.labels_of(scores, *pixels.shape[:2]), None
-        try:
-            return self._refined(self.refinement, pixels, scores, threads)
-        except torch.OutOfMemoryError:  # a large image on a small GPU
-            return self._refined(replace(self.refinement, mode="exact", backend="native"), pixels, scores, threads)
+    def _engine(self, threads: int) -> Callable[[Refinement], DenseCRF]:
+        """The CRF of a refinement with its buffers: one per thread, kept for the thread's next image."""
 
-    def _refined(
-        self, refinement: Refinement, pixels: np.ndarray, scores: np.ndarray, threads: int
-    ) -> tuple[np.ndarray, str | None]:
-        crf = self._engine(refinement)
-        crf.threads = min(threads, 64)
-        network = self.predictor.network
-        return crf.labels(pixels, scores, stride=network.stride, align_corners=network.align_corners), crf.short()
+        def engine(refinement: Refinement) -> DenseCRF:
+            if getattr(self.engines, "refinement", None) != refinement:
+                self.engines.refinement, self.engines.crf = refinement, refinement.engine()
+            crf: DenseCRF = self.engines.crf
+            crf.threads = min(threads, 64)
+            return crf
 
-    def _engine(self, refinement: Refinement) -> DenseCRF:
-        """The CRF with its buffers, one per thread and kept for the thread's next image."""
-        if getattr(self.engines, "refinement", None) != refinement:
-            self.engines.refinement, self.engines.crf = refinement, refinement.engine()
-        engine: DenseCRF = self.engines.crf
         return engine
 
 

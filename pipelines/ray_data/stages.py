@@ -104,9 +104,7 @@ class Scorer:
 
     def __init__(self, model: str, image: str = "bytes", prefix: str = "", **options: Any) -> None:
         self.settings = Settings.of(model, image, prefix, options)
-        run = self.settings.run()
-        refinement = task_of(run).refinement
-        self.scorer = _BatchScorer(run, refines=refinement is not None and refinement.backend == "torch")
+        self.scorer = _BatchScorer(self.settings.run(), holds_gpu=True)
 
     def __call__(self, batch: DataBatch) -> pa.Table:
         table, images = _opened(batch, self.settings)
@@ -160,8 +158,8 @@ class _Images:
 class _BatchScorer(stages.Scorer):
     """The network, and the threads that decode the images of the batches that it works on."""
 
-    def __init__(self, run: Run, refines: bool = False) -> None:
-        super().__init__(ray.put(run.source), task_of(run), refines)
+    def __init__(self, run: Run, holds_gpu: bool = False) -> None:
+        super().__init__(ray.put(run.source), task_of(run), holds_gpu)
         self.batches: list[_Images] = []
         self.loader = Loader(self.task.max_pixels, self.task.large_pixels, self._read)
 

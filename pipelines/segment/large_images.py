@@ -6,17 +6,10 @@ import numpy as np
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from deeplab.images.decoding import Header
-from deeplab.images.row_windows import LargeImage
 from deeplab.scoring.interface import AnyPredictor
-from deeplab.scoring.multiscale import confidence
 from deeplab.scoring.row_bands import Label, RowSource
+from deeplab.segmentation.large_images import MeanConfidence
 from pipelines.table.schema import MaskColumns
-
-
-def opened(encoded: bytes, header: Header, predictor: AnyPredictor, margin: int) -> LargeImage:
-    """An image too large to decode whole, for `segment_large`: a context manager. Raises ImageError."""
-    return LargeImage(encoded, header, 2 * (predictor.tile + margin))
 
 
 def segment_large(
@@ -28,20 +21,19 @@ def segment_large(
     Memory: the encoded mask and a few thousand rows of pixels, however tall the image (docs/archives.md).
     """
     height, width, _ = image.shape
-    confidences: list[tuple[float, int]] = []  # of a part of the scores, and its size
+    sure = MeanConfidence()
     pixels: dict[str, int] = {}
     png = masks.MaskPNG(height, width, classes)
-    for labels in predictor.label_bands(image, label, margin, lambda part: confidences.append((confidence(part), part[0].size))):
+    for labels in predictor.label_bands(image, label, margin, sure.watch):
         png.add(labels)
         for name, count in masks.class_pixels(labels, classes).items():
             pixels[name] = pixels.get(name, 0) + count
-    values, sizes = zip(*confidences, strict=True)
     return MaskColumns(
         height=height,
         width=width,
         mask=png.finish(),
         class_pixels=list(pixels.items()),
-        confidence=float(np.average(values, weights=sizes)),
+        confidence=sure.mean,
         refined=None,
         scored=None,
     )

@@ -31,10 +31,12 @@ from deeplab.images.decoding import MAX_PIXELS, decode
 from deeplab.models import checkpoint
 from deeplab.placement import Geometry, Placement
 from deeplab.scoring.model_predictor import predictor_of
-from deeplab.scoring.multiscale import confidence, winning_classes
-from deeplab.scoring.row_bands import CRF_MARGIN, RowSource
+from deeplab.scoring.multiscale import confidence
+from deeplab.scoring.row_bands import RowSource
 from deeplab.scoring.settings import Quality, Scoring
-from pipelines.segment.large_images import opened, segment_large
+from deeplab.segmentation.labelling import labelled as labels_from
+from deeplab.segmentation.large_images import margin_of, opened
+from pipelines.segment.large_images import segment_large
 from pipelines.segment.plan import unpacked
 from pipelines.segment.poison import Suspects, given_up
 from pipelines.segment.read_ahead import Loaded, Loader
@@ -212,7 +214,7 @@ class Scorer:
             columns["refined"], columns["scored"] = " and ".join(sorted(refinements)) or None, self.settings
             return columns
 
-        margin = CRF_MARGIN if self.task.refinement is not None else self.task.stride
+        margin = margin_of(self.predictor, self.task.refinement is not None)
         if image.pixels is not None:
             return columns_of(image.pixels)
         assert image.header is not None
@@ -329,15 +331,7 @@ def labelled(
     `refined`: the CRF that computed them, None without one.
     """
     placement = placement or task.geometry.scores(scores.shape[1:], size, task.stride)
-    if task.refinement is None:
-        return winning_classes(scores, *size, placement), None
-    assert pixels is not None
-    crf = _engine(task.refinement)
-    try:
-        return crf.labels(pixels, scores, placement=placement), crf.short()
-    except torch.OutOfMemoryError:  # a large image on a small GPU
-        native = _engine(replace(task.refinement, mode=crf.mode, backend="native"))
-        return native.labels(pixels, scores, placement=placement), native.short()
+    return labels_from(scores, placement, size, pixels, task.refinement, _engine)
 
 
 def mask_columns(labels: np.ndarray, refined_by: str | None, image: Scored, classes: ClassTable) -> MaskColumns:

@@ -204,9 +204,13 @@ def test_options_have_the_names_defaults_and_meaning_of_the_command_line(segment
         "archive", "results", "model", "commit_every", "limit", "include", "exclude", "max_error_rate", "retry_errors", "redo",
         "address", "start_timeout",
     }  # fmt: skip
-    plain, best = segmenter.segment(photo(1), crf=False), segmenter.segment(photo(1), quality="best")
+    plain = segmenter.segment(photo(1), crf=False)
     assert plain.refined is None and plain.scored.startswith("standard stride8 scales1 tile1025/128")
-    assert best.scored.startswith("best stride8 scales1 flip") and str(best.refined).startswith("exact ")
+    for chosen in ({"quality": "best"}, {"quality": "draft"}, {"crf_mode": "exact", "crf_params": "deeplab-v1", "flip": True}):
+        mask, options = segmenter.segment(photo(1), **chosen), SegmentOptions(archive="a", results="r", **chosen)
+        prepared, refinement = options.prepared(segmenter.model), options.refinement(segmenter.model)
+        assert mask.scored == options.scored(prepared, precision=mask.scored.split()[-1])
+        assert refinement is not None and mask.refined == refinement.short()
     assert "scales0.5/1 mean" in segmenter.segment(photo(1), scales=[0.5, 1.0], fusion="mean").scored
     for wrong in ({"quality": "perfect"}, {"crf_mode": "slow"}, {"scales": [9.0]}, {"tile": 64}, {"max_pixels": 0}):
         with pytest.raises(ValueError, match=r"accepted|exceed"):
