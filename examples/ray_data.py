@@ -52,7 +52,7 @@ def cats(batch: pa.Table) -> pa.Table:
 
 def example_photos(target: Path) -> Path:
     """A Parquet file of the example photos: `name` and `bytes`."""
-    photos = sorted((HERE / "pets" / "images").glob("*.jpg"))
+    photos = sorted((HERE / "photos").glob("*.jpg"))
     table = {"name": [photo.name for photo in photos], "bytes": [photo.read_bytes() for photo in photos]}
     pq.write_table(pa.table(table), target, row_group_size=4)
     return target

@@ -23,13 +23,14 @@ from deeplab.classes import PETS
 from deeplab.crf import DenseCRF
 from deeplab.images import decoding
 from deeplab.images.decoding import decode
-from deeplab.models import checkpoint
+from deeplab.models import checkpoint, ensemble
 from deeplab.models.checkpoint import ModelError
+from deeplab.scoring.model_predictor import predictor_of
 from deeplab.scoring.predictor import Predictor
 from deeplab.segmentation import image_source, windows
 from deeplab.segmentation.options import MaskOptions
 from deeplab.segmentation.segmenter import READERS
-from tests.material import photo
+from tests.material import make_narrow, photo
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -191,6 +192,18 @@ def test_an_image_too_large_to_decode_whole_is_read_by_rows(segmenter: deeplab.S
     many = list(segmenter.segment([data, photo(3, 330, 260)[:-1000]], tile=193, overlap=64))
     assert isinstance(many[0], deeplab.Mask) and many[0].refined == DenseCRF.named("kazuto").short()
     assert isinstance(many[1], deeplab.BrokenImage) and many[1].error.startswith("decode: ")
+
+
+def test_an_ensemble_whose_scores_are_as_large_as_the_image(tmp_path: Path) -> None:
+    sources = [checkpoint.read(make_narrow(tmp_path / name, "fcn8s", seed)) for seed, name in enumerate(("first", "second"))]
+    ensemble.save(tmp_path / "both", "both", sources, "mean")
+    both = deeplab.load(tmp_path / "both", device="cpu")
+    photos = [photo(seed) for seed in range(3)]
+    labels = predictor_of(checkpoint.load(tmp_path / "both"), device="cpu").labels([decode(data) for data in photos])
+    for found, right in zip(both.segment(photos, crf=False), labels, strict=True):
+        assert isinstance(found, deeplab.Mask) and np.array_equal(found.labels, right)
+    refined = both.segment(photo(1, 330, 260), tile=193, overlap=64)  # in bands: larger than a tile
+    assert refined.labels.shape == (330, 260) and refined.refined == DenseCRF.named("kazuto").short()
 
 
 def test_options_have_the_names_defaults_and_meaning_of_the_command_line(segmenter: deeplab.Segmenter) -> None:
