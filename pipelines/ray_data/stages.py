@@ -22,6 +22,7 @@ from deeplab.errors import UserError
 from deeplab.segmentation.options import MaskOptions
 from pipelines.options import SegmentOptions
 from pipelines.segment import stages
+from pipelines.segment.poison import NodeRegister
 from pipelines.segment.read_ahead import Loader
 from pipelines.segment.run import Run, begin, task_of
 from pipelines.table.schema import SCHEMA
@@ -132,7 +133,7 @@ def refine(batch: DataBatch, model: str, image: str = "bytes", prefix: str = "",
     columns |= {"uri": images.block["uri"], "version": images.block["version"], "encoded": pa.array(images.encoded)}
     columns["read_version"] = pa.nulls(len(streams))
     block = pa.table([columns[name] for name in stages.SCORED.names], stages.SCORED.names).cast(stages.SCORED)
-    return _with_masks(table, images, [stages.refine(block, _task(settings), _NodeRegister())], settings)
+    return _with_masks(table, images, [stages.refine(block, _task(settings), NodeRegister())], settings)
 
 
 @lru_cache(maxsize=1)
@@ -145,10 +146,12 @@ class _Images:
 
     def __init__(self, encoded: list[bytes | None]) -> None:
         self.encoded = encoded
-        # A task that is repeated has the same keys, and two tasks never share one (`pipelines.segment.poison`).
-        task = ray.get_runtime_context().get_task_id() if ray.is_initialized() else None
-        digests = [hashlib.sha256(data or b"").hexdigest()[:16] for data in encoded]
-        keys = [f"{task}-{index}-{digest}" for index, digest in enumerate(digests)]
+        # A batch that is done again has the same keys, by which `poison` knows what its last process died with. (The id of Ray's
+        # task would be another in each attempt, as Ray Data calls stages from threads of their own.)
+        batch = hashlib.sha256()
+        for data in encoded:
+            batch.update(hashlib.sha256(data or b"").digest())
+        keys = [f"{batch.hexdigest()}-{index}" for index in range(len(encoded))]
         sizes = [len(data or b"") for data in encoded]
         columns = {"uri": pa.array(keys, pa.string()), "version": pa.array([""] * len(keys), pa.string())}
         self.block = pa.table({**columns, "bytes": pa.array(sizes, pa.int64())})
@@ -166,7 +169,7 @@ class _BatchScorer(stages.Scorer):
     def windows_of(self, images: _Images) -> Iterator[list[stages.Scored]]:
         """The scored images of a batch in groups."""
         with self._working_on(images):
-            yield from self.windows(images.block, _NodeRegister()) if images.encoded else ()
+            yield from self.windows(images.block, NodeRegister()) if images.encoded else ()
 
     @contextmanager
     def _working_on(self, images: _Images) -> Iterator[None]:
@@ -179,15 +182,6 @@ class _BatchScorer(stages.Scorer):
     def _read(self, key: str, version: str) -> tuple[bytes, str, str | None]:
         data = next(images.by_key[key] for images in list(self.batches) if key in images.by_key)
         return (data, version, None) if data is not None else (b"", version, "read: the image's bytes are null")
-
-
-class _NodeRegister:
-    """The register of `poison.Suspects` without an actor: it knows this node only, which costs a few more tries on a cluster."""
-
-    class begin:
-        @staticmethod
-        def remote(block: str, node: str) -> ray.ObjectRef:
-            return ray.put([node])
 
 
 def _opened(batch: DataBatch, settings: Settings) -> tuple[pa.Table, _Images]:

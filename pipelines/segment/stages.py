@@ -38,7 +38,7 @@ from deeplab.segmentation.labelling import labelled as labels_from
 from deeplab.segmentation.large_images import margin_of, opened
 from pipelines.segment.large_images import segment_large
 from pipelines.segment.plan import unpacked
-from pipelines.segment.poison import Suspects, given_up
+from pipelines.segment.poison import NodeRegister, Suspects, given_up
 from pipelines.segment.read_ahead import Loaded, Loader
 from pipelines.table.schema import FILE_SCHEMA, MaskColumns
 
@@ -142,7 +142,7 @@ class Scorer:
         self.loader = Loader(task.max_pixels, task.large_pixels)
         self.device = threading.Lock()  # the network works on one window at a time, even if several threads call
 
-    def windows(self, block: pa.Table, register: ActorHandle) -> Iterator[list[Scored]]:
+    def windows(self, block: pa.Table, register: ActorHandle | NodeRegister) -> Iterator[list[Scored]]:
         """The scored images of a block in groups; first, one by one, those that an earlier attempt died with."""
         images = list(zip(*block.select(["uri", "version", "bytes"]).to_pydict().values(), strict=True))
         with Suspects(register, "score", images[0][0]) as suspects:
@@ -290,7 +290,7 @@ def _engine(refinement: Refinement) -> DenseCRF:
     return refinement.engine()
 
 
-def refine(block: pa.Table, task: Task, register: ActorHandle) -> pa.Table:
+def refine(block: pa.Table, task: Task, register: ActorHandle | NodeRegister) -> pa.Table:
     """The refining task: a block of SCORED -> ROWS, in its order."""
     if not block.num_rows:
         return ROWS.empty_table()
