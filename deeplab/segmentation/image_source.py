@@ -19,12 +19,16 @@ ACCEPTED = "a path, the bytes of an image file, an H x W x 3 uint8 array or a Pi
 
 
 class Unusable(Exception):
-    """An image that cannot be used. `stage`: read or decode; the cause says why."""
+    """An image that cannot be used. `stage`: read or decode; `cause` is the error behind it."""
 
     def __init__(self, stage: str, cause: Exception) -> None:
         reason = getattr(cause, "strerror", None) or (str(cause) if isinstance(cause, ImageError) else described(cause, 200))
-        super().__init__(f"{stage}: {' '.join(reason.split())}")
-        self.cause = cause
+        self.stage, self.reason, self.cause = stage, " ".join(reason.split()), cause
+        super().__init__(f"{stage}: {self.reason}")
+
+    def alone(self, name: str) -> Exception:
+        """The exception of an image that is the only one: an OSError if it cannot be read, else an ImageError that names it."""
+        return self.cause if self.stage == "read" else ImageError(f"{name}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class ImageSource:
                 return Opened(None, None, _checked(self.image))
             if isinstance(self.image, Image.Image):
                 return Opened(None, None, np.array(rgb(ImageOps.exif_transpose(self.image))))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes only now
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow decodes only now, and its decoders raise almost anything
             raise Unusable("decode", error) from error
         try:
             encoded = self.image if isinstance(self.image, bytes) else Path(self.image).read_bytes()
@@ -81,7 +87,7 @@ class ImageSource:
             if opened.encoded is not None:
                 return picture(opened.encoded, labels)
         except Unusable as error:
-            raise error.cause from None
+            raise error.alone(self.name) from None
         assert opened.pixels is not None
         if opened.pixels.shape[:2] != labels.shape:
             raise ImageError(f"{self.name}: its shape is {opened.pixels.shape} now, its mask's {labels.shape}")

@@ -126,9 +126,7 @@ class _MaskMaker:
             image = source.open()
             pixels = decoded(image, self.options.max_pixels)
         except Unusable as error:
-            if isinstance(error.cause, ImageError):
-                raise ImageError(f"{source.name}: {error.cause}") from error.cause
-            raise error.cause from None
+            raise error.alone(source.name) from None
         threads = torch.get_num_threads()
         if pixels is None or self.predictor.in_windows(*pixels.shape[:2]):
             return self._in_bands(source, image, pixels, threads)

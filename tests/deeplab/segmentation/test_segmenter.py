@@ -136,6 +136,9 @@ def test_one_broken_image_is_an_exception_that_names_it(segmenter: deeplab.Segme
     (tmp_path / "half.jpg").write_bytes(photo(0)[:300])
     with pytest.raises(deeplab.ImageError, match=r"half\.jpg: damaged or truncated"):
         segmenter.segment(tmp_path / "half.jpg")
+    (tmp_path / "most.jpg").write_bytes(photo(0)[:-200])
+    with pytest.raises(deeplab.ImageError, match=r"most\.jpg: OSError: image file is truncated"):
+        segmenter.segment(Image.open(tmp_path / "most.jpg"))
     with pytest.raises(deeplab.ImageError, match=r"\(2, 8, 8, 3\).*for several images, list\(array\)"):
         segmenter.segment(np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(deeplab.ImageError, match=r"4,800 pixels, over the limit of 100 \(max_pixels raises it\)"):
