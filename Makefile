@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test drills nightly lint docs system bench pets clean
+.PHONY: help setup demo test drills nightly lint docs wheel system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
@@ -15,10 +15,11 @@ help:
 	@echo "make nightly the drills that take minutes each and resemble others, then make system"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
+	@echo "make wheel   dist/....whl, tried in empty environments from another folder"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
-	@echo "make clean   remove .venv, build/ and demo/"
+	@echo "make clean   remove .venv, build/, dist/ and demo/"
 
 setup: $(READY)
 
@@ -57,6 +58,11 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
 
+wheel: $(READY)
+	rm -f dist/*.whl
+	$(BIN)/python -m build --wheel
+	DEEPLAB_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest tests/infra/test_wheel.py tests/deeplab/crf/test_wheel.py
+
 # The log is build/system.log as well.
 system: $(READY)
 	@mkdir -p build
@@ -76,4 +82,4 @@ pets: $(READY)
 	$(BIN)/deeplab train $(DATASET) build/pets --preset pets --init $(INIT) --licence 'CC BY-SA 4.0'
 
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) build dist demo

@@ -71,7 +71,7 @@ def test_every_drill_has_a_line_on_what_it_shows() -> None:
 
 
 def test_links_of_the_readmes_and_the_pages_lead_to_files_and_headings() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
     for name in (path.relative_to(ROOT).as_posix() for path in pages):
         page = ROOT / name
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):

@@ -57,6 +57,7 @@ ROOMS = {
     "pipelines/report": "deeplab deeplab/images pipelines/archive pipelines/table",
     "pipelines/job_program": "deeplab deeplab/training pipelines/storage pipelines/cluster pipelines/options pipelines/segment "
     "pipelines/train",
+    "pipelines/doctor": "deeplab pipelines/storage pipelines/archive pipelines/cluster pipelines/segment",
     "pipelines/benchmark": "deeplab deeplab/images deeplab/zoo deeplab/models deeplab/scoring pipelines/storage pipelines/options",
     #
     "flows/console": "deeplab",
@@ -67,7 +68,8 @@ ROOMS = {
     "flows/deployments": "pipelines/storage pipelines/options flows/watching flows/serving flows",
     "flows/commands": "deeplab deeplab/zoo deeplab/models deeplab/weights deeplab/data deeplab/evaluation deeplab/training "
     "pipelines/storage pipelines/table pipelines/options pipelines/segment pipelines/upkeep "
-    "pipelines/train pipelines/exports pipelines/report pipelines/benchmark flows/console flows/serving "
+    "pipelines/train pipelines/exports pipelines/report pipelines/doctor pipelines/benchmark flows/console "
+    "flows/serving "
     "flows flows/deployments",
     "flows/cli": "flows/console flows/commands",
 }

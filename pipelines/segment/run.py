@@ -41,7 +41,8 @@ RAY_ADVICE = ("To change retry attempts", "Failed to apply UDF transform")
 class SegmentProgress:
     """The state of a run. `phase`: inventory, plan, start, segment, or commit after each commit. Counts are of this run's images.
 
-    `committed`: images with a row; `version`: the table's; `already`: images of the archive that had a row before the run.
+    `committed`: images with a row; `version`: the table's; `already`: images of the archive that had a row before the run;
+    `seconds`: of the committed images by stage, summed over processes.
     """
 
     phase: str
@@ -51,6 +52,7 @@ class SegmentProgress:
     committed: int = 0
     version: int | None = None
     already: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
             done = reported.images + reported.left_out
             metrics.progress(todo.images - done, sink.finished - done)
             metrics.committed(before, reported)
-            watch(SegmentProgress(phase, todo.images, sink.finished, reported.errors, done, reported.version, todo.done))
+            counted = sink.finished, reported.errors, done, reported.version, todo.done
+            watch(SegmentProgress(phase, todo.images, *counted, seconds=reported.seconds))
             return reported.errors <= options.max_error_rate * todo.images
 
         try:
@@ -218,7 +221,9 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
             lost = f", {committer.uncommitted} more are finished but could not be committed" if committer.uncommitted else ""
             root = _root_cause(error)
             passing = filesystems.passes(root) or not isinstance(root, UserError | OSError)
-            raise SegmentError(f"the run stopped, {done}{lost}: {last_line(root, RAY_ADVICE)}", passing) from error
+            raise SegmentError(
+                f"the run stopped, {done}{lost} (the same command continues from there): {last_line(root, RAY_ADVICE)}", passing
+            ) from error
         report()
         sentence = ""
         with suppress(Exception):  # the work is done, even if the cluster goes away now
@@ -297,7 +302,8 @@ def within_limit(summary: Summary, max_error_rate: float) -> Summary:
         share = summary.errors / summary.images
         raise TooManyErrors(
             f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
-            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
+            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed. `deeplab status` counts the "
+            "reasons, --retry-errors tries these images again",
             summary,
         )
     return summary

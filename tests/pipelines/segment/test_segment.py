@@ -61,7 +61,7 @@ def test_masks_are_those_of_the_predictor_and_the_crf_on_the_same_photos(tmp_pat
         assert row["model"] == checkpoint.load(model).label
         total += found.size
     assert summary.class_shares["background"] + summary.class_shares["cat"] + summary.class_shares["dog"] == pytest.approx(1)
-    assert seen[-1] == SegmentProgress("commit", 5, 5, 0, 5, summary.version)
+    assert seen[-1] == SegmentProgress("commit", 5, 5, 0, 5, summary.version, seconds=summary.seconds_by_stage)
     assert (summary.commits, sum(summary.images_by_node.values())) == (1, 5)
     assert {"read", "decode", "score", "refine", "encode"} <= set(summary.seconds_by_stage)
 
