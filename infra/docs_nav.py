@@ -11,7 +11,7 @@ ORDER = {
     "From programs": ["python.md", "ray-data.md"],
     "Models": ["models.md", "family.md", "training.md", "results.md"],
     "Inside": ["architecture.md", "crf.md", "performance.md", "scale.md", "sizing.md", "reliability.md"],
-    "Reference": ["reference.md"],
+    "Reference": ["options.md", "cli.md", "reference.md"],
 }
 
 

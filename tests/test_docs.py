@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import cli_page
+
 ROOT = Path(__file__).resolve().parents[1]
 # Attributes by which a browser loads something while it shows a page; links (a href) are followed by people.
 LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
@@ -102,3 +104,7 @@ def test_each_photo_of_the_demo_is_small_and_has_its_author_source_and_free_lice
     assert sum(path.stat().st_size for path in photos.values()) < 1_000_000
     demo = re.search(r"^demo: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert demo and "segment examples/photos " in demo[1] and f"-n {len(photos)} " in demo[1]  # the sheet shows all of them
+
+
+def test_the_page_of_commands_is_their_help() -> None:
+    assert cli_page.PAGE.read_text(encoding="utf-8") == cli_page.page(), "stale; run python -m tests.cli_page"
