@@ -237,6 +237,15 @@ def test_options_have_the_names_defaults_and_meaning_of_the_command_line(segment
         segmenter.segment(photo(1), output_stride=7)
 
 
+def test_two_settings_in_turns_are_prepared_once(segmenter: deeplab.Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [segmenter.segment(photo(1), crf=False, **chosen) for chosen in ({}, {"quality": "draft"})]
+    monkeypatch.setattr(checkpoint.Model, "at_stride", None)
+    monkeypatch.setattr("deeplab.segmentation.segmenter.predictor_of", None)
+    again = [segmenter.segment(photo(1), crf=False, **chosen) for chosen in ({}, {"quality": "draft"})]
+    assert [mask.labels.tolist() for mask in again] == [mask.labels.tolist() for mask in first]
+    assert [mask.scored.split()[1] for mask in again] == ["stride8", "stride16"]
+
+
 def test_a_model_in_a_registry_is_loaded_through_the_entry_point(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
