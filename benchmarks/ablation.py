@@ -118,7 +118,7 @@ def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
     began = cpu_seconds()
     training, validation, test = (LabelledFolder(dataset, split) for split in ("train", "val", "test"))
     network = zoo.build(row.config.architecture, len(training.classes), seed=0, **row.config.options)
-    weights.initialise(network, init)
+    weights.initialise(network, init, training.classes)
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         train(

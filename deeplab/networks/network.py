@@ -107,14 +107,17 @@ class SegmentationNetwork(nn.Module):
         """The smallest side >= `side` on which scores and pixels align: stride * k + 1 (321, 513, 377, ...)."""
         return -(-(side - 1) // self.stride) * self.stride + 1 if side > 1 else 1
 
-    def freeze_batch_norm(self) -> None:
-        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code."""
+    def freeze_batch_norm(self, affine: bool = True) -> None:
+        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code.
+
+        Without `affine` only the statistics are kept: scale and shift are learnt like a convolution's weight and bias.
+        """
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
                 module.train = lambda mode=True, _module=module: _module  # type: ignore[method-assign,misc]
                 for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+                    parameter.requires_grad_(not affine)
 
 
 def scaled_channels(features: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:

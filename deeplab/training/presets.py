@@ -50,6 +50,8 @@ class TrainingConfig:
     """Mirror half of the crops."""
     colour: float = 0.0
     """Brightness, contrast and saturation are each multiplied by a random factor in 1 - colour .. 1 + colour; 0 is off."""
+    class_crops: float = 0.0
+    """Share of the crops that show a class drawn evenly from those of their image (deeplab.data.augmentation)."""
     loss: Literal["full", "stride"] = "full"
     """Labels at full resolution, or every stride-th of them (deeplab.training.losses)."""
     objective: Literal["single", "official", "kazuto"] = "single"
@@ -72,8 +74,9 @@ class TrainingConfig:
     """A longer gradient is scaled down to this Euclidean length; 0 is off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the forward pass; weights stay float32."""
-    batch_norm: Literal["frozen", "sync"] = "frozen"
-    """Frozen as loaded, as in the papers; or learnt, with statistics over all workers' crops of one pass."""
+    batch_norm: Literal["frozen", "affine", "sync"] = "frozen"
+    """Frozen as loaded, as in the papers; only its statistics frozen, scale and shift learnt; or all of it learnt, with
+    statistics over all workers' crops of one pass."""
     validate_every: int = 500
     """Steps between validations."""
     seed: int = 0
@@ -86,12 +89,18 @@ class TrainingConfig:
                 raise ValueError(f"{name} {value}: at least 1 is accepted")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: 0 up to below 1 is accepted")
+        if not 0 <= self.class_crops <= 1:
+            raise ValueError(f"class_crops {self.class_crops}: 0 to 1 are accepted")
         if self.clip_norm < 0:
             raise ValueError(f"clip_norm {self.clip_norm}: 0 (off) and above are accepted")
-        if self.precision not in ("float32", "bfloat16", "float16") or self.batch_norm not in ("frozen", "sync"):
+        if self.precision not in ("float32", "bfloat16", "float16") or self.batch_norm not in (
+            "frozen",
+            "affine",
+            "sync",
+        ):
             raise ValueError(
-                f"precision {self.precision}, batch_norm {self.batch_norm}: float32, bfloat16 or float16, and frozen or sync, "
-                "are accepted"
+                f"precision {self.precision}, batch_norm {self.batch_norm}: float32, bfloat16 or float16, and frozen, "
+                "affine or sync, are accepted"
             )
         if self.learning_rate <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate {self.learning_rate}, ema {self.ema}: above 0, and 0 up to below 1, are accepted")

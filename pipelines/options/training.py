@@ -32,7 +32,7 @@ class PresetOptions(Options):
     seed: int | None = Field(default=None, ge=0, description="Override the preset's seed")
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Override the number format")
     clip_norm: float | None = Field(default=None, ge=0, description="Override the largest gradient norm; 0 is off")
-    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Override the mode of batch norm")
+    batch_norm: Literal["frozen", "affine", "sync"] | None = Field(default=None, description="Override the mode of batch norm")
     validate_every: int | None = Field(default=None, ge=1, description="Override the steps between validations")
 
     @field_validator("preset")

@@ -101,7 +101,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     skipped = _check(options, watch)
     data = [open_split(options, split, skipped) for split in (options.split, options.val_split)]
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
-    source = weights.initialise(network, options.init)
+    source = weights.initialise(network, options.init, data[0].classes)
     card = {
         "name": name,
         "data": {
