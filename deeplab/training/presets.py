@@ -21,6 +21,8 @@ class TrainingConfig:
     """Options that the saved model has instead, unlike training and validation: weights trained at stride 16 also run at 8."""
     steps: int = 20_000
     """Optimizer steps."""
+    passes: float = 0.0
+    """If not 0, the training set decides `steps` (deeplab.training.adaptation): enough to see each labelled pixel so often."""
     batch_size: int = 10
     """Crops of one optimizer step, over all workers."""
     crop: int = 321
@@ -52,6 +54,11 @@ class TrainingConfig:
     """Brightness, contrast and saturation are each multiplied by a random factor in 1 - colour .. 1 + colour; 0 is off."""
     class_crops: float = 0.0
     """Share of the crops that show a class drawn evenly from those of their image (deeplab.data.augmentation)."""
+    class_balance: float = 0.0
+    """The loss of a pixel is weighted by (1 / its class's share of the labelled pixels) to this power: 0 is the papers' loss,
+    1 gives every class the same total weight."""
+    class_weights: tuple[float, ...] = ()
+    """Factors by class id that follow from `class_balance` and the training set; none if it is 0."""
     loss: Literal["full", "stride"] = "full"
     """Labels at full resolution, or every stride-th of them (deeplab.training.losses)."""
     objective: Literal["single", "official", "kazuto"] = "single"
@@ -79,6 +86,8 @@ class TrainingConfig:
     statistics over all workers' crops of one pass."""
     validate_every: int = 500
     """Steps between validations."""
+    default_init: str = ""
+    """Weights that a training starts from if it names none: a bundled model, or none."""
     seed: int = 0
     """Of the head's initial weights, the order of images and their augmentation."""
 
