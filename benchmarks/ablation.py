@@ -1,188 +1,172 @@
-"""The papers' ablations at a hundredth of their iterations, on a CPU: the figures of docs/results.md.
+"""The papers' choices of head, scales and learning policy on fixed features, on a CPU: the table of docs/results.md.
 
-    python benchmarks/ablation.py --dataset ../shared/data/pets --init ../shared/weights/resnet50_imagenet_caffe.safetensors
-    python benchmarks/ablation.py --network vgg16 --init ../shared/weights/vgg16_imagenet_convs.safetensors --out build/vgg.jsonl
+    python benchmarks/ablation.py ../shared/data/facade --every 3
 
-Rows of arXiv 1606.00915's Table 2 (learning policy, batch, iterations) and Table 4 (MSC, scale augmentation, LargeFOV or
-ASPP) on ResNet-50, or of Table 3 (LargeFOV, ASPP-S, ASPP-L) on VGG-16, each a training from ImageNet weights
-and an evaluation of its last weights, before and after the CRF. Each finished row is appended to --out; rows that are there
-already are not repeated.
+The backbone of the bundled `voc` (MobileNetV2, trained on PASCAL VOC) stays as it is; its features of a number of crops are
+computed once, and only the head is trained on them, a convolution or a sum of convolutions straight to the class scores as in
+arXiv 1606.00915, section 3.2. So a training takes seconds and runs until its loss stands, for several seeds. Rows of Table 2
+(policy, iterations), Table 3 (LargeFOV, ASPP-S, ASPP-L) and Table 4 (one scale or MSC), before and after the CRF.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import tempfile
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import nn
 
-from deeplab import weights, zoo
-from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
+from deeplab.data.augmentation import Augmentation
 from deeplab.data.datasets import LabelledFolder
-from deeplab.evaluation.predictions import evaluate
-from deeplab.scoring.predictor import Predictor, Scoring
-from deeplab.training.loop import Execution, train
-from deeplab.training.presets import TrainingConfig
+from deeplab.evaluation.metrics import Confusion
+from deeplab.models import checkpoint
+from deeplab.networks.deeplab_heads import ASPP, LargeFOV, Plain
+from deeplab.networks.network import SegmentationNetwork
+from deeplab.networks.resampling import resample
+from deeplab.training import learning_rate
+from deeplab.training.losses import segmentation_loss
+from deeplab.training.objective import on_grid, sum_over_scales
 
-# ResNet-50 at stride 16 in place of the papers' VGG-16 and ResNet-101 at stride 8; batch and iterations scaled down.
-BASE = TrainingConfig(
-    preset="ablation", architecture="resnet50-largefov", options={"output_stride": 16, "eps": 1e-3}, steps=200, batch_size=4,
-    crop=161, scales=(1.0,), loss="stride", precision="bfloat16", validate_every=100_000,
-)  # fmt: skip
-VGG_STEPS = 150
-AUGMENTED = (0.5, 0.75, 1.0, 1.25, 1.5)
-MSC = (0.5, 0.75, 1.0)
+STRIDE, CROP, BATCH = 16, 321, 10
+MSC = (1.0, 0.75, 0.5)
+Features = list[torch.Tensor]  # of one image at each of MSC: 1 x D x h x w, bfloat16
 
 
 @dataclass(frozen=True)
 class Row:
-    """`paper`: the row's mIoU there, before and after the CRF, in percent; `scales`: of the evaluation."""
+    """A head and how it is trained. `paper`: the published mIoU, before and after the CRF, in percent."""
 
-    table: int
     name: str
-    config: TrainingConfig
-    paper: tuple[float | None, float | None]
-    scales: tuple[float, ...] = (1.0,)
+    head: Callable[[int, int], nn.Module]
+    steps: int
+    schedule: str = "poly"
+    msc: bool = False
+    paper: str = ""
 
 
-def policy(schedule: str, batch: int, steps: int, paper: float, crf: float | None = None) -> Row:
-    config = replace(BASE, schedule=schedule, batch_size=batch, steps=steps, step_every=max(1, steps // 3))  # type: ignore[arg-type]
-    return Row(2, f"{schedule}, batch {batch}, {steps} iterations", config, (paper, crf))
+def aspp(*rates: int) -> Callable[[int, int], nn.Module]:
+    """ASPP with the paper's rates, which are for stride 8."""
+    return lambda inputs, classes: ASPP(inputs, classes, [rate * 8 // STRIDE for rate in rates])
 
 
-def design(name: str, head: str, msc: bool, augmented: bool, paper: float | None, crf: float | None = None) -> Row:
-    config = replace(BASE, architecture=f"resnet50-{head}")
-    if msc:
-        config = replace(config, objective="official")
-    if msc and head != "plain":  # LargeFOV under a sum of four losses ends in NaN at the whole rate (step 32)
-        config = replace(config, learning_rate=BASE.learning_rate / 4)
-    return Row(4, name, replace(config, scales=AUGMENTED if augmented else (1.0,)), (paper, crf), MSC if msc else (1.0,))
+def largefov(inputs: int, classes: int) -> nn.Module:
+    return LargeFOV(inputs, classes, 12 * 8 // STRIDE)
 
 
-def vgg(
-    name: str,
-    architecture: str,
-    paper: float,
-    crf: float | None = None,
-    schedule: Literal["poly", "step"] = "poly",
-    steps: int = VGG_STEPS,
-) -> Row:
-    config = replace(
-        BASE, architecture=architecture, options={}, steps=steps, batch_size=6, schedule=schedule, step_every=steps // 3,
-        learning_rate=1e-3,
-    )  # fmt: skip
-    return Row(3, name, config, (paper, crf))
+def rows(steps: int) -> list[Row]:
+    return [
+        Row("LargeFOV, step", largefov, steps // 2, "step", paper="62.25"),
+        Row("LargeFOV, poly", largefov, steps // 2, paper="63.42"),
+        Row("LargeFOV, poly, twice the iterations", largefov, steps, paper="65.76 / 69.84"),
+        Row("ASPP-S, poly", aspp(2, 4, 8, 12), steps, paper="66.98 / 69.73"),
+        Row("ASPP-L, poly", aspp(6, 12, 18, 24), steps, paper="68.96 / 71.57"),
+        Row("1x1, poly", Plain, steps, paper="68.72 (ResNet-101)"),
+        Row("1x1, poly, MSC", Plain, steps, msc=True, paper="71.27 (ResNet-101)"),
+    ]
 
 
-# Table 3, and the learning policies of Table 2 with VGG-16 as in the paper; --init is vgg16_imagenet_convs.safetensors.
-VGG_ROWS = (
-    vgg("LargeFOV, step", "vgg16-v2-largefov", 62.25, schedule="step"),
-    vgg("LargeFOV, poly", "vgg16-v2-largefov", 65.76, 69.84),
-    vgg("ASPP-S, poly", "vgg16-aspp-s", 66.98, 69.73),
-    vgg("ASPP-L, poly", "vgg16-aspp-l", 68.96, 71.57),
-    vgg("ASPP-S, poly, longer", "vgg16-aspp-s", 66.98, 69.73, steps=2 * VGG_STEPS),
-)
-ROWS = (  # the most wanted first, should time run out
-    policy("step", 12, 60, 62.25),
-    policy("poly", 12, 60, 63.42),
-    design("plain", "plain", False, False, 68.72),
-    design("plain, MSC", "plain", True, False, 71.27),
-    design("LargeFOV", "largefov", False, False, None),
-    design("ASPP", "aspp", False, False, None),
-    design("plain, MSC, Aug", "plain", True, True, None),
-    design("LargeFOV, MSC, Aug", "largefov", True, True, 75.54),
-    design("ASPP, MSC, Aug", "aspp", True, True, 76.35, 77.69),
-    policy("poly", 12, 100, 64.90),
-    policy("poly", 4, 100, 64.71),
-    policy("poly", 4, 200, 65.88),
-)
+def features_of(network: SegmentationNetwork, image: np.ndarray) -> Features:
+    """The backbone's features of an H x W x 3 image at each of MSC; padded to the lattice at the bottom and the right."""
+    height, width = (network.lattice_size(side) for side in image.shape[:2])
+    padded = np.broadcast_to(np.round(network.normalization.mean_rgb).astype(np.uint8), (height, width, 3)).copy()
+    padded[: image.shape[0], : image.shape[1]] = image
+    x = network.normalization.apply(torch.from_numpy(padded).permute(2, 0, 1)[None])
+    maps = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for scale in MSC:
+            size = int((height - 1) * scale) + 1, int((width - 1) * scale) + 1
+            scaled = x if scale == 1.0 else resample(x, size, 1 / scale)
+            maps.append(network.backbone(scaled.contiguous(memory_format=torch.channels_last)).to(torch.bfloat16))
+    return maps
 
 
-def cpu_seconds() -> float:
-    return sum(part.ru_utime + part.ru_stime for part in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+def scores_of(head: nn.Module, features: Features, msc: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The fused scores on the grid of scale 1, and each scale's own."""
+    scores = [head(maps.float()) for maps in (features if msc else features[:1])]
+    grid = scores[0].shape[-2], scores[0].shape[-1]
+    fused = torch.stack([on_grid(maps, scale, grid) for maps, scale in zip(scores, MSC, strict=False)]).amax(0)
+    return fused, scores
 
 
-def sample(data: LabelledFolder, every: int) -> LabelledFolder:
-    kept = set(data.stems[::every])
-    return data.without([stem for stem in data.stems if stem not in kept])
+def trained(row: Row, crops: list[tuple[Features, torch.Tensor]], classes: int, seed: int, rate: float) -> tuple[nn.Module, float]:
+    """The head after the last step, and the mean loss of the last tenth of the steps."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    head = row.head(int(crops[0][0][0].shape[1]), classes)
+    optimizer = torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for step in range(row.steps):
+        factor = learning_rate.poly(step, row.steps) if row.schedule == "poly" else learning_rate.staircase(step, row.steps // 3)
+        optimizer.param_groups[0]["lr"] = rate * factor
+        chosen = [crops[index] for index in rng.choice(len(crops), BATCH, replace=False)]
+        features = [torch.cat(maps) for maps in zip(*(features for features, _ in chosen), strict=True)]
+        labels = torch.stack([labels for _, labels in chosen])
+        fused, scores = scores_of(head, features, row.msc)
+        loss = (
+            sum_over_scales(fused, scores, MSC, labels, "official") if row.msc else segmentation_loss(fused, labels, True, "stride")
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return head, statistics.mean(losses[-row.steps // 10 :])
 
 
-def measure(row: Row, dataset: Path, init: Path, every: int) -> dict[str, Any]:
-    """Train and evaluate one row; figures of every `every`-th image of `test`, at the last iteration."""
-    began = cpu_seconds()
-    training, validation, test = (LabelledFolder(dataset, split) for split in ("train", "val", "test"))
-    network = zoo.build(row.config.architecture, len(training.classes), seed=0, **row.config.options)
-    weights.initialise(network, init, training.classes)
-    losses: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            network, row.config, training, sample(validation, 30), Path(folder) / "model", card={"name": "ablation"},
-            classes=ClassTable.from_names(training.classes), execution=Execution("cpu", loaders=0),
-            report=lambda progress: losses.append(progress.loss),
-        )  # fmt: skip
-    trained = cpu_seconds() - began
-    test = sample(test, every)
-    predictor = Predictor(network, Scoring(scales=row.scales, precision="bfloat16"), device="cpu")
-    evaluation = evaluate(predictor, test, crf=DenseCRF.named("deeplab-v2"))
-    assert evaluation.before is not None
-    return {
-        "table": row.table, "name": row.name, "images": len(test), "loss": sum(losses[-20:]) / len(losses[-20:]),
-        "before": evaluation.before.total.mean_iou(), "after": evaluation.total.mean_iou(), "train_cpu_seconds": round(trained),
-        "cpu_seconds": round(cpu_seconds() - began),
-    }  # fmt: skip
-
-
-def markdown(rows: tuple[Row, ...], done: dict[tuple[int, str], dict[str, Any]]) -> str:
-    """The tables, with the paper's figures beside ours."""
-    lines = []
-    for table in sorted({row.table for row in rows}):
-        lines += [
-            f"\n| as Table {table} | steps | CPU seconds | loss | mIoU | with CRF | the paper's | with CRF |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            if row.table == table and (figures := done.get((table, row.name))):
-                paper = " | ".join("" if value is None else f"{value:.2f}" for value in row.paper)
-                ours = f"{100 * figures['before']:.2f} | {100 * figures['after']:.2f}"
-                cost = f"{row.config.steps} | {figures['train_cpu_seconds']} | {figures['loss']:.3f}"
-                lines.append(f"| {row.name} | {cost} | {ours} | {paper} |")
-    return "\n".join(lines)
+def score(
+    head: nn.Module, row: Row, images: list[tuple[Features, np.ndarray, np.ndarray]], classes: int, crf: DenseCRF
+) -> tuple[float, float]:
+    """mIoU before and after the CRF."""
+    before, after = Confusion.empty(classes), Confusion.empty(classes)
+    for features, image, labels in images:
+        with torch.no_grad():
+            scores = scores_of(head, features, row.msc)[0]
+        before.add(labels, resample(scores, (labels.shape[0], labels.shape[1]), 1 / STRIDE)[0].argmax(0).numpy())
+        after.add(labels, crf.labels(image, scores=scores[0].numpy(), stride=STRIDE, align_corners=True))
+    return before.mean_iou(), after.mean_iou()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, default=Path("../shared/data/pets"))
-    parser.add_argument("--init", type=Path, default=Path("../shared/weights/resnet50_imagenet_caffe.safetensors"))
-    parser.add_argument("--network", choices=("resnet50", "vgg16"), default="resnet50", help="network whose rows are trained")
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--steps", type=int, default=600, help="iterations of 10 crops; rows of Table 2 also have half of them")
+    parser.add_argument("--crops", type=int, default=4, help="crops of each training image whose features are kept")
+    parser.add_argument("--rate", type=float, default=2.5e-3, help="learning rate: the papers' of a ResNet's head")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", default="test", help="split to score")
+    parser.add_argument("--every", type=int, default=1, help="score every n-th image")
     parser.add_argument("--out", type=Path, default=Path("build/ablation.jsonl"))
-    parser.add_argument("--every", type=int, default=3, help="evaluate every n-th test image")
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
+    network = checkpoint.load("voc").network.eval()
+    training, scored = LabelledFolder(arguments.dataset, "train"), LabelledFolder(arguments.dataset, arguments.split)
+    augment = Augmentation(CROP, (0.5, 0.75, 1.0, 1.25, 1.5), network.normalization.mean_rgb)
+    crops = []
+    for index in range(len(training) * arguments.crops):
+        image, labels = augment(*training[index % len(training)], np.random.default_rng([0, index]))
+        crops.append((features_of(network, image), torch.from_numpy(labels)))
+    images = [(features_of(network, scored[i][0]), *scored[i]) for i in range(0, len(scored), arguments.every)]
+    print(f"{len(crops)} crops to train on, {len(images)} images of {scored.split} to score", flush=True)
+    crf, classes = DenseCRF.named("deeplab-v2"), len(training.classes)
+    print("| | iterations | loss | mIoU | with CRF | the paper's |\n|---|---|---|---|---|---|", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    done = {(figures["table"], figures["name"]): figures for figures in map(json.loads, lines)}
-    rows = VGG_ROWS if arguments.network == "vgg16" else ROWS
-    for row in rows:
-        if (row.table, row.name) not in done:
-            alike = [
-                done[r.table, r.name]
-                for r in rows
-                if (r.table, r.name) in done and (r.config, r.scales) == (row.config, row.scales)
-            ]
-            figures = alike[0] if alike else measure(row, arguments.dataset, arguments.init, arguments.every)
-            figures = {**figures, "table": row.table, "name": row.name}  # some rows are in both tables
-            done[row.table, row.name] = figures
-            with arguments.out.open("a") as stream:
-                stream.write(json.dumps(figures) + "\n")
-            print(json.dumps(figures), flush=True)
-    print(markdown(rows, done))
+    for row in rows(arguments.steps):
+        losses, befores, afters = [], [], []
+        for seed in range(arguments.seeds):
+            head, loss = trained(row, crops, classes, seed, arguments.rate)
+            before, after = score(head, row, images, classes, crf)
+            losses.append(loss)
+            befores.append(100 * before)
+            afters.append(100 * after)
+        with arguments.out.open("a") as stream:
+            stream.write(json.dumps({"name": row.name, "loss": losses, "before": befores, "after": afters}) + "\n")
+        ours = " | ".join(f"{statistics.mean(v):.2f} ± {(max(v) - min(v)) / 2:.2f}" for v in (befores, afters))
+        print(f"| {row.name} | {row.steps} | {statistics.mean(losses):.3f} | {ours} | {row.paper} |", flush=True)
 
 
 if __name__ == "__main__":
