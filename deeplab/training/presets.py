@@ -148,18 +148,25 @@ def finetune() -> TrainingConfig:
 
 
 def finetune_resnet50() -> TrainingConfig:
-    """finetune's recipe on ResNet-50 (--init Caffe's ImageNet weights), for a GPU or for patience; not measured."""
+    """`finetune`'s recipe on ResNet-50, for a GPU or for patience: --init Caffe's ImageNet weights. Its mIoU was not measured."""
     return replace(
-        finetune(), preset="finetune-resnet50", architecture="resnet50-aspp", options={"output_stride": 16, "eps": 1e-3},
-        saved_options={"output_stride": 8, "trained_stride": 16}, learning_rate=1e-4, head_multiplier=1.0, batch_norm="frozen",
-        frozen_layers=0, default_init="",
-    )  # fmt: skip
+        finetune(),
+        preset="finetune-resnet50",
+        architecture="resnet50-aspp",
+        options={"output_stride": 16, "eps": 1e-3},
+        learning_rate=1e-4,
+        head_multiplier=0.2,  # the head sums 2048 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small
+        batch_norm="frozen",
+        frozen_layers=0,
+        default_init="",
+    )
 
 
 def pets() -> TrainingConfig:
     """The bundled pets model, from ImageNet weights (docs/models.md): `finetune` as it was before it started from `voc`."""
     return TrainingConfig(
-        preset="pets", architecture="mobilenet-v2-aspp", options={"output_stride": 16}, saved_options={"output_stride": 8},
+        preset="pets", architecture="mobilenet-v2-aspp", options={"output_stride": 16},
+        saved_options={"output_stride": 8, "trained_stride": 16},
         # The head sums 1280 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small.
         steps=1500, batch_size=8, crop=321, optimizer="adamw", learning_rate=1.5e-4, head_multiplier=0.25, weight_decay=0.02,
         warmup_steps=50, colour=0.3, dropout=0.2, ema=0.995, frozen_layers=4, precision="bfloat16", validate_every=150,
@@ -170,7 +177,8 @@ def pets() -> TrainingConfig:
 def aerial() -> TrainingConfig:
     """Five land classes on satellite images cut into tiles (docs/models.md): 54 images of 6 places, from ImageNet weights."""
     return TrainingConfig(
-        preset="aerial", architecture="mobilenet-v2-aspp", options={"output_stride": 16}, saved_options={"output_stride": 8},
+        preset="aerial", architecture="mobilenet-v2-aspp", options={"output_stride": 16},
+        saved_options={"output_stride": 8, "trained_stride": 16},
         steps=300, batch_size=8, crop=321, optimizer="adamw", learning_rate=3e-4, head_multiplier=0.25, weight_decay=0.02,
         warmup_steps=20, colour=0.3, ema=0.98, frozen_layers=4, precision="bfloat16", validate_every=150, default_init="pets",
     )  # fmt: skip
