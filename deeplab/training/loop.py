@@ -173,7 +173,8 @@ def train(
         scaler.load_state_dict(state["scaler"])
         average = {key: value.to(device) for key, value in state["average"].items()} if config.ema else None
         start, validated, loss = state["step"], state["validated"], state["loss"]
-        best, history, losses = state["best"], state["history"], state["losses"]
+        best, history = state["best"], state["history"]
+        losses = state.get("losses", [loss])  # states of earlier versions have the last loss alone
 
     objective = ranks.wrap(Objective(network, config))
     compiled = torch.compile(objective) if execution.compile else objective

@@ -236,7 +236,9 @@ def test_every_preset_names_itself_builds_and_crops_on_the_lattice(name):
     assert config.preset == name
     with torch.device("meta"):
         network = build(config.architecture, 3, **config.options)
+        saved = build(config.architecture, 3, **{**config.options, **config.saved_options})
     assert network.lattice_size(config.crop) == config.crop
+    assert saved.stride * saved.grids == network.stride  # what is scored at a finer stride than it was trained at says so
 
 
 def test_a_stop_during_validation_saves_the_step_and_the_validation_is_made_up_for(run, small_network, tmp_path):
