@@ -95,7 +95,7 @@ def measure(config: TrainingConfig, init: str, folder: Path, hold_out: str) -> d
         else LabelledFolder(folder, "test" if (folder / "test.txt").exists() else "val")
     )
     tiles = Tiles(subset(training, hold_out, False))
-    config = adapted(config, inspect(tiles, threads=1))
+    config = adapted(config, inspect(tiles, threads=1), weights.known_classes(init, config.architecture))
     network = zoo.build(config.architecture, len(tiles.classes), seed=config.seed, **config.options)
     weights.initialise(network, init, tiles.classes)
     one = training.without(training.stems[1:])  # the loop validates once, at the end; nothing depends on it

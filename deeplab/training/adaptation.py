@@ -1,7 +1,8 @@
-"""What a preset leaves to the training set: the number of steps, and the weights of its classes in the loss."""
+"""What a preset leaves to the training set and the start: steps, the weights of classes in the loss, the learning rate."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,13 @@ LEAST_STEPS, MOST_STEPS = 600, 6000  # of `passes`; --steps is not limited
 LEAST_SHARE = 1e-3  # rarer classes are weighted like this one, so that a few odd pixels cannot rule the loss
 
 
-def adapted(config: TrainingConfig, training: Inspection) -> TrainingConfig:
-    """The configuration with `steps` and `class_weights` as they follow from the training set, if it leaves them to it."""
+def adapted(config: TrainingConfig, training: Inspection, known: Collection[str]) -> TrainingConfig:
+    """The configuration with `steps`, `class_weights` and `learning_rate` as they follow, if it leaves them open.
+
+    `known`: the classes that the weights to start from have scores of.
+    """
+    if 2 * sum(name in known for name in training.classes) > len(training.classes):
+        config = replace(config, learning_rate=config.learning_rate * config.known_classes_rate)
     pixels = training.pixels[:-1].astype(np.float64)
     if config.passes:
         steps = config.passes * pixels.sum() / (config.batch_size * config.crop**2)
@@ -33,8 +39,10 @@ def class_weights(pixels: np.ndarray, power: float) -> tuple[float, ...]:
 
 
 def as_begun(config: TrainingConfig, record: dict[str, Any]) -> TrainingConfig:
-    """A resumed run's configuration with what its beginning took from the training set (`record`: the stored configuration)."""
+    """A resumed run's configuration with what was open when it began (`record`: the stored configuration)."""
     values: dict[str, Any] = {}
+    if config.known_classes_rate != 1:
+        values["learning_rate"] = record.get("learning_rate", config.learning_rate)
     if config.passes:
         values["steps"] = record.get("steps", config.steps)
     if config.class_balance:

@@ -32,6 +32,9 @@ class TrainingConfig:
     norm needs that: with SGD it learns only slowly."""
     learning_rate: float = 2.5e-4
     """Of the backbone, at the first step after the warm-up."""
+    known_classes_rate: float = 1.0
+    """Factor on `learning_rate` if the weights to start from score more than half of the classes already: such a start is near
+    its goal, and large steps lead away from it."""
     head_multiplier: float = 10.0
     """The head's learning rate as a multiple of the backbone's; biases have twice that of weights, as in the released prototxts."""
     momentum: float = 0.9
@@ -131,6 +134,7 @@ def finetune() -> TrainingConfig:
         crop=321,
         optimizer="adamw",
         learning_rate=1e-3,
+        known_classes_rate=0.2,
         head_multiplier=1.0,
         weight_decay=0.02,
         warmup_steps=20,

@@ -52,6 +52,14 @@ def initialise(network: SegmentationNetwork, reference: str | Path, classes: Seq
     return f"backbone {_load_head(network, source, list(classes))}"
 
 
+def known_classes(reference: str | Path, architecture: str) -> list[str]:
+    """The classes whose scores `initialise` can take from there for a network of that architecture. Raises ModelError."""
+    if str(reference).endswith((".safetensors", ".pth", ".pt")):
+        return []
+    card = checkpoint.read_card(reference)
+    return [entry["name"] for entry in card["classes"]] if card["architecture"]["name"] == architecture else []
+
+
 def _unused(backbone: nn.Module) -> tuple[str, ...]:
     """Layers of whole networks that this backbone ends before."""
     return ("features.18.",) if isinstance(backbone, ShortMobileNetV2) else ()

@@ -79,6 +79,8 @@ def configuration(options: TrainOptions) -> TrainingConfig:
         preset = PRESETS[options.preset]()
         if options.steps is not None:
             preset = dataclasses.replace(preset, passes=0.0)
+        if options.learning_rate is not None:
+            preset = dataclasses.replace(preset, known_classes_rate=1.0)
         return options.of_kind(TrainingConfig, preset)
     except ValueError as error:
         raise TrainingError(str(error)) from error
@@ -108,7 +110,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
             f"preset {options.preset} has no weights to start from: name them with --init (a model, or ImageNet's as "
             ".safetensors or .pth in torchvision's keys)"
         )
-    config, skipped = _check(options, config, watch)
+    config, skipped = _check(options, config, weights.known_classes(init, config.architecture), watch)
     data = [open_split(options, split, skipped) for split in (options.split, options.val_split)]
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
     source = weights.initialise(network, init, data[0].classes)
@@ -124,7 +126,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     }
     record = saved_states.begin(out, config, data[0], data[1], options.resume, skipped)
     text = f"{config.architecture}, preset {config.preset}: {source}; {len(data[0])} images to train, {len(data[1])} to validate"
-    text += f", {config.steps:,} steps of {config.batch_size} crops of {config.crop}"
+    text += f", {config.steps:,} steps of {config.batch_size} crops of {config.crop}, rate {config.learning_rate:g}"
     watch(Notice("start", text=text))
     job = Job(options, config, record.id, skipped, card)
     curves = Curves(out)
@@ -150,8 +152,8 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
         curves.close()
 
 
-def _check(options: TrainOptions, config: TrainingConfig, watch: Watch) -> tuple[TrainingConfig, list[str]]:
-    """The configuration as it follows from the training set, and the stems to skip.
+def _check(options: TrainOptions, config: TrainingConfig, known: list[str], watch: Watch) -> tuple[TrainingConfig, list[str]]:
+    """The configuration as it follows from the training set and the known classes, and the stems to skip.
 
     A resumed run takes both from its record; a new one inspects every pair first.
     """
@@ -165,7 +167,7 @@ def _check(options: TrainOptions, config: TrainingConfig, watch: Watch) -> tuple
         inspection.require_usable(options.skip_broken)
         broken += inspection.broken
         if split == options.split:
-            config = adapted(config, inspection)
+            config = adapted(config, inspection, known)
     return config, broken
 
 

@@ -63,7 +63,7 @@ def test_steps_and_class_weights_follow_from_the_data_and_a_resumed_run_has_thos
     with pytest.raises(Stopped):
         train(given, seen.append, lambda: len(asked) > 1 or bool(asked.append(1)))
     (started,) = [event.text for event in seen if isinstance(event, Notice) and event.phase == "start"]
-    assert f"{LEAST_STEPS} steps of 4 crops of 33" in started
+    assert f"{LEAST_STEPS} steps of 4 crops of 33, rate 0.001" in started  # voc knows neither the ground nor squares
     record = json.loads((tmp_path / "out" / "training.json").read_text())["config"]
     ground, square = record["class_weights"]
     assert record["steps"] == LEAST_STEPS
@@ -73,6 +73,7 @@ def test_steps_and_class_weights_follow_from_the_data_and_a_resumed_run_has_thos
     again = json.loads((tmp_path / "out" / "training.json").read_text())["config"]
     assert again == record
     assert configuration(options(tmp_path, steps=7)).passes == 0
+    assert configuration(options(tmp_path, learning_rate=0.5)).known_classes_rate == 1
 
 
 def test_a_preset_without_weights_of_its_own_asks_for_them(tmp_path: Path) -> None:
