@@ -127,6 +127,8 @@ class Raster:
         except ImportError as error:
             raise ImageError(INSTALL) from error
         self.failures = (RasterioError, OSError)
+        if format == "PNG":
+            _require_end(encoded)
         with ExitStack() as stack:
             try:
                 self.file = stack.enter_context(opened(encoded, DRIVERS[format]))
@@ -177,6 +179,17 @@ class Raster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.open.close()
+
+
+def _require_end(png: bytes) -> None:
+    """ImageError for a PNG that is cut off: GDAL fills what is missing of smooth pictures with zeros, without an error."""
+    at = 8
+    while at + 12 <= len(png):
+        length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
+        at += 12 + length
+        if kind == b"IEND" and at <= len(png):
+            return
+    raise ImageError("damaged or truncated: a PNG that ends before its last chunk")
 
 
 def _damaged(error: BaseException) -> ImageError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, get_args
 
@@ -75,16 +74,23 @@ class MaskOptions:
             raise TypeError(f"no option {', '.join(unknown)}; the options are {', '.join(names)}")
         return cls(**options)  # type: ignore[arg-type]
 
+    @property
+    def wanted_stride(self) -> int | None:
+        """The output stride that is asked for, by `output_stride` or by the quality; None is the model's own."""
+        return self.output_stride if self.output_stride is not None else QUALITIES[self.quality].output_stride
+
     def prepared(self, model: Model) -> Model:
         """The model at the output stride that is asked for. ModelError if `output_stride` is one that it cannot have."""
         from deeplab.models.checkpoint import ModelError
 
-        wanted = QUALITIES[self.quality].output_stride
-        if self.output_stride is not None:
-            return model.at_stride(self.output_stride)
-        with suppress(ModelError):  # a quality asks for what the network can do
-            return model if wanted is None else model.at_stride(wanted)
-        return model
+        if self.wanted_stride is None:
+            return model
+        try:
+            return model.at_stride(self.wanted_stride)
+        except ModelError:
+            if self.output_stride is not None:
+                raise
+            return model  # a quality asks for what the network can do
 
     def scoring(self, model: Model) -> Scoring:
         """How the model is applied."""

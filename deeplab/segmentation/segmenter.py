@@ -60,7 +60,7 @@ class Segmenter:
         self.model = model
         self.classes = model.classes.names
         self.device = device_named(device)
-        self._predictors: dict[tuple[int | None, Scoring], AnyPredictor] = {}
+        self._predictors: dict[tuple[int | None, Scoring], tuple[Model, AnyPredictor]] = {}
         self._lock = threading.Lock()
         self._engines = threading.local()
 
@@ -95,15 +95,15 @@ class Segmenter:
         return maker.many(image, progress)
 
     def _maker(self, options: MaskOptions) -> _MaskMaker:
-        prepared = options.prepared(self.model)
-        scoring = options.scoring(prepared)
-        key = (prepared.output_stride, scoring)
+        key = (options.wanted_stride, options.scoring(self.model))
         with self._lock:
-            predictor = self._predictors.pop(key, None) or predictor_of(prepared, scoring, device=str(self.device))
-            self._predictors[key] = predictor
+            if key not in self._predictors:
+                prepared = options.prepared(self.model)
+                self._predictors[key] = prepared, predictor_of(prepared, key[1], device=str(self.device))
+            self._predictors[key] = self._predictors.pop(key)  # the latest last
             if len(self._predictors) > PREDICTORS:
                 del self._predictors[next(iter(self._predictors))]
-        return _MaskMaker(prepared, predictor, options, self._lock, self._engines)
+            return _MaskMaker(*self._predictors[key], options, self._lock, self._engines)
 
     def __repr__(self) -> str:
         names = [name for name in self.classes if name != "background"]

@@ -237,24 +237,41 @@ def test_options_have_the_names_defaults_and_meaning_of_the_command_line(segment
         segmenter.segment(photo(1), output_stride=7)
 
 
-def test_a_model_in_a_registry_is_loaded_through_the_entry_point(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_settings_in_turns_are_prepared_once(segmenter: deeplab.Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [segmenter.segment(photo(1), crf=False, **chosen) for chosen in ({}, {"quality": "draft"})]
+    monkeypatch.setattr(checkpoint.Model, "at_stride", None)
+    monkeypatch.setattr("deeplab.segmentation.segmenter.predictor_of", None)
+    again = [segmenter.segment(photo(1), crf=False, **chosen) for chosen in ({}, {"quality": "draft"})]
+    assert [mask.labels.tolist() for mask in again] == [mask.labels.tolist() for mask in first]
+    assert [mask.scored.split()[1] for mask in again] == ["stride8", "stride16"]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's entry points as an installation writes them, whatever is installed here."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][READERS]
+    folder = tmp_path / "site" / "somewhere-1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: somewhere\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[{READERS}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+@pytest.mark.usefixtures("installed")
+def test_models_in_a_registry_and_in_a_store_are_loaded_through_the_entry_point(model: Path, tmp_path: Path, s3: str) -> None:
     from pipelines.storage.model_registry import Registry
 
-    registry = Registry(str(tmp_path / "registry"))
-    registry.move("prod", registry.publish(str(model)), {}, None)
-    # The package's entry points as an installation writes them, whatever is installed here.
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][READERS]
-    installed = tmp_path / "site" / "somewhere-1.0.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: somewhere\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(f"[{READERS}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    found = deeplab.load(f"{tmp_path / 'registry'}@prod", device="cpu")
-    assert found.model.label == checkpoint.load(model).label
-    with pytest.raises(ModelError, match="has no alias test"):
-        deeplab.load(f"{tmp_path / 'registry'}@test")
+    label = checkpoint.load(model).label
+    for place in (str(tmp_path / "registry"), f"{s3}/registry"):
+        registry = Registry(place)
+        entry = registry.publish(str(model))
+        registry.move("prod", entry, {}, None)
+        assert deeplab.load(f"{place}@prod", device="cpu").model.label == label
+        with pytest.raises(ModelError, match="has no alias test"):
+            deeplab.load(f"{place}@test")
+    assert deeplab.load(f"{s3}/registry/{entry}", device="cpu").model.label == label
+    with pytest.raises(ModelError, match=f"{s3}/nothing: cannot be read"):
+        deeplab.load(f"{s3}/nothing")
 
 
 def test_a_model_elsewhere_without_the_package_that_reads_it_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
