@@ -60,11 +60,12 @@ ROOMS = {
     "pipelines/doctor": "deeplab pipelines/storage pipelines/archive pipelines/cluster pipelines/segment",
     "pipelines/benchmark": "deeplab deeplab/images deeplab/zoo deeplab/models deeplab/scoring pipelines/storage pipelines/options",
     #
-    "flows/console": "deeplab",
-    "flows/watching": "pipelines/table pipelines/cluster pipelines/options pipelines/segment pipelines/exports pipelines/report",
+    "flows/console": "deeplab deeplab/training",
+    "flows/watching": "pipelines/table pipelines/cluster pipelines/options pipelines/segment pipelines/exports pipelines/report "
+    "flows/console",
     "flows/serving": "deeplab pipelines/cluster pipelines/options flows/console flows/watching",
-    "flows": "deeplab/training pipelines/storage pipelines/archive pipelines/cluster pipelines/options "
-    "pipelines/segment pipelines/train flows/watching flows/serving",
+    "flows": "deeplab/evaluation deeplab/training pipelines/storage pipelines/archive pipelines/cluster pipelines/options "
+    "pipelines/segment pipelines/train flows/console flows/watching flows/serving",
     "flows/deployments": "pipelines/storage pipelines/options flows/watching flows/serving flows",
     "flows/commands": "deeplab deeplab/zoo deeplab/models deeplab/weights deeplab/data deeplab/evaluation deeplab/training "
     "pipelines/storage pipelines/table pipelines/options pipelines/segment pipelines/upkeep "

@@ -61,7 +61,8 @@ class SegmentationNetwork(nn.Module):
 
     `normalization`: the input that the weights expect. `geometry`: how images are padded and scaled for them and where scores
     lie; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the scores; by
-    default the backbone's `output_stride`.
+    default the backbone's `output_stride`. `trained_stride`: the stride that the weights were trained at, if it is coarser; the
+    grids that such weights score independently are then mixed (`mixed_grids`).
     """
 
     learnt_norm = False  # True where the paper trains batch norm, too
@@ -74,12 +75,14 @@ class SegmentationNetwork(nn.Module):
         normalization: Normalization,
         align_corners: bool = True,
         stride: int | None = None,
+        trained_stride: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.classes = classes
         self.stride = stride or int(backbone.output_stride)  # type: ignore[arg-type]
+        self.grids = max(1, (trained_stride or self.stride) // self.stride)
         self.normalization = normalization
         self.geometry = Geometry(align_corners=align_corners)
 
@@ -91,7 +94,7 @@ class SegmentationNetwork(nn.Module):
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """`keep`: B x D factors of the backbone's channels, with which training drops some of them."""
         scores: torch.Tensor = self.head(scaled_channels(self.backbone(x), keep))
-        return scores
+        return mixed_grids(scores, self.grids)
 
     def parameter_groups(self, rate: float, head_multiplier: float, weight_decay: float) -> list[ParameterGroup]:
         """The learnt parameters by learning rate: weights x 1, biases x 2 without decay, the head's x m and x 2m (`lr_mult`).
@@ -133,14 +136,17 @@ class SegmentationNetwork(nn.Module):
             rows, columns = self(like.new_zeros(1, 3, *rest)).shape[-2:]
         return rows + (height - rest[0]) // stride, columns + (width - rest[1]) // stride
 
-    def freeze_batch_norm(self) -> None:
-        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code."""
+    def freeze_batch_norm(self, affine: bool = True) -> None:
+        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code.
+
+        Without `affine` only the statistics are kept: scale and shift are learnt like a convolution's weight and bias.
+        """
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
                 module.train = lambda mode=True, _module=module: _module  # type: ignore[method-assign,misc]
                 for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+                    parameter.requires_grad_(not affine)
 
 
 def scaled_channels(features: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -150,6 +156,23 @@ def scaled_channels(features: torch.Tensor, keep: torch.Tensor | None) -> torch.
     if not isinstance(features, torch.Tensor):
         raise ValueError("dropout: backbones with one feature map are accepted, this has several")
     return features * keep[:, :, None, None].to(features.dtype)
+
+
+def mixed_grids(scores: torch.Tensor, grids: int) -> torch.Tensor:
+    """B x C x h x w scores, averaged so that each position weighs the `grids` x `grids` interleaved grids equally.
+
+    Weights trained at stride 16 score at stride 8 with holes twice as wide, so that no layer connects a position with its
+    neighbours: four grids, which disagree as a checkerboard where the network is unsure. The weights 1, 2, 1 over 4 (for two
+    grids; a triangle in general) along both sides have the same sum over every grid. Border scores are repeated outside.
+    """
+    if grids == 1:
+        return scores
+    channels, box = scores.shape[1], torch.ones(1, 1, grids, dtype=torch.float32, device=scores.device) / grids
+    weights = F.conv1d(box, box, padding=grids - 1).flatten()
+    reach = grids - 1
+    padded = F.pad(scores.float(), (reach, reach, reach, reach), mode="replicate")
+    across = F.conv2d(padded, weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
+    return F.conv2d(across, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels).to(scores.dtype)
 
 
 def resize_scores(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from deeplab.models import checkpoint, ensemble
 from deeplab.models.checkpoint import CARD, WEIGHTS, ModelError
-from deeplab.weights.initialisation import initialise
+from deeplab.weights.initialisation import initialise, known_classes
 from tests.material import make_model, make_narrow
 
 
@@ -116,7 +116,8 @@ def test_one_model_is_no_ensemble(members, tmp_path):
 def test_an_ensemble_does_not_start_a_training(folder):
     network = checkpoint.load("pets").network
     with pytest.raises(ModelError, match=r"is an ensemble \(one@.*, other@.*\) and has no network of its own: give one of"):
-        initialise(network, folder)
+        initialise(network, folder, [])
+    assert known_classes(folder, "fcn32s") == []
 
 
 @pytest.mark.parametrize("bad", [{"method": "bing"}, {"count": 0}, {"boxes": 3}, 7])

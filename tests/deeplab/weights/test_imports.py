@@ -281,8 +281,8 @@ def test_the_imagenet_convolutions_start_every_vgg(shared):
         with torch.device("meta"):
             network = build(name, 3)
         network = network.to_empty(device="cpu")
-        assert "the 13 convolutions from" in initialise(network, path)
+        assert "the 13 convolutions from" in initialise(network, path, [])
         first = network.backbone.features[0].weight.detach()
         assert 0.1 < float(first.std()) < 1
     with pytest.raises(WeightsError, match=r"do not fit ResNet: .*conv1\.weight missing"):
-        initialise(build("resnet50-plain", 2), path)
+        initialise(build("resnet50-plain", 2), path, [])
