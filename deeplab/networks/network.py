@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,6 +28,13 @@ class Normalization:
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
         return (pixels - mean) / std
 
+    def undo(self, values: torch.Tensor) -> torch.Tensor:
+        """Normalised B x 3 x H x W -> float32 pixels, 0..255, RGB."""
+        mean = torch.tensor(self.mean, device=values.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=values.device).view(1, 3, 1, 1)
+        pixels = values * std + mean
+        return pixels.flip(1) if self.order == "BGR" else pixels
+
     @property
     def mean_rgb(self) -> tuple[float, float, float]:
         """The colour (RGB, 0..255) that normalises to zero, with which images are padded."""
@@ -45,6 +53,27 @@ MOBILE = Normalization("RGB", (128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
 TORCHVISION = Normalization("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """What int8 needs beside the weights: codes of the layers' results, and biases without the mean error that codes bring.
+
+    A result is scale * (code - zero), code 0 to 255; one scale (float32) and zero (uint8) for each convolution whose result is
+    codes, in order. bias: float32, of all convolutions one after the other. `deeplab.scoring.native.calibration` finds them.
+    """
+
+    scale: np.ndarray
+    zero: np.ndarray
+    bias: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("scale", np.float32), ("zero", np.uint8), ("bias", np.float32)):
+            values = getattr(self, name)
+            if values.dtype != dtype or values.ndim != 1 or not np.isfinite(values).all():
+                raise ValueError(f"quantization: {name} is not a vector of finite {np.dtype(dtype)}")
+        if len(self.scale) != len(self.zero) or not (self.scale > 0).all():
+            raise ValueError("quantization: a positive scale and a zero are needed for each result")
+
+
 class ParameterGroup(TypedDict):
     """A group of parameters as torch's optimizers take them; `base_lr` is the learning rate before any schedule."""
 
@@ -59,7 +88,7 @@ class SegmentationNetwork(nn.Module):
 
     `normalization`: the input that the weights expect. `align_corners`: the geometry for upsampling scores to image
     size; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the
-    scores; by default the backbone's `output_stride`.
+    scores; by default the backbone's `output_stride`. `quantization`: what int8 needs beside these weights, if it is known.
     """
 
     learnt_norm = False  # True where the paper trains batch norm, too
@@ -80,6 +109,7 @@ class SegmentationNetwork(nn.Module):
         self.stride = stride or int(backbone.output_stride)  # type: ignore[arg-type]
         self.normalization = normalization
         self.align_corners = align_corners
+        self.quantization: Quantization | None = None
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """`keep`: B x D factors of the backbone's channels, with which training drops some of them."""

@@ -16,9 +16,10 @@ from deeplab.images.decoding import LEAST_STRIDE
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.batch_norm_folding import folded
 from deeplab.scoring.multiscale import Fusion, multiscale_scores, winning_classes
+from deeplab.scoring.native.engine import NativeNetwork, native_network
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Scoring:
     fusion: Fusion = "max"
     """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
     precision: Precision = "auto"
-    """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU."""
+    """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU. "int8" is for CPUs and
+    MobileNetV2 networks with a quantization."""
     tile: int = 1025
     """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
     overlap: int = 128
@@ -44,7 +46,7 @@ class Scoring:
         if self.fusion not in get_args(Fusion):
             raise ValueError(f"fusion {self.fusion!r}: 'max' and 'mean' are accepted")
         if self.precision not in get_args(Precision):
-            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
+            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16', 'float16' and 'int8' are accepted")
         if not 0 <= self.overlap <= self.tile - LEAST_STRIDE:
             raise ValueError(
                 f"tile {self.tile}, overlap {self.overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels"
@@ -71,7 +73,8 @@ class Predictor:
     overlap, so memory is bounded by the tile.
 
     device: "auto" is the GPU if there is one. The network is copied, with batch norm folded and weights in the precision;
-    sums inside a layer and between scales stay float32.
+    sums inside a layer and between scales stay float32. On a CPU, MobileNetV2 networks in bfloat16 and int8 are computed by this
+    package's own kernels where the processor has the instructions (`deeplab.scoring.native`).
     batch_pixels: the most padded pixels of one pass at scale 1, although a single image may have more. On a CPU it is
     small, so that features between two layers stay in the cache.
     """
@@ -87,16 +90,22 @@ class Predictor:
         self.device = device_named(device)
         self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
         self.dtype = DTYPES[self.precision]
-        # Depthwise and pointwise convolutions run fastest with channels innermost.
-        twin = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: SegmentationNetwork = twin.to(self.dtype)
-        if onednn.available(self.network):
-            onednn.fuse(self.network)
+        native = native_network(network, self.precision, self.device)
+        self.network: SegmentationNetwork = native or self._in_torch(network)
         self.scales, self.flip, self.fusion = scoring.scales, scoring.flip, scoring.fusion
         self.tile = network.lattice_size(scoring.tile)
         self.overlap = -(-scoring.overlap // network.stride) * network.stride
         self.batch_pixels = batch_pixels or (16_000_000 if self.device.type == "cuda" else 120_000)
         self.padding = np.round(network.normalization.mean_rgb).astype(np.uint8)
+
+    def _in_torch(self, network: SegmentationNetwork) -> SegmentationNetwork:
+        """A copy on the device in the precision."""
+        # Depthwise and pointwise convolutions run fastest with channels innermost.
+        twin: SegmentationNetwork = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin = twin.to(self.dtype)
+        if onednn.available(twin):
+            onednn.fuse(twin)
+        return twin
 
     def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """H x W x 3 uint8 RGB images -> class scores, float16 C x h x w each, h = ceil((H - 1) / stride) + 1.
@@ -174,7 +183,10 @@ class Predictor:
             if self.device.type == "cuda":  # copies from pinned memory overlap with the GPU's work
                 x = x.pin_memory().to(self.device, non_blocking=True)
             x = x.permute(0, 3, 1, 2)
-            x = self.network.normalization.apply(x).to(self.dtype)
+            if not isinstance(self.network, NativeNetwork):
+                x = self.network.normalization.apply(x).to(self.dtype)
+            elif self.scales != (1.0,):  # a scaled photo is none of whole numbers
+                x = self.network.normalization.apply(x)
             scores = multiscale_scores(self.network, x, self.scales, self.flip, self.fusion)
             # Scores beyond half precision's range decide alike.
             return scores.clamp(-65504, 65504).half()

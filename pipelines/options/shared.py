@@ -65,7 +65,9 @@ class ScoringOptions(Options):
     )
     flip: bool = Field(default=False, description="Also score the mirror image and average")
     fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused: max (DeepLab v2) or mean")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Number format of scoring")
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        default="auto", description="Number format of scoring; int8 is for MobileNetV2 models on CPUs (deeplab quantize)"
+    )
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")
 
