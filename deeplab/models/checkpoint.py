@@ -18,6 +18,7 @@ from deeplab.classes import ClassTable
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import STAGED, Files, LocalFiles, as_files
+from deeplab.models.quantized_weights import taken_apart, with_quantization
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.safe_names import InvalidName, model_name
 from deeplab.zoo import build
@@ -60,6 +61,7 @@ class Card(TypedDict):
     training: NotRequired[dict[str, Any]]
     metrics: NotRequired[dict[str, Any]]
     crf: NotRequired[dict[str, Any]]
+    quantization: NotRequired[dict[str, Any]]
     weights_sha256: NotRequired[str]
 
 
@@ -137,6 +139,10 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"{folder / WEIGHTS}: not a safetensors file or damaged ({error}); pickles are never loaded") from error
     try:
+        tensors, quantization = taken_apart(tensors)
+    except ValueError as error:
+        raise ModelError(f"{folder / WEIGHTS}: {error}; `deeplab quantize` writes them again") from error
+    try:
         classes = ClassTable(
             tuple(entry["name"] for entry in card["classes"]),
             tuple(cast(tuple[int, int, int], tuple(entry["colour"])) for entry in card["classes"]),
@@ -164,6 +170,7 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
             f"{folder}: {CARD} does not belong to these weights: the model is being saved, or a save was interrupted; "
             "wait, or save it again"
         )
+    network.quantization = quantization
     return Model(name, network.eval(), classes, card, digest(weight_bytes, card_bytes))
 
 
@@ -187,7 +194,7 @@ def _stored(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
 
 
 def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[str, Any]) -> None:
-    """Write a model folder. Convolution weights go to float16; vectors stay float32.
+    """Write a model folder. Convolution weights go to float16; vectors stay float32; the network's quantization is kept.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
     here. An existing model folder is replaced. ModelError for any other folder, weights that are not finite, and a name
@@ -203,7 +210,7 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[
         raise ModelError(f"{place}: not saved: some weights are not finite in half precision")
     if isinstance(place, LocalFiles) and not replaceable(place.root):
         raise ModelError(f"{place} exists and is not a model folder; choose another folder")
-    weights = save_tensors(_stored(network))
+    weights = save_tensors(with_quantization(_stored(network), network.quantization))
     if place.has(CARD) and WEIGHTS_DIGEST.encode() not in place.read(CARD):
         place.remove(CARD)  # it has no digest (an earlier version's), so it would seem to belong to the new weights
     place.write(WEIGHTS, weights)

@@ -72,9 +72,9 @@ class Predictor:
     Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended linearly over the
     overlap, so memory is bounded by the tile.
 
-    device: "auto" is the GPU if there is one. The network is copied, with batch norm folded and weights in the precision;
-    sums inside a layer and between scales stay float32. On a CPU, MobileNetV2 networks in bfloat16 and int8 are computed by this
-    package's own kernels where the processor has the instructions (`deeplab.scoring.native`).
+    device: "auto" is the GPU if there is one, for int8 the CPU. The network is copied, with batch norm folded and weights in the
+    precision; sums inside a layer and between scales stay float32. On a CPU, MobileNetV2 networks in bfloat16 and int8 are
+    computed by this package's own kernels, where the processor has the instructions (`deeplab.scoring.native`).
     batch_pixels: the most padded pixels of one pass at scale 1, although a single image may have more. On a CPU it is
     small, so that features between two layers stay in the cache.
     """
@@ -87,7 +87,7 @@ class Predictor:
         device: str = "auto",
         batch_pixels: int | None = None,
     ) -> None:
-        self.device = device_named(device)
+        self.device = device_named("cpu" if scoring.precision == "int8" and device == "auto" else device)
         self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
         self.dtype = DTYPES[self.precision]
         native = native_network(network, self.precision, self.device)

@@ -31,7 +31,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
     deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
     """
-    from pipelines.segment.run import SegmentProgress, TooManyErrors
+    from pipelines.segment.run import SegmentProgress, TooManyErrors, note
     from pipelines.segment.run import segment as run
 
     phases = {
@@ -41,6 +41,8 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
         "segment": "segmenting",
         "commit": "segmenting",
     }
+    if notice := note(options):
+        stderr.print(notice, soft_wrap=True, markup=False, style="dim")
     code, failure = DONE, ""
     with bar("images") as display:
 

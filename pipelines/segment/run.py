@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
+from deeplab.scoring.native.engine import require_int8, slow_int8
 from deeplab.scoring.predictor import Scoring
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
@@ -130,11 +131,19 @@ class Outcome:
 
 
 def begin(options: SegmentOptions) -> Run:
-    """A run of these options. Raises ModelError for a model that cannot be used."""
+    """A run of these options. Raises ModelError for a model that cannot be used, Int8Error for one without int8."""
     if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
         require_pydensecrf()
     source = model_registry.read_model(options.model)
-    return Run(options, source, checkpoint.parse(*source), f"run-{uuid.uuid4().hex[:12]}")
+    model = checkpoint.parse(*source)
+    if options.precision == "int8":
+        require_int8(model.network)
+    return Run(options, source, model, f"run-{uuid.uuid4().hex[:12]}")
+
+
+def note(options: SegmentOptions) -> str | None:
+    """What a person should know before the run starts: one line, or nothing."""
+    return slow_int8() if options.precision == "int8" and options.address is None else None
 
 
 def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:

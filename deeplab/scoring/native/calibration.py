@@ -132,9 +132,9 @@ class _Calibration:
         return codes
 
     def _range(self, results: list[torch.Tensor]) -> Codes:
-        low = min(0.0, *(float(y.min()) for y in results))
-        high = max(1e-6, *(float(y.max()) for y in results))
-        if not (np.isfinite(low) and np.isfinite(high)):
+        ends = np.array([[float(y.min()), float(y.max())] for y in results])
+        low, high = min(0.0, float(ends[:, 0].min())), max(1e-6, float(ends[:, 1].max()))
+        if not np.isfinite(ends).all():
             raise Int8Error("int8: a layer's results are not finite: the network or a photo is damaged")
         scale = float(np.float32((high - low) / 255))
         codes = Codes(scale, int(np.rint(-low / scale)))

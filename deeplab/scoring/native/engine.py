@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deeplab.scoring.native import _mobilenet
 
 CPU = torch.device("cpu")
+FAST_INT8 = "avx512vnni"
 
 
 class EngineModule(Protocol):
@@ -77,18 +78,32 @@ def native_network(
     build: one of `builds(precision)`, by default the best. Int8Error if int8 is wanted, but the network is of another kind, or its
     ranges are not known.
     """
+    if precision == "int8":
+        require_int8(network, device)
     names = builds(precision) if device.type == "cpu" else []
     layers = layers_of(network) if names else None
+    if layers is None:
+        return None
     if precision == "int8":
-        if device.type != "cpu":
-            raise Int8Error(f"precision int8: it is for CPUs; on {device.type} float16 is accepted")
-        if not names:
-            raise Int8Error("precision int8: the scoring engine is not built for this Python; install the package with pip")
-        if layers is None:
-            raise Int8Error(f"precision int8: {KINDS} are accepted; this network is of another kind")
-        if network.quantization is None:
-            raise Int8Error(
-                "precision int8: this model has no ranges for it; `deeplab quantize MODEL PHOTOS` finds and writes them"
-            )
+        assert network.quantization is not None
         return NativeNetwork(network, int8_program(layers, network.quantization), build or names[0])
-    return NativeNetwork(network, bfloat16_program(layers), build or names[0]) if layers else None
+    return NativeNetwork(network, bfloat16_program(layers), build or names[0])
+
+
+def require_int8(network: SegmentationNetwork, device: torch.device = CPU, ranges: bool = True) -> None:
+    """Int8Error, with what to do, unless the network can be computed in int8 here. ranges: whether it must have a quantization."""
+    if device.type != "cpu":
+        raise Int8Error(f"precision int8: it is for CPUs; on {device.type} float16 is accepted")
+    if not builds("int8"):
+        raise Int8Error("precision int8: the scoring engine is not built for this Python; install the package with pip")
+    if layers_of(network) is None:
+        raise Int8Error(f"precision int8: {KINDS} are accepted; this network is of another kind")
+    if ranges and network.quantization is None:
+        raise Int8Error("precision int8: this model has no ranges for it; `deeplab quantize MODEL PHOTOS` finds and writes them")
+
+
+def slow_int8() -> str | None:
+    """A note for a person where int8 is asked of a processor without instructions for it; None elsewhere."""
+    if builds("int8")[:1] == [FAST_INT8]:
+        return None
+    return "int8: this processor has no AVX-512 VNNI: the masks are the same, but float32 or bfloat16 may be faster"
