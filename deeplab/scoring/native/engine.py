@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from deeplab.scoring.native import _mobilenet
 
 CPU = torch.device("cpu")
-FAST_INT8 = "avx512vnni"
 
 
 class EngineModule(Protocol):
@@ -75,12 +74,14 @@ def native_network(
 ) -> NativeNetwork | None:
     """The network on this package's kernels; None where torch computes it: other kinds, precisions, processors and devices.
 
-    build: one of `builds(precision)`, by default the best. Int8Error if int8 is wanted, but the network is of another kind, or its
-    ranges are not known.
+    build: one of `builds(precision)`, by default the best; none for bfloat16 on a processor with AMX. Int8Error if int8 is wanted,
+    but the network is of another kind, or its ranges are not known.
     """
     if precision == "int8":
         require_int8(network, device)
     names = builds(precision) if device.type == "cpu" else []
+    if precision == "bfloat16" and build is None and torch.cpu._is_amx_tile_supported():
+        return None  # oneDNN's products on AMX's tiles are ahead: `pets` on the examples 0.021 s, here 0.028 on a Zen 4
     layers = layers_of(network) if names else None
     if layers is None:
         return None
@@ -104,6 +105,8 @@ def require_int8(network: SegmentationNetwork, device: torch.device = CPU, range
 
 def slow_int8() -> str | None:
     """A note for a person where int8 is asked of a processor without instructions for it; None elsewhere."""
-    if builds("int8")[:1] == [FAST_INT8]:
+    best = builds("int8")[:1]
+    if best == ["avx512vnni"]:
         return None
-    return "int8: this processor has no AVX-512 VNNI: the masks are the same, but float32 or bfloat16 may be faster"
+    gain = "little faster than" if best == ["avx2"] else "slower than"
+    return f"int8: this processor has no AVX-512 VNNI: the masks are the same, but it is {gain} float32"

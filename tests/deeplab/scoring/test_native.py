@@ -94,7 +94,7 @@ def test_bfloat16_is_the_network_up_to_rounding(height, width, stride, padding, 
     for head in ("aspp", "pooling"):
         net = network(classes, stride, padding, head, rates)
         x = pixels(height, width, count=2)
-        native = native_network(net, "bfloat16")
+        native = native_network(net, "bfloat16", build=builds("bfloat16")[0])
         assert native is not None
         exact = reference(net, x)
         assert error(native(x), exact) < 0.07  # two of three digits of bfloat16, through 54 layers
@@ -131,7 +131,7 @@ def test_masks_do_not_depend_on_company_threads_and_tiles_orders(precision):
     network, images = checkpoint.load("pets").network, photos(4)
     scoring = Scoring(scales=(0.5, 1.0), flip=True, precision=precision, tile=193, overlap=64)
     predictor = Predictor(network, scoring, device="cpu")
-    assert isinstance(predictor.network, NativeNetwork)
+    assert isinstance(predictor.network, NativeNetwork) or precision == "bfloat16"
     together = predictor.labels(images)
     threads = torch.get_num_threads()
     try:
@@ -161,6 +161,14 @@ def test_photos_without_contrast_give_ranges():
     net = network()
     net.quantization = calibrated(net, [np.full((1, 1, 3), 255, np.uint8)])
     assert bool(torch.isfinite(native_network(net, "int8")(pixels(33, 33))).all())  # type: ignore[misc]
+
+
+@BFLOAT16
+@pytest.mark.parametrize("amx", [False, True])
+def test_bfloat16_is_left_to_torch_where_the_processor_has_amx(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    predictor = Predictor(network(), Scoring(precision="bfloat16"), device="cpu")
+    assert isinstance(predictor.network, NativeNetwork) != amx
 
 
 def test_a_build_that_the_machine_lacks_is_refused():
