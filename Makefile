@@ -22,7 +22,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(wildcard deeplab/crf/src/*)
+$(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(wildcard deeplab/crf/src/* deeplab/scoring/native/src/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.3'
@@ -52,7 +52,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror deeplab/crf/src/*
+	$(BIN)/clang-format --dry-run --Werror deeplab/crf/src/* deeplab/scoring/native/src/*
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

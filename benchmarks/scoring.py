@@ -2,10 +2,14 @@
 
     python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3] [--threads 1]
         [--photos FOLDER]
+    python benchmarks/scoring.py --native [--scales 1] [--size 375x500] ...
 
 Both score the same photos (without --photos the examples, 320 x 240 and the like) with the same weights; seconds are CPU
 seconds of this process with one thread, else wall seconds. They take turns, and the ratio is the median of the rounds. Labels
 are compared at full size; with random weights (`--architecture`), the scores of classes are close and labels say little.
+
+--native: this package's kernels against the same network in torch, in bfloat16 (where the processor has it), int8 and float32;
+seconds are CPU seconds of this thread, medians of rounds in which all take turns. --size: only photos of this size.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import machine
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,7 +36,8 @@ from deeplab.convolutions.conv_norm import ConvBatchNorm
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.native.engine import NativeNetwork, builds
+from deeplab.scoring.predictor import DTYPES, Predictor
 from deeplab.scoring.settings import Scoring
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
@@ -97,8 +104,46 @@ def network_of(arguments: argparse.Namespace) -> tuple[SegmentationNetwork, Clas
     return model.network.eval(), model.classes
 
 
+class InTorch(Predictor):
+    """A Predictor without this package's kernels."""
+
+    def __init__(self, network: SegmentationNetwork, scoring: Scoring) -> None:
+        super().__init__(network, replace(scoring, precision="float32"), device="cpu")
+        self.precision = scoring.precision
+        self.dtype = DTYPES[self.precision]
+        self.network = self._in_torch(network)
+
+
+def native(network: SegmentationNetwork, images: list[np.ndarray], scales: tuple[float, ...], rounds: int) -> None:
+    """Print the seconds an image of each way to score, and its labels against float32's."""
+    ways: dict[str, Predictor] = {"float32, torch": InTorch(network, Scoring(scales=scales, precision="float32"))}
+    if builds("bfloat16"):
+        scoring = Scoring(scales=scales, precision="bfloat16")
+        ways |= {"bfloat16, torch": InTorch(network, scoring), "bfloat16": Predictor(network, scoring, device="cpu")}
+    if network.quantization is not None:
+        ways["int8"] = Predictor(network, Scoring(scales=scales, precision="int8"), device="cpu")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, predictor in ways.items():
+            start = time.thread_time()
+            predictor.scores(images)
+            if number:  # the first round allocates
+                seconds[name].append((time.thread_time() - start) / len(images))
+    exact = ways["float32, torch"].labels(images)
+    for name, predictor in ways.items():
+        build = f" ({predictor.network.build})" if isinstance(predictor.network, NativeNetwork) else ""
+        same = [float((a == b).mean()) for a, b in zip(predictor.labels(images), exact, strict=True)]
+        against = statistics.median(a / b for a, b in zip(seconds["float32, torch"], seconds[name], strict=True))
+        print(
+            f"{name + build:28} {statistics.median(seconds[name]):.4f} s an image, best {min(seconds[name]):.4f}, {against:.2f}x; "
+            f"labels as in float32 {np.mean(same):.2%}, worst photo {min(same):.2%}"
+        )
+
+
 def main() -> None:
     parser = arguments_of(__doc__)
+    parser.add_argument("--native", action="store_true")
+    parser.add_argument("--size", help="HEIGHTxWIDTH of the photos to take")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -106,7 +151,13 @@ def main() -> None:
     clock: Callable[[], float] = time.process_time if arguments.threads == 1 else time.perf_counter
     network, _ = network_of(arguments)
     scales = arguments.scales
-    images = [decode(path.read_bytes()) for path in sorted(arguments.photos.glob("*.jpg"))[: arguments.images]]
+    decoded = (decode(path.read_bytes()) for path in sorted(arguments.photos.glob("*.jpg")))
+    fitting = (image for image in decoded if arguments.size in (None, f"{image.shape[0]}x{image.shape[1]}"))
+    images = list(islice(fitting, arguments.images))
+    if arguments.native:
+        print(f"{arguments.architecture or arguments.model}, scales {scales}, {len(images)} photos, one thread of {machine()}")
+        native(network, images, scales, arguments.rounds)
+        return
     port = as_a_port(network)
     predictor = Predictor(network, Scoring(scales=scales, precision=arguments.precision), device="cpu")
     exact = Predictor(network, Scoring(scales=scales, precision="float32"), device="cpu")

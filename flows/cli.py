@@ -37,6 +37,7 @@ app = typer.Typer(
     [bold]deeplab dataset check[/] dataset/       checks every labelled pair
     [bold]deeplab train[/] dataset/ my-model/     a model of your own, for segment --model my-model
     [bold]deeplab evaluate[/] my-model/ dataset/  a model against labels; [bold]tune-crf[/] fits the CRF to it
+    [bold]deeplab quantize[/] my-model photos/    ranges for --precision int8, twice as fast on CPUs
     [bold]deeplab run[/] segment photos/ results/ the same as a Prefect flow; [bold]serve[/] runs flows on a schedule
 
     Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 3 too many images became error rows,
@@ -96,6 +97,7 @@ app.command("drop-model")(upkeep.drop_model)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("tune-crf")(evaluate.tune_crf)
+app.command("quantize")(evaluate.quantize)
 app.command("benchmark")(machine.benchmark)
 app.command("doctor")(machine.doctor)
 app.command("models")(train.models)

@@ -19,6 +19,7 @@ from deeplab.classes import ClassTable
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import STAGED, Files, LocalFiles, as_files
+from deeplab.models.quantized_weights import taken_apart, with_quantization
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.placement import Geometry
 from deeplab.region_proposals import Proposals
@@ -82,6 +83,7 @@ class Card(TypedDict):
     training: NotRequired[dict[str, Any]]
     metrics: NotRequired[dict[str, Any]]
     crf: NotRequired[dict[str, Any]]
+    quantization: NotRequired[dict[str, Any]]
     weights_sha256: NotRequired[str]
 
 
@@ -110,6 +112,11 @@ class Model:
             members = ", ".join(member.label for member in self.members)
             raise ModelError(f"{self.label} is an ensemble ({members}) and has no network of its own: give one of its members")
         return self.own_network
+
+    @property
+    def networks(self) -> tuple[SegmentationNetwork, ...]:
+        """All networks: the one, or those of all members."""
+        return (self.network,) if not self.members else tuple(network for member in self.members for network in member.networks)
 
     @property
     def stride(self) -> int:
@@ -158,7 +165,7 @@ class Model:
             )
             raise ModelError(f"{self.label}: {name} cannot have output stride {output_stride}; {strides}") from error
         network.load_state_dict(self.network.state_dict())
-        network.geometry = self.network.geometry
+        network.geometry, network.quantization = self.network.geometry, self.network.quantization
         return replace(self, own_network=network.eval(), output_stride=output_stride)
 
     def crf(self, name: str) -> CRFParameters:
@@ -231,6 +238,10 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
 def _assembled(folder: Path, card: Card, tensors: Mapping[str, torch.Tensor], sha256: str) -> Model:
     """The model of a card and its weights. Raises ModelError."""
     try:
+        tensors, quantization = taken_apart(tensors)
+    except ValueError as error:
+        raise ModelError(f"{folder / WEIGHTS}: {error}; `deeplab quantize` writes them again") from error
+    try:
         classes = ClassTable(
             tuple(entry["name"] for entry in card["classes"]),
             tuple(cast(tuple[int, int, int], tuple(entry["colour"])) for entry in card["classes"]),
@@ -254,6 +265,7 @@ def _assembled(folder: Path, card: Card, tensors: Mapping[str, torch.Tensor], sh
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder / CARD}: {error!r}; the card does not describe a model of this version") from error
     _fill(folder, network, tensors, architecture["name"])
+    network.quantization = quantization
     return Model(name, network.eval(), classes, card, sha256, proposals)
 
 
@@ -334,7 +346,7 @@ def _stored(network: SegmentationNetwork, half: bool = True) -> dict[str, torch.
 
 
 def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[str, Any], half: bool = True) -> None:
-    """Write a model folder. With `half`, convolution weights go to float16; vectors stay float32.
+    """Write a model folder. With `half`, convolution weights go to float16; vectors stay float32; a quantization is kept.
 
     `card` needs name, architecture {name, options} and classes [{name, colour}]; `format` and the weights' digest are set
     here. An existing model folder is replaced. ModelError for any other folder, weights that are not finite, and a name
@@ -345,7 +357,7 @@ def save(place: str | Path | Files, network: SegmentationNetwork, card: Mapping[
     stored = _stored(network, half)
     if not _finite(stored):
         raise ModelError(f"{place}: not saved: some weights are not finite{' in half precision' if half else ''}")
-    write(place, stored, card)
+    write(place, with_quantization(stored, network.quantization), card)
 
 
 def write(place: str | Path | Files, tensors: dict[str, torch.Tensor], card: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -29,6 +30,13 @@ class Normalization:
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
         return (pixels - mean) / std
 
+    def undo(self, values: torch.Tensor) -> torch.Tensor:
+        """Normalised B x 3 x H x W -> float32 pixels, 0..255, RGB."""
+        mean = torch.tensor(self.mean, device=values.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=values.device).view(1, 3, 1, 1)
+        pixels = values * std + mean
+        return pixels.flip(1) if self.order == "BGR" else pixels
+
     @property
     def mean_rgb(self) -> tuple[float, float, float]:
         """The colour (RGB, 0..255) that normalises to zero, with which images are padded."""
@@ -47,6 +55,27 @@ MOBILE = Normalization("RGB", (128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
 TORCHVISION = Normalization("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """What int8 needs beside the weights: codes of the layers' results, and biases without the mean error that codes bring.
+
+    A result is scale * (code - zero), code 0 to 255; one scale (float32) and zero (uint8) for each convolution whose result is
+    codes, in order. bias: float32, of all convolutions one after the other. `deeplab.scoring.native.calibration` finds them.
+    """
+
+    scale: np.ndarray
+    zero: np.ndarray
+    bias: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("scale", np.float32), ("zero", np.uint8), ("bias", np.float32)):
+            values = getattr(self, name)
+            if values.dtype != dtype or values.ndim != 1 or not np.isfinite(values).all():
+                raise ValueError(f"quantization: {name} is not a vector of finite {np.dtype(dtype)}")
+        if len(self.scale) != len(self.zero) or not (self.scale > 0).all():
+            raise ValueError("quantization: a positive scale and a zero are needed for each result")
+
+
 class ParameterGroup(TypedDict):
     """A group of parameters as torch's optimizers take them; `base_lr` is the learning rate before any schedule."""
 
@@ -62,7 +91,8 @@ class SegmentationNetwork(nn.Module):
     `normalization`: the input that the weights expect. `geometry`: how images are padded and scaled for them and where scores
     lie; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the scores; by
     default the backbone's `output_stride`. `trained_stride`: the stride that the weights were trained at, if it is coarser; the
-    grids that such weights score independently are then mixed (`mixed_grids`).
+    grids that such weights score independently are then mixed (`mixed_grids`). `quantization`: what int8 needs beside these
+    weights, if it is known.
     """
 
     learnt_norm = False  # True where the paper trains batch norm, too
@@ -85,6 +115,7 @@ class SegmentationNetwork(nn.Module):
         self.grids = max(1, (trained_stride or self.stride) // self.stride)
         self.normalization = normalization
         self.geometry = Geometry(align_corners=align_corners)
+        self.quantization: Quantization | None = None
 
     @property
     def align_corners(self) -> bool:

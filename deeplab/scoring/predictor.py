@@ -14,10 +14,11 @@ from deeplab.networks.network import SegmentationNetwork
 from deeplab.placement import Placement
 from deeplab.scoring.batch_norm_folding import folded
 from deeplab.scoring.multiscale import multiscale_scores, upsample, winning_classes
+from deeplab.scoring.native.engine import native_network
 from deeplab.scoring.row_bands import Label, RowSource, label_rows, label_windows
 from deeplab.scoring.settings import PLAIN, Scoring
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
 def check_images(images: Sequence[np.ndarray]) -> None:
@@ -36,8 +37,9 @@ class Predictor:
     Images with more than `tile` x `tile` pixels are scored in overlapping tiles whose scores are blended linearly over the
     overlap, so memory is bounded by the tile.
 
-    device: "auto" is the GPU if there is one. The network is copied, with batch norm folded and weights in the precision;
-    sums inside a layer and between scales stay float32.
+    device: "auto" is the GPU if there is one, for int8 the CPU. The network is copied, with batch norm folded and weights in the
+    precision; sums inside a layer and between scales stay float32. On a CPU, MobileNetV2 networks in bfloat16 and int8 are
+    computed by this package's own kernels, where the processor has the instructions (`deeplab.scoring.native`).
     batch_pixels: the most padded pixels of one pass at scale 1, although a single image may have more. On a CPU it is
     small, so that features between two layers stay in the cache.
     score_dtype: of the scores, float16 as they are stored and sent, or float32 for a caller that computes with them.
@@ -52,14 +54,12 @@ class Predictor:
         batch_pixels: int | None = None,
         score_dtype: torch.dtype = torch.float16,
     ) -> None:
-        self.device = device_named(device)
+        self.device = device_named("cpu" if scoring.precision == "int8" and device == "auto" else device)
         self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
         self.dtype = DTYPES[self.precision]
-        # Depthwise and pointwise convolutions run fastest with channels innermost.
-        twin = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: SegmentationNetwork = twin.to(self.dtype)
-        if onednn.available(self.network):
-            onednn.fuse(self.network)
+        native = native_network(network, self.precision, self.device)
+        self.native = native is not None
+        self.network: SegmentationNetwork = native or self._in_torch(network)
         self.scales, self.flip, self.fusion = scoring.scales, scoring.flip, scoring.fusion
         self.tile = network.lattice_size(max(scoring.tile, network.geometry.least_side))
         self.overlap = -(-scoring.overlap // network.stride) * network.stride
@@ -71,6 +71,15 @@ class Predictor:
     def stride(self) -> int:
         """Pixels from score to score."""
         return self.network.stride
+
+    def _in_torch(self, network: SegmentationNetwork) -> SegmentationNetwork:
+        """A copy on the device in the precision."""
+        # Depthwise and pointwise convolutions run fastest with channels innermost.
+        twin: SegmentationNetwork = folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin = twin.to(self.dtype)
+        if onednn.available(twin):
+            onednn.fuse(twin)
+        return twin
 
     def scores(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """H x W x 3 uint8 RGB images -> class scores, C x h x w each in `score_dtype`.
@@ -147,7 +156,8 @@ class Predictor:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the scores of an image."""
-        return self.network.grid(height, width, torch.empty(0, dtype=self.dtype, device=self.device))
+        dtype = torch.float32 if self.native else self.dtype
+        return self.network.grid(height, width, torch.empty(0, dtype=dtype, device=self.device))
 
     def in_windows(self, height: int, width: int) -> bool:
         """Whether an image is too large for the scores of all of it to be in memory: `label_bands` labels it."""
@@ -186,7 +196,10 @@ class Predictor:
             if self.device.type == "cuda":  # copies from pinned memory overlap with the GPU's work
                 x = x.pin_memory().to(self.device, non_blocking=True)
             x = x.permute(0, 3, 1, 2)
-            x = self.network.normalization.apply(x).to(self.dtype)
+            if not self.native:
+                x = self.network.normalization.apply(x).to(self.dtype)
+            elif self.scales != (1.0,) or self.network.geometry.exact_mean:  # whole numbers cannot say it
+                x = self.network.normalization.apply(x)
             if self.network.geometry.exact_mean:
                 for slot, (bottom, right) in zip(x, sizes, strict=True):
                     slot[:, bottom:], slot[:, :, right:] = 0, 0

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from deeplab.images.decoding import LEAST_STRIDE
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Fusion = Literal["max", "mean"]
 Quality = Literal["draft", "standard", "best"]
 
@@ -23,7 +23,8 @@ class Scoring:
     fusion: Fusion = "max"
     """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
     precision: Precision = "auto"
-    """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU."""
+    """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU. "int8" is for CPUs and
+    MobileNetV2 networks with a quantization."""
     tile: int = 1025
     """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
     overlap: int = 128
@@ -35,7 +36,7 @@ class Scoring:
         if self.fusion not in get_args(Fusion):
             raise ValueError(f"fusion {self.fusion!r}: 'max' and 'mean' are accepted")
         if self.precision not in get_args(Precision):
-            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16' and 'float16' are accepted")
+            raise ValueError(f"precision {self.precision!r}: 'auto', 'float32', 'bfloat16', 'float16' and 'int8' are accepted")
         if not 0 <= self.overlap <= self.tile - LEAST_STRIDE:
             raise ValueError(
                 f"tile {self.tile}, overlap {self.overlap}: the tile must exceed the overlap by at least {LEAST_STRIDE} pixels"

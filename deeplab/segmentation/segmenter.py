@@ -59,7 +59,7 @@ class Segmenter:
     def __init__(self, model: Model, *, device: str = "auto") -> None:
         self.model = model
         self.classes = model.classes.names
-        self.device = device_named(device)
+        self.device, self._wanted = device_named(device), device  # int8 takes the CPU where any device may be taken
         self._predictors: dict[tuple[int | None, Scoring], tuple[Model, AnyPredictor]] = {}
         self._lock = threading.Lock()
         self._engines = threading.local()
@@ -99,7 +99,7 @@ class Segmenter:
         with self._lock:
             if key not in self._predictors:
                 prepared = options.prepared(self.model)
-                self._predictors[key] = prepared, predictor_of(prepared, key[1], device=str(self.device))
+                self._predictors[key] = prepared, predictor_of(prepared, key[1], device=self._wanted)
             self._predictors[key] = self._predictors.pop(key)  # the latest last
             if len(self._predictors) > PREDICTORS:
                 del self._predictors[next(iter(self._predictors))]

@@ -1,4 +1,4 @@
-"""`deeplab evaluate` and `deeplab tune-crf`: score a model or a table of masks, and fit the CRF to a model."""
+"""`deeplab evaluate`, `tune-crf` and `quantize`: score a model or masks, fit the CRF to a model, find its int8 ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from flows.commands.parameters import Json, with_options
 from flows.console.terminal import bar, plain_table, print_json, stdout
-from pipelines.options import EvaluateOptions, TuneOptions
+from pipelines.options import EvaluateOptions, QuantizeOptions, TuneOptions
 
 # Default widths of the trimap curve; the papers draw 1 to 40 pixels.
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40)
@@ -109,3 +109,27 @@ def tune_crf(options: TuneOptions, as_json: Json = False) -> None:
     )
     if winner["written"]:
         stdout.print(f"written into the card of {escape(winner['model'])}; --crf-params card uses it")
+
+
+@with_options
+def quantize(options: QuantizeOptions, as_json: Json = False) -> None:
+    """Find what MODEL needs for --precision int8 from PHOTOS, compare with float32 on others of them, and write it into the model.
+
+    The photos need no labels. Weights, ranges and card are part of the model's digest, so the model's label changes.
+    """
+    from pipelines.train.quantization import quantize as run
+
+    with bar("photos") as display:
+        result = run(options, display.update)
+    if as_json:
+        print_json(result)
+        return
+    stdout.print(
+        f"labels equal to float32's: {result['labels_equal']:.2%} on {result['held_back']} photos that were held back, "
+        f"{result['labels_equal_worst']:.2%} on the worst"
+    )
+    if figures := result.get("mean_iou"):
+        stdout.print(
+            f"mIoU {figures['int8']:.4f} on {figures['images']} images of {figures['split']}, float32 {figures['float32']:.4f}"
+        )
+    stdout.print(f"{escape(result['model'])} (was {escape(result['was'])}) is in {escape(result['written'])}", soft_wrap=True)

@@ -33,7 +33,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
     deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
     """
-    from pipelines.segment.run import TooManyErrors
+    from pipelines.segment.run import TooManyErrors, note
     from pipelines.segment.run import segment as run
 
     phases = {
@@ -43,6 +43,8 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
         "segment": "segmenting",
         "commit": "segmenting",
     }
+    if notice := note(options):
+        stderr.print(notice, soft_wrap=True, markup=False, style="dim")
     code, failure = DONE, ""
     with bar("images") as display:
         committed_at: float | None = None

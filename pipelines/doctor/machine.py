@@ -117,6 +117,18 @@ def engine() -> Iterator[Finding]:
     yield Finding("CRF engine", "ok", f"runs here as {builds[0]}")
 
 
+def scoring_engine() -> Iterator[Finding]:
+    """The compiled kernels for MobileNetV2 networks, without which torch computes them."""
+    try:
+        builds = import_module("deeplab.scoring.native._mobilenet").builds
+    except ImportError as error:
+        remedy = "pip install . (needs a C++17 compiler), or a wheel for this Python"
+        yield Finding("scoring engine", "note", described(error), "torch scores, more slowly; no --precision int8", remedy)
+        return
+    best = dict(reversed(builds))  # they are listed best first
+    yield Finding("scoring engine", "ok", ", ".join(f"{kind} as {name}" for kind, name in best.items()))
+
+
 def memory() -> Iterator[Finding]:
     """Cores and memory, as this process may use them."""
     from pipelines.segment.parallelism import PROCESS_BYTES
@@ -193,6 +205,7 @@ CHECKS = {
     "packages": packages,
     "torch": torch,
     "CRF engine": engine,
+    "scoring engine": scoring_engine,
     "cores, memory": memory,
     "/dev/shm": shared_memory,
     "temporary files": disk,

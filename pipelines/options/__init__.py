@@ -3,7 +3,15 @@
 The other rooms use them.
 """
 
-from pipelines.options.inference import BenchmarkOptions, EvaluateOptions, SegmentOptions, TuneOptions
+from pipelines.options.inference import BenchmarkOptions, EvaluateOptions, QuantizeOptions, SegmentOptions, TuneOptions
 from pipelines.options.training import RegisteredTraining, TrainOptions
 
-__all__ = ["BenchmarkOptions", "EvaluateOptions", "RegisteredTraining", "SegmentOptions", "TrainOptions", "TuneOptions"]
+__all__ = [
+    "BenchmarkOptions",
+    "EvaluateOptions",
+    "QuantizeOptions",
+    "RegisteredTraining",
+    "SegmentOptions",
+    "TrainOptions",
+    "TuneOptions",
+]

@@ -95,6 +95,24 @@ class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
     write: bool = Field(default=True, description="Write the winner into the model's card")
 
 
+class QuantizeOptions(ModelOptions):
+    """Ranges for int8: the model that gets them, and the photos that they come from."""
+
+    photos: str = Field(description="Folder of photos that resemble those to segment")
+    out: Annotated[str | None, Spelling("-o")] = Field(
+        default=None, description="Model folder or s3:// prefix to write; default MODEL itself"
+    )
+    count: Annotated[int, Spelling("-n")] = Field(
+        default=48, ge=2, le=1000, description="Photos to take, evenly; 12 give the ranges, the others are held back to compare"
+    )
+    least: float = Field(
+        default=0.985, ge=0, le=1, description="Least share of labels equal to float32's; below it nothing is written"
+    )
+    dataset: str | None = Field(default=None, description="Labelled images to count mIoU on, in float32 and int8, for the card")
+    split: str = Field(default="val", pattern=r"^[\w.-]+$", description="Split of the data set")
+    layout: str = Field(default="auto", pattern=r"^[\w-]+$", description="Layout of the data set, as for evaluate")
+
+
 class BenchmarkOptions(CRFOptions):
     """The settings of a measurement, and the archive that the estimate is for."""
 

@@ -39,13 +39,14 @@ class Parallelism:
     scorer_cpus: float = 0.0
 
 
-def parallelism(cluster: Resources, weights: int = 0) -> Parallelism:
-    """The parallelism for the resources of a cluster. `weights`: bytes of the model's weights file.
+def parallelism(cluster: Resources, weights: int = 0, gpus: bool = True) -> Parallelism:
+    """The parallelism for the resources of a cluster. `weights`: bytes of the model's weights file; `gpus`: False for
+    what is scored on CPUs even where there are GPUs.
 
     One thread per process: two processes of one thread score more than one process of two threads, and no core waits for another.
     """
     cores = max(1, int(cluster.cpus))
-    if cluster.gpus < 1:
+    if cluster.gpus < 1 or not gpus:
         # Ray starts a task on any node with a free core and enough memory: nodes that join are used, small ones not overloaded.
         memory = min(PROCESS_BYTES + BYTES_PER_WEIGHT * max(0, weights - BUNDLED_WEIGHTS), cluster.node_memory)
         slots = min(cores, int(cluster.memory / memory)) if memory else cores

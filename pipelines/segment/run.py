@@ -18,6 +18,7 @@ from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
 from deeplab.region_proposals import require_opencv
+from deeplab.scoring.native.engine import require_int8, slow_int8
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
 from pipelines.options import SegmentOptions
@@ -31,6 +32,7 @@ from pipelines.table.replacement import MaskSettings, Replacement
 from pipelines.table.results_table import ResultsTable
 
 if TYPE_CHECKING:
+    from pipelines.segment.parallelism import Parallelism
     from pipelines.segment.stages import Task
 
 # Advice that Ray Data appends to an exception.
@@ -150,14 +152,22 @@ class Outcome:
 
 
 def begin(options: SegmentOptions) -> Run:
-    """A run of these options. Raises ModelError, ProposalsUnavailable for a model that cannot be used."""
+    """A run of these options. Raises ModelError, ProposalsUnavailable, Int8Error for a model that cannot be used so."""
     if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
         require_pydensecrf()
     source = model_registry.read_model(options.model)
     model = options.prepared(checkpoint.parse(*source))
     if model.by_proposals and options.address is None:
         require_opencv()
+    if options.precision == "int8":
+        for network in model.networks:
+            require_int8(network)
     return Run(options, source, model, f"run-{uuid.uuid4().hex[:12]}")
+
+
+def note(options: SegmentOptions) -> str | None:
+    """What a person should know before the run starts: one line, or nothing."""
+    return slow_int8() if options.precision == "int8" and options.address is None else None
 
 
 def take_inventory(run: Run, folder: Path, watch: Watch = unwatched) -> Inventory:
@@ -187,7 +197,6 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
 
     from pipelines.cluster import connection
     from pipelines.segment import stream
-    from pipelines.segment.parallelism import parallelism
     from pipelines.segment.prometheus import Metrics
     from pipelines.segment.sink import Sink
     from pipelines.table.commit import Committer
@@ -214,7 +223,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
 
         try:
             with ExitStack() as after, sink:  # the sink is closed first
-                spread = parallelism(connection.resources(), len(run.source[2]))
+                spread = _spread(run)
                 end = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
         except Exception as error:
             done = f"{sink.committed.images} of {todo.images} images are committed"
@@ -227,8 +236,16 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
         report()
         sentence = ""
         with suppress(Exception):  # the work is done, even if the cluster goes away now
-            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources(), len(run.source[2])))
+            sentence = bound(sink.committed.seconds, end.seconds, _spread(run))
         return Outcome(sink.committed, end.seconds, sentence, end.cut)
+
+
+def _spread(run: Run) -> Parallelism:
+    """How the cluster that this process has joined does the run."""
+    from pipelines.cluster import connection
+    from pipelines.segment.parallelism import parallelism
+
+    return parallelism(connection.resources(), len(run.source[2]), gpus=run.options.precision != "int8")
 
 
 def task_of(run: Run) -> Task:

@@ -129,12 +129,12 @@ class Scorer:
     def __init__(self, model: ray.ObjectRef, task: Task, holds_gpu: bool = False) -> None:
         """`model`: reference to the result of `checkpoint.read`, so that no node needs the folder. `holds_gpu`: what follows the
         scores runs elsewhere, if it can."""
-        if not torch.cuda.is_available():
-            torch.set_num_threads(task.threads)
         loaded = checkpoint.parse(*ray.get(model))
         if task.output_stride is not None:
             loaded = loaded.at_stride(task.output_stride)
         self.predictor = predictor_of(loaded, task.scoring)
+        if self.predictor.device.type == "cpu":
+            torch.set_num_threads(task.threads)
         self.settings = f"{task.quality} {task.scoring.short(task.output_stride or task.stride, self.predictor.precision)}"
         self.task, self.holds_gpu = task, holds_gpu
         on_gpu = holds_gpu and task.refinement is not None and task.refinement.backend == "torch"

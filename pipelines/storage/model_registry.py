@@ -89,18 +89,20 @@ class Registry:
         return f"{self.uri}/aliases/{name}.json"
 
 
+INSTEAD = "--no-write only prints the result; a copy of its folder can be changed"  # of tune-crf
+
+
 def is_alias(reference: str) -> bool:
     """Whether a model is named as REGISTRY@ALIAS."""
     _, at, name = reference.rpartition("@")
     return bool(at) and ("/" not in name if filesystems.is_s3(reference) else not filesystems.local_path(reference).exists())
 
 
-def changeable(reference: str, model: checkpoint.Model) -> Files:
-    """The folder of `model`, local or s3://, to change its card. ModelError if it must not change, with what to do instead.
+def changeable(reference: str, model: checkpoint.Model, instead: str = INSTEAD) -> Files:
+    """The folder of `model`, local or s3://, to change its card. ModelError if it must not change, with what to do `instead`.
 
     Models in a registry never change, as their names hold their digests; bundled ones come with the package.
     """
-    instead = "--no-write only prints the result; a copy of its folder can be changed"
     if reference in checkpoint.bundled():
         raise ModelError(f"{reference} is bundled and never changes: {instead} ({checkpoint.find(reference)})")
     if is_alias(reference) or filesystems.canonical(reference).rpartition("/")[2] == entry_of(model):

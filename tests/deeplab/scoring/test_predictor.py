@@ -180,7 +180,7 @@ def test_an_array_that_is_no_picture_is_refused(small_network, image):
         {"scales": (0.0,)},
         {"scales": (5.0,)},
         {"fusion": "median"},
-        {"precision": "int8"},
+        {"precision": "int4"},
         {"tile": 100, "overlap": 64},
         {"overlap": -8},
     ],

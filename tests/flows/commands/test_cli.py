@@ -87,6 +87,7 @@ def test_a_shell_completes_commands_and_options(monkeypatch: pytest.MonkeyPatch)
         (["evaluate", "pets", "examples/pets", "--split", "test"], 1, "splits here: train, val"),
         (["evaluate", "pets", "examples/pets", "--trimap", "wide"], 2, "--trimap: Input should be a valid integer"),
         (["tune-crf", "pets", "examples/pets"], 1, "pets is bundled and never changes"),
+        (["quantize", "pets", "examples/pets/images"], 1, "pets is bundled and never changes: -o OUT writes a copy"),
         (["train", "examples/pets", "out", "--preset", "x"], 2, "finetune"),
         (["run", "train", "examples/pets", "out", "--crop", "3"], 2, "--crop"),
         (["models", "nothing"], 1, "no model nothing"),

@@ -19,11 +19,19 @@ from deeplab.training.presets import TrainingConfig, finetune
 from flows.cli import app
 from flows.commands.parameters import place, with_options
 from pipelines.cluster import ray_jobs
-from pipelines.options import BenchmarkOptions, EvaluateOptions, RegisteredTraining, SegmentOptions, TrainOptions, TuneOptions
+from pipelines.options import (
+    BenchmarkOptions,
+    EvaluateOptions,
+    QuantizeOptions,
+    RegisteredTraining,
+    SegmentOptions,
+    TrainOptions,
+    TuneOptions,
+)
 from pipelines.options.training import PresetOptions
 
-KINDS = [BenchmarkOptions, SegmentOptions, EvaluateOptions, TuneOptions, TrainOptions, RegisteredTraining]
-PLACES = {"archive": "a", "results": "r", "model": "m", "dataset": "d", "model_out": "o", "out": "o"}
+KINDS = [BenchmarkOptions, SegmentOptions, EvaluateOptions, TuneOptions, QuantizeOptions, TrainOptions, RegisteredTraining]
+PLACES = {"archive": "a", "results": "r", "model": "m", "dataset": "d", "model_out": "o", "out": "o", "photos": "p"}
 
 
 class Tiny(SegmentOptions):
@@ -124,6 +132,7 @@ def test_commands_take_their_options_from_the_definition() -> None:
         "train": TrainOptions,
         "evaluate": EvaluateOptions,
         "tune-crf": TuneOptions,
+        "quantize": QuantizeOptions,
         "run segment": SegmentOptions,
         "run train": RegisteredTraining,
         "run evaluate": EvaluateOptions,

@@ -40,7 +40,9 @@ def test_a_machine_on_which_all_works_has_no_failed_finding(running_ray: None, p
     code, seen = asked(photos, f"{s3}/results")
     assert code == 0
     assert set(seen) >= {"Python", "packages", "torch", "processor", "GPU", "CRF engine", "cores, memory", "temporary files", "Ray"}
-    assert {seen[name]["state"] for name in ("Python", "torch", "CRF engine", "Ray", "archive", "results")} == {"ok"}
+    assert {seen[name]["state"] for name in ("Python", "torch", "CRF engine", "scoring engine", "Ray", "archive", "results")} == {
+        "ok"
+    }
     assert "conditional PUT" in seen["results"]["value"]
 
 
@@ -73,7 +75,9 @@ def test_what_is_missing_on_a_machine_is_a_finding_and_no_traceback(monkeypatch:
     assert {name for name, finding in seen.items() if finding.state == "failed"} == {
         "Python", "torch", "CRF engine", "cores, memory",
     }  # fmt: skip
-    assert {name for name, finding in seen.items() if finding.state == "note"} == {"/dev/shm", "temporary files"}
+    assert {name for name, finding in seen.items() if finding.state == "note"} == {
+        "scoring engine", "/dev/shm", "temporary files",
+    }  # fmt: skip
     assert all(finding.remedy for finding in seen.values() if finding.state != "ok")
 
 

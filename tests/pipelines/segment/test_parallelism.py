@@ -36,6 +36,11 @@ def test_a_cluster_short_of_memory_works_at_fewer_images_at_a_time() -> None:
     assert parallelism(Resources(4, 0, 4 * PROCESS_BYTES, 4 * PROCESS_BYTES), 773_000_000).slots == 1  # EDeconvNet
 
 
+def test_what_is_scored_on_cpus_leaves_gpus_alone() -> None:
+    with_gpus, without = (Resources(16, gpus, 1 << 36, 1 << 36) for gpus in (2, 0))
+    assert parallelism(with_gpus, gpus=False) == parallelism(without) != parallelism(with_gpus)
+
+
 @pytest.mark.parametrize(
     ("seconds", "wall", "spread", "begins", "says"),
     [
