@@ -171,12 +171,11 @@ private:
             status = bilateral_lattice(image, order, settings.bilateral);
             if (status != Status::ok) return status;
             field.lattice5 = &bilateral_;
-            float* a = space_.values5.reserve(bilateral_.vertices);
-            filter_ones<5>(bilateral_, a, ones_.reserve(order.count()));
+            filter_ones<5>(bilateral_, ones_.reserve(order.count()));
             ones5 = ones_.data();
             stats.bilateral_vertices = int64_t(bilateral_.vertices);
         }
-        if (big) scratch_.release();
+        if (big) scratch_.release(), bilateral_.ones.release();
         set_factors(settings, order.count(), ones5, ones2);
         field.factors = factors_.data();
         if (unary_.implied) field.total = sum_messages(field);
@@ -261,7 +260,8 @@ private:
             p.rows.release();
             Status status = p.lattice.build(count, low, high, features, scratch_);
             if (status != Status::ok) return status;
-            filter_ones<2>(p.lattice, space_.values2.reserve(p.lattice.vertices), p.ones.reserve(count));
+            filter_ones<2>(p.lattice, p.ones.reserve(count));
+            p.lattice.ones.release();
         }
         p.height = order.height;
         p.width = order.width;

@@ -80,6 +80,18 @@ template <int L> void blur(float* a, const Chains& chains, int part, int parts) 
     }
 }
 
+template <int D, class Out> void blur_and_slice_numbers(const Lattice<D>& lattice, float* a, const Out& out) {
+    constexpr int K = D + 1;
+    const uint32_t* id = lattice.id.data();
+    const float* w = lattice.weight.data();
+    for (const Chains& chains : lattice.chains) blur<1>(a, chains, 0, 1);
+    for (size_t p = 0; p < lattice.points; ++p) {
+        float sum = 0;
+        for (int r = 0; r < K; ++r) sum += w[p * K + r] * a[id[p * K + r]];
+        out(p, sum);
+    }
+}
+
 // Filters one number in(p) per point, without the gain, and passes it to out(p, number). a: `vertices` floats.
 template <int D, class In, class Out> void filter_numbers(const Lattice<D>& lattice, float* a, const In& in, const Out& out) {
     constexpr int K = D + 1;
@@ -90,18 +102,13 @@ template <int D, class In, class Out> void filter_numbers(const Lattice<D>& latt
         float x = in(p);
         for (int r = 0; r < K; ++r) a[id[p * K + r]] += w[p * K + r] * x;
     }
-    for (const Chains& chains : lattice.chains) blur<1>(a, chains, 0, 1);
-    for (size_t p = 0; p < lattice.points; ++p) {
-        float sum = 0;
-        for (int r = 0; r < K; ++r) sum += w[p * K + r] * a[id[p * K + r]];
-        out(p, sum);
-    }
+    blur_and_slice_numbers(lattice, a, out);
 }
 
-// The filter's response to ones, sum_j k(f_i, f_j), for every point.
-template <int D> void filter_ones(const Lattice<D>& lattice, float* a, float* out) {
+// The filter's response to ones, sum_j k(f_i, f_j), for every point. Once per lattice: it uses up `lattice.ones`.
+template <int D> void filter_ones(Lattice<D>& lattice, float* out) {
     float gain = lattice.gain();
-    filter_numbers<D>(lattice, a, [](size_t) { return 1.0f; }, [&](size_t p, float sum) { out[p] = sum * gain; });
+    blur_and_slice_numbers(lattice, lattice.ones.data(), [&](size_t p, float sum) { out[p] = sum * gain; });
 }
 
 }  // namespace CRF_BUILD

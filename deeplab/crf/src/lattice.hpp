@@ -66,6 +66,7 @@ public:
     Buffer<float> weight;              // points x (D + 1)
     Buffer<uint32_t> vertices_before;  // [k]: vertices touched before point 64 k; ids are in the order of first touch
     Chains chains[D + 1];
+    Buffer<float> ones;  // scratch: the splat of ones, until `filter_ones` blurs it
 
     // features(first, float8[D]): features of the points first .. first+7, in units of the deviations; lanes past
     // the end may hold anything finite. Throws OutOfMemory; returns too_large or key_range if ids or keys do not suffice.
@@ -78,14 +79,20 @@ public:
         elevated_bounds<D>(scale, lowest, highest, low, high);
         KeyLayout<D> layout;
         if (!layout.fit(low, high)) return Status::key_range;
+        // Images that follow each other have about as many vertices per point.
+        size_t expected = points ? size_t(1.1 * count * vertices / points) : 0;
+        if (expected < count) expected = count;
         points = count;
         id.reserve((count + 8) * (D + 1));
         weight.reserve((count + 8) * (D + 1));
         vertices_before.reserve(count / fresh_step + 2);
         VertexTable& table = scratch.table;
-        table.clear(count / 2 + 64, layout.bits);
+        table.clear(expected + 64, layout.bits);
         constexpr int batch = 8 * (D + 1);
-        uint64_t keys[2][batch], mixed[2][batch];
+        word8 keys[2][D + 1], mixed[2][D + 1];
+        float* sums = ones.reserve(expected + 1024);
+        size_t room = ones.bytes() / sizeof(float);
+        std::memset(sums, 0, room * sizeof(float));
         int pending = 0;
         for (size_t first = 0, turn = 0; first < count + 8; first += 8, turn ^= 1) {
             int present = first >= count ? 0 : int(count - first < 8 ? count - first : 8);
@@ -94,13 +101,12 @@ public:
                 features(first, feature);
                 Simplices<D> simplices;
                 simplices.locate(feature, scale);
-                for (int lane = 0; lane < present; ++lane) {
-                    simplices.keys(lane, layout, keys[turn] + lane * (D + 1));
+                simplices.keys(layout, keys[turn]);
+                for (int lane = 0; lane < present; ++lane)
                     for (int r = 0; r <= D; ++r) weight[(first + lane) * (D + 1) + r] = simplices.weight[r][lane];
-                }
-                for (int k = 0; k < present * (D + 1); ++k) {
-                    mixed[turn][k] = VertexTable::mix(keys[turn][k]);
-                    table.prefetch(mixed[turn][k]);
+                for (int r = 0; r <= D; ++r) {
+                    mixed[turn][r] = VertexTable::mix(keys[turn][r]);
+                    for (int lane = 0; lane < 8; ++lane) table.prefetch(mixed[turn][r][lane]);
                 }
             }
             // Insert the previous batch, whose slots are in the cache by now.
@@ -108,8 +114,18 @@ public:
                 size_t from = first - 8;
                 if (from % fresh_step == 0) vertices_before[from / fresh_step] = uint32_t(table.size());
                 table.make_room(batch);
-                for (int k = 0; k < pending * (D + 1); ++k)
-                    id[from * (D + 1) + k] = table.insert(keys[turn ^ 1][k], mixed[turn ^ 1][k]);
+                if (table.size() + batch > room) {
+                    sums = ones.grow(2 * room + batch, room);
+                    std::memset(sums + room, 0, (ones.bytes() / sizeof(float) - room) * sizeof(float));
+                    room = ones.bytes() / sizeof(float);
+                }
+                for (int lane = 0; lane < pending; ++lane)
+                    for (int r = 0; r <= D; ++r) {
+                        size_t at = (from + lane) * (D + 1) + r;
+                        uint32_t v = table.insert(keys[turn ^ 1][r][lane], mixed[turn ^ 1][r][lane]);
+                        id[at] = v;
+                        sums[v] += weight[at];
+                    }
             }
             pending = present;
         }
@@ -126,13 +142,14 @@ public:
         id.release();
         weight.release();
         vertices_before.release();
+        ones.release();
         for (Chains& c : chains) {
             for (Buffer<uint32_t>& b : c.runs) b.release();
             c.clear();
         }
     }
     size_t bytes() const {
-        size_t n = id.bytes() + weight.bytes() + vertices_before.bytes();
+        size_t n = id.bytes() + weight.bytes() + vertices_before.bytes() + ones.bytes();
         for (const Chains& c : chains) n += c.bytes();
         return n;
     }
@@ -140,7 +157,7 @@ public:
 private:
     void link(const KeyLayout<D>& layout, Scratch& scratch) {
         constexpr int directions_at_once = Neighbours::directions_at_once;
-        scratch.neighbours.sort(scratch.table.keys(), vertices, layout.bits);
+        scratch.neighbours.sort(scratch.table.keys(), vertices, layout.bits, layout.next);
         uint32_t* next[directions_at_once];
         uint8_t* has_previous[directions_at_once];
         for (int k = 0; k < directions_at_once; ++k) {
@@ -148,9 +165,8 @@ private:
             has_previous[k] = scratch.has_previous[k].reserve(vertices + 1);
         }
         for (int first = 0; first <= D; first += directions_at_once) {
-            uint64_t steps[directions_at_once];
-            for (int k = 0; k < directions_at_once; ++k) steps[k] = layout.step(first + k <= D ? first + k : D);
-            scratch.neighbours.find(steps, next, has_previous);
+            auto step = [&](int remainder, int k) { return layout.step(remainder, first + k <= D ? first + k : D); };
+            scratch.neighbours.find(D + 1, step, next, has_previous);
             for (int k = 0; k < directions_at_once && first + k <= D; ++k) {
                 collect(next[k], has_previous[k], scratch, chains[first + k]);
                 chains[first + k].finish();

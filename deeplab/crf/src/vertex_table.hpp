@@ -26,7 +26,7 @@ public:
     CRF_INLINE void make_room(size_t count) {
         if (size_ + count >= limit_ || size_ + count >= key_room_) enlarge(count);
     }
-    CRF_INLINE static uint64_t mix(uint64_t key) { return (key ^ (key >> 29)) * 0x9e3779b97f4a7c15ull; }
+    template <class Word> CRF_INLINE static Word mix(Word key) { return (key ^ (key >> 29)) * 0x9e3779b97f4a7c15ull; }
     CRF_INLINE void prefetch(uint64_t mixed) const { __builtin_prefetch(&slots_[mixed >> shift_]); }
 
     CRF_INLINE uint32_t insert(uint64_t key, uint64_t mixed) {
@@ -76,6 +76,7 @@ private:
         }
         resize(64 - shift_ + 1);
         for (size_t id = 0; id < size_; ++id) {
+            prefetch(mix(keys_[id + 16 < size_ ? id + 16 : id]));
             uint64_t mixed = mix(keys_[id]);
             size_t at = mixed >> shift_;
             while (slots_[at]) at = (at + 1) & mask_;
