@@ -10,9 +10,8 @@ READY  := $(VENV)/.ready
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests, at most 8 minutes on two cores; ends with what was skipped and how to get it"
-	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings;"
-	@echo "             and property tests with all their examples; about a quarter of an hour"
-	@echo "make nightly the drills that take minutes each and resemble others, then make system"
+	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings; ten minutes"
+	@echo "make nightly the drills that take minutes each or resemble others, property tests with all their examples, make system"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
 	@echo "make wheel   dist/....whl, tried in empty environments from another folder"
@@ -42,10 +41,11 @@ test: $(READY)
 	$(PYTEST) -m 'not drill and not nightly' tests/pipelines tests/flows tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
 
 drills: $(READY)
-	$(PYTEST) -m '(drill or hypothesis) and not nightly' --hypothesis-profile=all-examples tests/flows tests/system tests/pipelines tests/deeplab
+	$(PYTEST) -m 'drill and not nightly' tests/flows tests/system tests/pipelines tests/deeplab
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly tests/system tests/flows
+	$(PYTEST) -m 'hypothesis and not nightly' --hypothesis-profile=all-examples tests/pipelines tests/deeplab
 	$(MAKE) system
 
 lint: $(READY)

@@ -67,17 +67,18 @@ def _print(result: Benchmark) -> None:
 
 
 def doctor(
-    archive: Annotated[str | None, typer.Argument(metavar="[ARCHIVE]", help="An archive to list.", show_default=False)] = None,
+    archive: Annotated[str | None, typer.Argument(metavar="ARCHIVE", help="An archive to list.", show_default=False)] = None,
     results: Annotated[
-        str | None, typer.Argument(metavar="[RESULTS]", help="The place of a results table, to try to write.", show_default=False)
+        str | None, typer.Argument(metavar="RESULTS", help="The place of a results table, to try to write.", show_default=False)
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join (host:port) or its Jobs API (http://host:8265).")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at this machine and at what a run would use; say what each finding means and what to do.
+    """Check this machine and what a run needs.
 
+    Each finding says what there is, what follows from it, and what to do.
     Python, packages, torch, the processor's instructions, the CRF engine, GPU, memory, /dev/shm, disk and Ray; the archive, the
     results and the cluster that you name; the Prefect server that PREFECT_API_URL names. A probe is written to RESULTS and removed.
     Exit code 1 if something cannot work.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,6 +92,7 @@ def ray(address: str | None) -> Iterator[Finding]:
         if ray_jobs.is_jobs(address):
             running = [job for job in ray_jobs.Jobs(str(address)).client.list_jobs() if not job.status.is_terminal()]
             yield Finding(name, "ok", f"{address} takes jobs; {len(running)} are running")
+            yield _token(str(address), _refuses_strangers(str(address)))
             return
         with connection.session(address):
             there = connection.resources()
@@ -102,19 +105,28 @@ def ray(address: str | None) -> Iterator[Finding]:
                               "add nodes, or let the autoscaler do so (--start-timeout)")  # fmt: skip
             else:
                 yield Finding(name, "ok", f"{address} can be joined: {value}")
-            yield _token(address)
+            yield _token(address, os.environ.get("RAY_AUTH_MODE", "").lower() == "token")  # as joining found out
     except UserError as error:
-        remedy = "look at the head: ray status; its version of Ray and Python must be ours" if address else "the message says why"
+        remedy = "mend what it says; on the head, `ray status` tells whether the cluster is well" if address else ""
         yield Finding(name, "failed", one_line(error, 400), "no work can run there", remedy)
 
 
-def _token(address: str) -> Finding:
-    """Whether the cluster that was just joined asks for its token; the token itself is never shown."""
+def _token(address: str, required: bool) -> Finding:
+    """Whether a cluster that took us asks for its token; the token itself is never shown."""
     from pipelines.cluster import connection
 
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+    if required:
         return Finding("Ray token", "ok", "the cluster asks for one, and accepts the one that is set here")
     unused = "; the one that is set here is not used" if connection.token() else ""
     meaning = f"whoever reaches {address} can run code on it"
     remedy = "keep the port inside a network of yours, or start the nodes with RAY_AUTH_MODE=token"
     return Finding("Ray token", "note", f"the cluster asks for none{unused}", meaning, remedy)
+
+
+def _refuses_strangers(address: str) -> bool:
+    """Whether a Jobs API, which answered us, answers 401 or 403 to a request without a token."""
+    try:
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=CONNECT_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipelines.cluster.connection import Resources
+if TYPE_CHECKING:
+    from pipelines.cluster.connection import Resources
 
 # Memory of a process that scores (`benchmarks/memory.py`: 1.8 GB with a bundled model and photos of up to 1000 x 1000; larger
 # images take more). If memory is short, fewer processes run at a time and none is killed.

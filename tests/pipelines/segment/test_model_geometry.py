@@ -19,10 +19,11 @@ from deeplab.placement import Placement
 from deeplab.scoring.multiscale import winning_classes
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
+from deeplab.segmentation.large_images import opened
 from deeplab.weights.foreign_networks import OWN_SIZE
 from deeplab.zoo import build
 from pipelines.options import EvaluateOptions, SegmentOptions
-from pipelines.segment.large_images import opened, segment_large
+from pipelines.segment.large_images import segment_large
 from pipelines.segment.run import begin, task_of
 from pipelines.segment.stages import labelled
 from pipelines.train.evaluation import evaluate
