@@ -57,7 +57,8 @@ def known_classes(reference: str | Path, architecture: str) -> list[str]:
     if str(reference).endswith((".safetensors", ".pth", ".pt")):
         return []
     card = checkpoint.read_card(reference)
-    return [entry["name"] for entry in card["classes"]] if card["architecture"]["name"] == architecture else []
+    same = "architecture" in card and card["architecture"]["name"] == architecture
+    return [entry["name"] for entry in card["classes"]] if same else []
 
 
 def _unused(backbone: nn.Module) -> tuple[str, ...]:
