@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.weights import WeightsError, initialise
+from deeplab.weights import WeightsError, initialise, known_classes
 from deeplab.zoo import build
 
 CARD: dict[str, Any] = {
@@ -228,6 +228,8 @@ def test_training_starts_from_a_model_and_from_its_scores_of_the_classes_that_ha
     assert "scores of new classes: 1 of 3" in initialise(other, saved, ["roof", *names[::-1]])
     torch.testing.assert_close(other.head.branches[3].weight[1:], network.head.branches[3].weight.flip(0), rtol=1e-3, atol=1e-4)
     assert torch.equal(other.head.branches[3].weight[0], new)
+    assert known_classes(saved, "mobilenet-v2-aspp") == names
+    assert known_classes(saved, "mobilenet-v2-aspp-v3") == known_classes("weights.safetensors", "mobilenet-v2-aspp") == []
     with_other_head = build("mobilenet-v2-aspp-v3", 2)
     assert "the head is new" in initialise(with_other_head, saved, names)
     torch.testing.assert_close(
