@@ -5,20 +5,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test drills nightly lint docs system bench pets clean
+.PHONY: help setup demo test drills nightly lint docs wheel system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
 	@echo "make test    set up and run the tests, at most 8 minutes on two cores; ends with what was skipped and how to get it"
-	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings;"
-	@echo "             and property tests with all their examples; about a quarter of an hour"
-	@echo "make nightly the drills that take minutes each and resemble others, then make system"
+	@echo "make drills  what kills, fills and cuts off the real thing: nodes, disks, stores, servers, trainings; ten minutes"
+	@echo "make nightly the drills that take minutes each or resemble others, property tests with all their examples, make system"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
+	@echo "make wheel   dist/....whl, tried in empty environments from another folder"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
-	@echo "make clean   remove .venv, build/ and demo/"
+	@echo "make clean   remove .venv, build/, dist/ and demo/"
 
 setup: $(READY)
 
@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt build-constraints.txt CMakeLists.txt $(
 	touch $@
 
 demo: $(READY)
-	$(BIN)/deeplab segment examples/pets/images demo/results
+	$(BIN)/deeplab segment examples/photos demo/results
 	$(BIN)/deeplab show demo/results -n 12 -o demo/sheet.png
 	@echo "look at demo/sheet.png; the masks are in the table demo/results (docs/results-table.md)"
 
@@ -41,10 +41,11 @@ test: $(READY)
 	$(PYTEST) -m 'not drill and not nightly' tests/pipelines tests/flows tests/deeplab tests/infra tests/test_layers.py tests/test_docs.py
 
 drills: $(READY)
-	$(PYTEST) -m '(drill or hypothesis) and not nightly' --hypothesis-profile=all-examples tests/flows tests/system tests/pipelines tests/deeplab
+	$(PYTEST) -m 'drill and not nightly' tests/flows tests/system tests/pipelines tests/deeplab
 
 nightly: $(READY)
 	$(BIN)/python -m pytest -m nightly tests/system tests/flows
+	$(PYTEST) -m 'hypothesis and not nightly' --hypothesis-profile=all-examples tests/pipelines tests/deeplab
 	$(MAKE) system
 
 lint: $(READY)
@@ -56,6 +57,11 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
+
+wheel: $(READY)
+	rm -f dist/*.whl
+	$(BIN)/python -m build --wheel
+	DEEPLAB_WHEEL=$$(ls dist/*.whl) $(BIN)/python -m pytest tests/infra/test_wheel.py tests/deeplab/crf/test_wheel.py
 
 # The log is build/system.log as well.
 system: $(READY)
@@ -76,4 +82,4 @@ pets: $(READY)
 	$(BIN)/deeplab train $(DATASET) build/pets --preset pets --init $(INIT) --licence 'CC BY-SA 4.0'
 
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) build dist demo

@@ -82,10 +82,11 @@ def from_model(reference: str) -> Source:
 
 def resampled(grid: np.ndarray, shape: tuple[int, ...], per_step: float) -> np.ndarray:
     """C x h x w on a grid `per_step` times coarser than stride 8 (corner on corner) -> the stride-8 grid of an image."""
+    from deeplab.placement import Placement
     from deeplab.scoring.multiscale import upsample
 
     height, width = (shape[0] - 1) // STRIDE + 1, (shape[1] - 1) // STRIDE + 1
-    return upsample(grid, height, width, int(per_step))
+    return upsample(grid, height, width, Placement.stepping(grid.shape[1:], 1 / per_step))
 
 
 def from_tflite(folder: Path) -> Source:
@@ -122,10 +123,11 @@ def bilinear(grid: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def energies(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Unary energies at full size, C x N float32: -log softmax of the interpolated scores."""
+    from deeplab.placement import Placement
     from deeplab.scoring.multiscale import upsample
 
     height, width = image.shape[:2]
-    full = upsample(scores, height, width, STRIDE).astype(np.float32)
+    full = upsample(scores, height, width, Placement.stepping(scores.shape[1:], 1 / STRIDE)).astype(np.float32)
     full -= full.max(0)
     return np.ascontiguousarray((np.log(np.exp(full).sum(0)) - full).reshape(len(full), -1))
 

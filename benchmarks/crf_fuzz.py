@@ -16,7 +16,7 @@ import numpy as np
 from deeplab.crf import DenseCRF
 from deeplab.crf.native import engine_module
 
-MODES: tuple[Literal["fast"], Literal["exact"]] = ("fast", "exact")
+MODES: tuple[Literal["fast"], Literal["exact"], Literal["half"]] = ("fast", "exact", "half")
 DTYPES = [np.float16, np.float32, np.float64, np.int32, np.uint8, np.complex64, bool]
 
 
@@ -56,7 +56,7 @@ def random_call(rng: np.random.Generator) -> str:
         scores = np.asfortranarray(scores)
     try:
         crf = DenseCRF(
-            MODES[rng.integers(2)],
+            MODES[rng.integers(3)],
             iterations=int(rng.integers(-1, 6)),
             pos_w=odd_float(rng),
             pos_xy_std=odd_float(rng),

@@ -42,6 +42,7 @@ def main() -> None:
         "pydensecrf": {"crf_backend": "pydensecrf"},
         "exact": {"crf_mode": "exact"},
         "fast": {"crf_mode": "fast"},
+        "half": {"crf_mode": "half"},
     }
     seconds_of: dict[str, list[Mapping[str, float]]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder, connection.session(cpus=2):

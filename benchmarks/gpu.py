@@ -17,8 +17,10 @@ from deeplab import zoo
 from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
+from deeplab.models.checkpoint import Model
 from deeplab.scoring import speed
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 
 def main(words: list[str] | None = None) -> None:
@@ -32,15 +34,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=15, help="operations of the profile")
     arguments = parser.parse_args(words)
     network = zoo.build(arguments.architecture, 21, seed=0).eval()
-    classes = ClassTable.from_names([f"class {index}" for index in range(21)])
+    model = Model(arguments.architecture, network, ClassTable.from_names([f"class {index}" for index in range(21)]), {}, "")
     scales, cuda = arguments.scales, arguments.device == "cuda"
     native = DenseCRF.named("deeplab-v2")
     twin = DenseCRF.named("deeplab-v2", mode="exact", backend="torch", device="cuda") if cuda else None
     for size in arguments.sizes.split(","):
         encoded = speed.pictures(arguments.count, *map(int, size.split("x")))
         result = speed.measure(
-            network,
-            classes,
+            model,
             encoded,
             scoring=Scoring(scales=scales),
             device=arguments.device,

@@ -42,7 +42,8 @@ def loop(paths: list[Path], model: str, ready: object, go: object) -> None:
     go.wait()  # type: ignore[attr-defined]
     for path in paths:
         image = decode(path.read_bytes())
-        labels = crf.labels(image, scores=predictor.scores([image])[0], stride=predictor.network.stride)
+        scores = predictor.scores([image])[0]
+        labels = crf.labels(image, scores, placement=predictor.placement(scores, *image.shape[:2]))
         results.append(masks.encode_png(labels, loaded.classes))
 
 

@@ -37,7 +37,8 @@ from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.native.engine import NativeNetwork, builds
-from deeplab.scoring.predictor import DTYPES, Predictor, Scoring
+from deeplab.scoring.predictor import DTYPES, Predictor
+from deeplab.scoring.settings import Scoring
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
 
@@ -172,7 +173,7 @@ def main() -> None:
         pairs.append((middle - start, clock() - middle))
     ours, theirs = predictor.labels(images), exact.labels(images)
     same = sum(int((a == b).sum()) for a, b in zip(ours, theirs, strict=True)) / sum(a.size for a in theirs)
-    padded = sum(predictor.network.lattice_size(h) * predictor.network.lattice_size(w) for h, w in (i.shape[:2] for i in images))
+    padded = sum(predictor.network.padded_size(h) * predictor.network.padded_size(w) for h, w in (i.shape[:2] for i in images))
     waste = padded / sum(i.shape[0] * i.shape[1] for i in images) - 1
     slow, fast = (statistics.median(column) / len(images) for column in zip(*pairs, strict=True))
     where = f"{len(images)} photos, {arguments.threads} threads, {platform.processor() or platform.machine()}"

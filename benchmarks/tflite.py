@@ -20,7 +20,8 @@ from PIL import Image
 
 from deeplab.crf import DenseCRF
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 SIDE = 513
 PETS = {0: 0, 8: 1, 12: 2}  # VOC's class -> the data set's
@@ -74,7 +75,7 @@ def main() -> None:
     for image, truth in pairs:
         scores = predictor.scores([image])[0]
         size, counted = image.shape[:2], truth != VOID
-        refined = crf.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
+        refined = crf.labels(image, scores, placement=predictor.placement(scores, *size))
         for name, labels in (("one scale", predictor.labels_of(scores, *size)), ("CRF", refined)):
             cells = truth[counted].astype(np.int64) * 4 + classes[labels[counted]]
             confusion[name] += np.bincount(cells, minlength=12).reshape(3, 4)

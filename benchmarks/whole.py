@@ -19,7 +19,8 @@ from scoring import arguments_of, as_a_port, loop, network_of
 from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
             image = decode(path.read_bytes())
             scores = loop(port, image, scales)
             begun = time.process_time()
-            labels = theirs.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
+            labels = theirs.labels(image, scores, placement=predictor.placement(scores, *image.shape[:2]))
             crf += time.process_time() - begun
             masks.encode_png(labels, classes)
         middle = time.process_time()
@@ -49,7 +50,7 @@ def main() -> None:
         all_scores = predictor.scores(images)
         scored = time.process_time()
         for image, scores in zip(images, all_scores, strict=True):
-            labels = ours.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners)
+            labels = ours.labels(image, scores, placement=predictor.placement(scores, *image.shape[:2]))
             masks.encode_png(labels, classes)
         end = time.process_time()
         pairs.append((middle - start, end - middle))

@@ -40,9 +40,29 @@ class ClassTable:
         """Names with PASCAL VOC's palette, which gives any number of ids distinct colours."""
         return cls(tuple(names), tuple(voc_colour(index) for index in range(len(names))))
 
+    @property
+    def display_colours(self) -> tuple[tuple[int, int, int], ...]:
+        """The colours at full strength, for pictures: many of VOC's are too dark to tell apart on a photo.
+
+        Classes whose colours differ in strength alone (VOC's aeroplane, cat and chair are all red) become pale or dark.
+        """
+        return _display_colours(self.colours)
+
     def palette(self) -> list[int]:
         """768 numbers for an 8-bit palette image: R, G, B of ids 0..255; ids without a class have VOC's colours."""
         return list(_palette(self.colours))
+
+
+@lru_cache(maxsize=16)
+def _display_colours(colours: tuple[tuple[int, int, int], ...]) -> tuple[tuple[int, int, int], ...]:
+    shown: list[tuple[int, int, int]] = []
+    for colour in colours:
+        full = [value * 255 // max(1, *colour) for value in colour]
+        # Full strength, then on the way to white or black.
+        ways = ((255, 2), (0, 2), (255, 3), (0, 1))
+        offers = [tuple(full), *(tuple(((4 - part) * value + part * end) // 4 for value in full) for end, part in ways)]
+        shown.append(next((offer for offer in offers if offer not in shown), offers[0]))  # type: ignore[arg-type]
+    return tuple(shown)
 
 
 @lru_cache(maxsize=16)  # every mask needs it, and computing it takes as long as compressing a small one

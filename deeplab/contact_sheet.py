@@ -17,13 +17,17 @@ INK, PAPER, SOFT = (32, 32, 36), (250, 250, 248), (120, 120, 126)
 def contact_sheet(
     entries: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str, columns: int = 3
 ) -> Image.Image:
-    """(caption, H x W x 3 uint8 photo, H x W labels) entries -> a picture, `columns` pairs a row."""
+    """(caption, H x W x 3 uint8 photo, H x W labels) entries -> a picture, `columns` pairs a row.
+
+    The legend has the classes that are on the sheet.
+    """
     columns = max(1, min(columns, len(entries)))
     rows = -(-len(entries) // columns)
     width = GAP + columns * (2 * CELL + 2 * GAP)
     sheet = Image.new("RGB", (width, LEGEND + rows * (CELL + CAPTION + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _legend(draw, classes, title, width)
+    # The background is the photo itself. A legend of all 21 classes of VOC would be cut off.
+    _legend(draw, classes, sorted({int(value) for _, _, labels in entries for value in np.unique(labels)} - {0}), title, width)
     small = ImageFont.load_default(13)
     for index, (caption, image, labels) in enumerate(entries):
         x = GAP + index % columns * (2 * CELL + 2 * GAP)
@@ -36,24 +40,17 @@ def contact_sheet(
     return sheet
 
 
-def bright(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A class's colour (0..255) at full strength: many of VOC's are too dark to tell apart on a photo."""
-    red, green, blue = (int(value * 255 / max(1, *colour)) for value in colour)
-    return red, green, blue
-
-
-def _legend(draw: ImageDraw.ImageDraw, classes: ClassTable, title: str, width: int) -> None:
+def _legend(draw: ImageDraw.ImageDraw, classes: ClassTable, shown: Sequence[int], title: str, width: int) -> None:
     font = ImageFont.load_default(15)
     draw.text((GAP, 13), title, fill=INK, font=font)
     x = GAP + draw.textlength(title, font=font) + 2 * GAP
-    for index, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
-        if index == 0:
-            continue  # the background is the photo itself
+    for count, index in enumerate(shown):
+        name, colour = classes.names[index], classes.display_colours[index]
         needed = 18 + draw.textlength(name, font=font) + GAP
         if x + needed > width - 4 * GAP:
-            draw.text((x, 13), f"+ {len(classes) - index} more", fill=SOFT, font=font)
+            draw.text((x, 13), f"+ {len(shown) - count} more", fill=SOFT, font=font)
             break
-        draw.rectangle((x, 15, x + 12, 27), fill=bright(colour), outline=INK)
+        draw.rectangle((x, 15, x + 12, 27), fill=colour, outline=INK)
         draw.text((x + 18, 13), name, fill=INK, font=font)
         x += needed
 

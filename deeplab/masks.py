@@ -83,9 +83,7 @@ def class_pixels(labels: np.ndarray, classes: ClassTable) -> dict[str, int]:
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, opacity: float = 0.55) -> np.ndarray:
     """H x W x 3 uint8 photo with every class but 0 (background) tinted in its colour and outlined; same shape."""
-    colours = np.array(classes.colours, np.float32)[labels]
-    # VOC's colours are dark; a brighter tint of the same hue reads better on a photo.
-    colours = colours * (255.0 / np.maximum(colours.max(-1, keepdims=True), 1))
+    colours = np.array(classes.display_colours, np.float32)[labels]
     tinted = (1 - opacity) * image + opacity * colours
     result = np.where((labels > 0)[..., None], tinted, image).astype(np.uint8)
     edge = np.zeros(labels.shape, bool)

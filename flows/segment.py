@@ -133,9 +133,10 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
             raise
         make_report(summary, report)
     emit_event("deeplab.segmentation.finished", resource, payload=asdict(summary))
+    others = f"; {summary.made_otherwise} have masks made with other settings (redo)" if summary.made_otherwise else ""
     if not summary.images:
-        return Completed(message=f"nothing to do: all {summary.already} images have a row", data=asdict(summary))
+        return Completed(message=f"nothing to do: all {summary.already} images have a row{others}", data=asdict(summary))
     done = f"{summary.images} images done, {summary.errors} of them errors, {summary.already} had a row before"
     if summary.elsewhere:
         done += f", {summary.elsewhere} got it from another run meanwhile"
-    return Completed(message=f"{done}; table version {summary.version}", data=asdict(summary))
+    return Completed(message=f"{done}; table version {summary.version}{others}", data=asdict(summary))

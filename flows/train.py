@@ -1,6 +1,6 @@
 """`train-model`: preflight, data check, train, evaluate, register."""
 
-import time
+import dataclasses
 from typing import Any
 
 from prefect import Task, flow, task
@@ -10,11 +10,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.states import Completed
 
+from deeplab.evaluation.plots import training_curves
 from deeplab.training.loop import TrainingProgress
+from flows.console.pace import TrainingPace, duration
 from flows.evaluate import figures_table, score
 from flows.serving.cleanup import leave_nothing_behind
-from flows.watching.curves import curves
-from flows.watching.progress import Watcher, best_effort, duration, run_as_job, slug
+from flows.watching.progress import Watcher, best_effort, run_as_job, slug
 from flows.watching.run_report import picture_url
 from pipelines.cluster import ray_jobs
 from pipelines.cluster.ray_jobs import JobFailed
@@ -55,15 +56,14 @@ def check_data(options: RegisteredTraining) -> dict[str, int]:
 @task(name="train", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 60], retry_condition_fn=lost_job)
 def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
     """The training itself; continues an unfinished one in the same folder."""
-    started: list[tuple[float, int]] = []
+    pace = TrainingPace()
 
     def report(progress: TrainingProgress) -> None:
-        started[:] = started or [(time.monotonic(), progress.step)]
+        pace.add(progress)
         parts = [f"step {progress.step:,} of {progress.steps:,}", f"loss {progress.loss:.4f}"]
         if progress.validation:
             parts.append(f"validation mIoU {progress.validation['mean_iou']:.4f}")
-        if (done := progress.step - started[0][1]) > 0:
-            left = (progress.steps - progress.step) * (time.monotonic() - started[0][0]) / done
+        if (left := pace.left()) is not None:
             parts.append(f"about {duration(left)} left")
         watcher.show(min(99.0, 100 * progress.step / progress.steps), ", ".join(parts), log=progress.validation is not None)
 
@@ -71,7 +71,7 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
         return flow_steps.train(options, report)
 
     def on_event(event: dict[str, Any]) -> None:
-        report(TrainingProgress(event["step"], event["steps"], event["loss"], event["learning_rate"], event["validation"]))
+        report(TrainingProgress(**{field.name: event[field.name] for field in dataclasses.fields(TrainingProgress)}))
 
     best: dict[str, Any] = run_as_job("train", options, slug(options.out), on_event)
     return best
@@ -90,7 +90,7 @@ def make_report(options: RegisteredTraining, figures: dict[str, Any], registered
     text = figures_table(figures)
     text += f"\n{registered['entry']}: {registered['reason']}\n" if registered else "\nNot registered: no registry was named.\n"
     if validations:
-        picture = picture_url(curves(validations))
+        picture = picture_url(training_curves(validations))
         create_image_artifact(image_url=picture, key=f"curves-{key}", description="Loss and mIoU over the steps")
         text += f"\n![loss and mIoU]({picture})\n\n| step | loss | mIoU |\n|---:|---:|---:|\n"
         text += "".join(f"| {v['step']} | {v['loss']:.4f} | {v['mean_iou']:.4f} |\n" for v in validations)

@@ -8,9 +8,10 @@ from typing import Any
 ORDER = {
     "Start": ["index.md", "recipes.md"],
     "Use": ["archives.md", "results-table.md", "exports.md", "report.md", "evaluation.md", "operations.md"],
+    "From programs": ["python.md", "ray-data.md"],
     "Models": ["models.md", "family.md", "training.md", "results.md"],
     "Inside": ["architecture.md", "crf.md", "performance.md", "scale.md", "sizing.md", "reliability.md"],
-    "Reference": ["reference.md"],
+    "Reference": ["options.md", "cli.md", "reference.md"],
 }
 
 

@@ -19,7 +19,6 @@ from deeplab.images.decoding import EXTENSIONS
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import Model
 from deeplab.scoring import speed
-from deeplab.scoring.predictor import Scoring
 from deeplab.scoring.speed import Estimate, Speed
 from pipelines.options import BenchmarkOptions
 from pipelines.storage import model_registry
@@ -44,16 +43,16 @@ class Benchmark:
 def benchmark(options: BenchmarkOptions, watch: Callable[[int, int], None] = lambda done, total: None) -> Benchmark:
     """Measure and estimate. `watch` gets the rounds done and in all. Raises ModelError, DeviceError, UserError for bad photos."""
     model, label = _model(options.model)
+    model = options.prepared(model)
     on_gpu = device_named(options.device).type == "cuda"
     photos = _read(Path(options.photos), options.count) if options.photos else speed.pictures(options.count, *options.side)
     refinement = options.refinement(model)
     twin = dataclasses.replace(refinement, mode="exact", backend="torch", device="cuda") if refinement and on_gpu else None
     try:
         measured = speed.measure(
-            model.network,
-            model.classes,
+            model,
             photos,
-            scoring=options.of_kind(Scoring),
+            scoring=options.scoring(model),
             device=options.device,
             crf=refinement.engine() if refinement else None,
             crf_on_device=twin.engine() if twin else None,

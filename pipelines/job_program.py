@@ -42,15 +42,7 @@ class EventWriter:
         self.write("progress", changed or progress.phase == "commit", **dataclasses.asdict(progress))
 
     def steps(self, progress: TrainingProgress) -> None:
-        self.write(
-            "progress",
-            progress.validation is not None,
-            step=progress.step,
-            steps=progress.steps,
-            loss=progress.loss,
-            learning_rate=progress.learning_rate,
-            validation=progress.validation,
-        )
+        self.write("progress", progress.validation is not None, **dataclasses.asdict(progress))
 
 
 def main(kind: str, text: str) -> int:

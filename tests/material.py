@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from torch import nn
 
 from deeplab import masks, zoo
 from deeplab.classes import PETS, ClassTable
@@ -35,6 +36,33 @@ def make_model(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
             branch.weight.mul_(50)
     classes = [{"name": n, "colour": list(c)} for n, c in zip(PETS.names, PETS.colours, strict=True)]
     card = {"name": name, "architecture": {"name": "mobilenet-v2-aspp", "options": {}}, "classes": classes}
+    checkpoint.save(folder, network, card)
+    return folder
+
+
+def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Every weight by fan-in, every bias, statistic and affine term at random, evaluation mode."""
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if module.weight.requires_grad:
+                fan = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.weight[:, 0].numel()
+                nn.init.normal_(module.weight, 0, (2 / fan) ** 0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0, 0.2)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.6, 1.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+def make_narrow(folder: Path, architecture: str, seed: int = 0, classes: tuple[str, ...] = PETS.names, **entries: object) -> Path:
+    """A model folder of a VGG-like architecture at a twentieth of its width, random weights; `entries` of its card."""
+    network = randomise(zoo.build(architecture, len(classes), width=0.05), seed)
+    table = [{"name": name, "colour": [index, 0, 0]} for index, name in enumerate(classes)]
+    card = {"name": folder.name, "architecture": {"name": architecture, "options": {"width": 0.05}}, "classes": table, **entries}
     checkpoint.save(folder, network, card)
     return folder
 

@@ -10,8 +10,11 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+from imagecodecs import jpeg2k_encode, jpegxl_encode
 from PIL import Image
 from rasterio.io import MemoryFile
+
+from deeplab.images import heif
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What a length, a count or a size should never be: none, one, most of a byte, a word and a double word, and a bit more.
@@ -50,8 +53,15 @@ def seeds() -> dict[str, bytes]:
         "rgb.ppm": _save(rgb, "PPM"),
         "grey.pgm": _save(deep, "PPM"),
         "bits.pbm": _save(rgb.convert("1"), "PPM"),
-        "float.tif": _save(Image.fromarray(np.asarray(grey, np.float32) / 255), "TIFF"),
+        "signed.tif": _save(Image.fromarray(np.asarray(grey, np.int32) - 99), "TIFF"),
+        "deep.jp2": bytes(jpeg2k_encode(np.asarray(rgb, np.uint16) * 257, level=0, codecformat="jp2", reversible=True)),
+        "lossy.jxl": jpegxl_encode(np.asarray(rgb), level=80),
+        "deep.jxl": jpegxl_encode(np.asarray(rgba, np.uint16) * 257, lossless=True, usecontainer=True),
     }
+    heif.register()
+    made["photo.heic"] = _save(rgb, "HEIF", quality=60, exif=exif.tobytes())
+    made["tiles.heic"] = _save(rgb, "HEIF", quality=60, tile_size=64)
+    made["rgba.heif"] = _save(rgba, "HEIF", quality=60, append_images=[grey], save_all=True)
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         made[f"{compression}.tif"] = _save(rgb, "TIFF", compression=compression)
     made["fax.tif"] = _save(rgb.convert("1"), "TIFF", compression="group4")

@@ -1,7 +1,7 @@
 """The rooms of the tree, read from its imports: `python -m tests.rooms` draws them into docs/architecture.md.
 
 A room is a folder below one of the three floors; the modules that lie on a floor itself are one room of its name, but for those
-of ABOVE, which stand on top of the others and are a room each.
+of ABOVE, which stand on top of the others and are a room each; what `import deeplab` offers is one of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("flows", "pipelines", "deeplab")
-ABOVE = {"flows/cli", "flows/deployments", "pipelines/job_program", "pipelines/benchmark"}
+FACE = "deeplab/__init__"
+ABOVE = {"flows/cli", "flows/deployments", "pipelines/job_program", "pipelines/benchmark", FACE}
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: drawn by `python -m tests.rooms` -->\n", "<!-- end of rooms -->\n"
 
@@ -39,6 +40,8 @@ MODULES = {module_of(path) for floor in FLOORS for path in sources(floor)}
 
 def room_of(module: str) -> str:
     """`pipelines.table.commit` is in the room `pipelines/table`, `pipelines.options` in `pipelines`."""
+    if module == "deeplab":
+        return FACE
     floor, *rest = module.split(".")
     place = "/".join([floor, *rest[:1]])
     return place if place in ABOVE or (ROOT / place).is_dir() else floor

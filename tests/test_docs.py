@@ -10,6 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from tests import cli_page
 
 ROOT = Path(__file__).resolve().parents[1]
 # Attributes by which a browser loads something while it shows a page; links (a href) are followed by people.
@@ -69,8 +72,9 @@ def test_every_drill_has_a_line_on_what_it_shows() -> None:
     assert [path.name for path in drills if path != Path(__file__) and f"{path.name}`" not in pages] == []
 
 
-def test_links_of_the_readme_and_the_pages_lead_to_files_and_headings() -> None:
-    for name in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+def test_links_of_the_readmes_and_the_pages_lead_to_files_and_headings() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    for name in (path.relative_to(ROOT).as_posix() for path in pages):
         page = ROOT / name
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if target.startswith(("http://", "https://")):
@@ -83,3 +87,24 @@ def test_links_of_the_readme_and_the_pages_lead_to_files_and_headings() -> None:
                 assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, (
                     f"{name}: {target}"
                 )
+
+
+def test_each_photo_of_the_demo_is_small_and_has_its_author_source_and_free_licence_beside_it() -> None:
+    folder = ROOT / "examples" / "photos"
+    photos = {path.name: path for path in folder.iterdir() if path.suffix != ".md"}
+    credits = re.findall(r"^\| `(\w+\.\w+)` \|(.*)\|$", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(name for name, _ in credits) == sorted(photos)
+    for name, row in credits:
+        *named, licence = (cell.strip() for cell in row.split(" | "))
+        assert len(named) == 3 and all(named), name  # what it shows, author, source
+        assert re.search(r"^public domain$|^\[(CC0|CC BY|CC BY-SA) \d\.\d\]\(https://creativecommons.org/", licence), name
+        with Image.open(photos[name]) as photo:
+            assert (photo.format, photo.mode) == ("JPEG", "RGB") and max(photo.size) <= 640, name
+            assert not photo.getexif(), name
+    assert sum(path.stat().st_size for path in photos.values()) < 1_000_000
+    demo = re.search(r"^demo: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert demo and "segment examples/photos " in demo[1] and f"-n {len(photos)} " in demo[1]  # the sheet shows all of them
+
+
+def test_the_page_of_commands_is_their_help() -> None:
+    assert cli_page.PAGE.read_text(encoding="utf-8") == cli_page.page(), "stale; run python -m tests.cli_page"

@@ -16,7 +16,10 @@ SCIENCE = {"torch", "torchvision", "numpy", "PIL", "safetensors", "pycocotools",
 # What one module uses where it is installed; it is imported when it is needed.
 OPTIONAL = {
     ROOT / "deeplab" / "images" / "gdal_raster.py": {"rasterio"},
+    ROOT / "deeplab" / "images" / "heif.py": {"pillow_heif"},
+    ROOT / "deeplab" / "images" / "jpeg_xl.py": {"imagecodecs"},
     ROOT / "deeplab" / "weights" / "tflite_file.py": {"tflite"},
+    ROOT / "deeplab" / "region_proposals.py": {"cv2"},
 }
 MOST_MODULES = 12
 
@@ -25,12 +28,14 @@ ROOMS = {
     "deeplab": "",
     "deeplab/images": "deeplab",
     "deeplab/convolutions": "",
-    "deeplab/networks": "deeplab/convolutions",
+    "deeplab/networks": "deeplab deeplab/convolutions",
     "deeplab/zoo": "deeplab/networks",
     "deeplab/crf": "deeplab",
     "deeplab/models": "deeplab deeplab/networks deeplab/zoo deeplab/crf",
     "deeplab/weights": "deeplab deeplab/networks deeplab/zoo deeplab/models",
-    "deeplab/scoring": "deeplab deeplab/images deeplab/convolutions deeplab/networks deeplab/crf",
+    "deeplab/scoring": "deeplab deeplab/images deeplab/convolutions deeplab/networks deeplab/crf deeplab/models",
+    "deeplab/segmentation": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring",
+    "deeplab/__init__": "deeplab deeplab/segmentation",
     "deeplab/data": "deeplab deeplab/images",
     "deeplab/evaluation": "deeplab deeplab/scoring deeplab/data",
     "deeplab/training": "deeplab deeplab/networks deeplab/models deeplab/scoring deeplab/data deeplab/evaluation",
@@ -38,11 +43,12 @@ ROOMS = {
     "pipelines": "",
     "pipelines/storage": "deeplab deeplab/models",
     "pipelines/archive": "deeplab deeplab/images pipelines/storage",
-    "pipelines/table": "deeplab pipelines pipelines/storage pipelines/archive",
+    "pipelines/table": "deeplab deeplab/scoring pipelines pipelines/storage pipelines/archive",
     "pipelines/cluster": "deeplab",
-    "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/training",
-    "pipelines/segment": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring pipelines pipelines/storage "
-    "pipelines/archive pipelines/table pipelines/cluster pipelines/options",
+    "pipelines/options": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/segmentation deeplab/training",
+    "pipelines/segment": "deeplab deeplab/images deeplab/crf deeplab/models deeplab/scoring deeplab/segmentation "
+    "pipelines pipelines/storage pipelines/archive pipelines/table pipelines/cluster pipelines/options",
+    "pipelines/ray_data": "deeplab deeplab/segmentation pipelines/table pipelines/options pipelines/segment",
     "pipelines/upkeep": "deeplab pipelines pipelines/storage pipelines/archive pipelines/table pipelines/segment",
     "pipelines/train": "deeplab deeplab/images deeplab/networks deeplab/zoo deeplab/crf deeplab/models deeplab/weights "
     "deeplab/scoring deeplab/data deeplab/evaluation deeplab/training pipelines pipelines/storage "
@@ -51,17 +57,20 @@ ROOMS = {
     "pipelines/report": "deeplab deeplab/images pipelines/archive pipelines/table",
     "pipelines/job_program": "deeplab deeplab/training pipelines/storage pipelines/cluster pipelines/options pipelines/segment "
     "pipelines/train",
+    "pipelines/doctor": "deeplab pipelines/storage pipelines/archive pipelines/cluster pipelines/segment",
     "pipelines/benchmark": "deeplab deeplab/images deeplab/zoo deeplab/models deeplab/scoring pipelines/storage pipelines/options",
     #
-    "flows/console": "deeplab",
-    "flows/watching": "pipelines/table pipelines/cluster pipelines/options pipelines/segment pipelines/exports pipelines/report",
+    "flows/console": "deeplab deeplab/training",
+    "flows/watching": "pipelines/table pipelines/cluster pipelines/options pipelines/segment pipelines/exports pipelines/report "
+    "flows/console",
     "flows/serving": "deeplab pipelines/cluster pipelines/options flows/console flows/watching",
-    "flows": "deeplab/training pipelines/storage pipelines/archive pipelines/cluster pipelines/options "
-    "pipelines/segment pipelines/train flows/watching flows/serving",
+    "flows": "deeplab/evaluation deeplab/training pipelines/storage pipelines/archive pipelines/cluster pipelines/options "
+    "pipelines/segment pipelines/train flows/console flows/watching flows/serving",
     "flows/deployments": "pipelines/storage pipelines/options flows/watching flows/serving flows",
     "flows/commands": "deeplab deeplab/zoo deeplab/models deeplab/weights deeplab/data deeplab/evaluation deeplab/training "
     "pipelines/storage pipelines/table pipelines/options pipelines/segment pipelines/upkeep "
-    "pipelines/train pipelines/exports pipelines/report pipelines/benchmark flows/console flows/serving "
+    "pipelines/train pipelines/exports pipelines/report pipelines/doctor pipelines/benchmark flows/console "
+    "flows/serving "
     "flows flows/deployments",
     "flows/cli": "flows/console flows/commands",
 }
@@ -162,7 +171,8 @@ def test_only_the_sql_module_opens_duckdb():
 def test_the_science_imports_where_the_other_layers_are_missing():
     """No module of deeplab/ pulls Ray, Prefect or storage in at import time, by whatever way."""
     modules = [rooms.module_of(path) for path in sources("deeplab")]
-    heavy = ["ray", "prefect", "boto3", "pyarrow", "deltalake", "duckdb", "pydantic", "rasterio", "pipelines", "flows"]
+    heavy = ["ray", "prefect", "boto3", "pyarrow", "deltalake", "duckdb", "pydantic", "rasterio"]
+    heavy += ["pillow_heif", "imagecodecs", "pipelines", "flows"]
     script = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; print(set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from deeplab.crf.half_size import enlarged, halved_grid, halved_image, halved_parameters
 from deeplab.crf.inputs import Grid, check_grid, check_image, upsampled
 from deeplab.crf.native import engine_module
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters, Normalization
+from deeplab.placement import Placement
 
 if TYPE_CHECKING:
     import torch  # not needed by the native engine
 
     from deeplab.crf import _engine
 
-Mode = Literal["fast", "exact"]
+Mode = Literal["fast", "exact", "half"]
 Backend = Literal["native", "torch", "pydensecrf"]
 
 _NORMALIZATION_CODES = {"none": 0, "before": 1, "after": 2, "symmetric": 3}
@@ -32,6 +34,14 @@ class Refinement:
     backend: Backend = "native"
     device: str = "cpu"
     deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend != "native" and self.mode == "fast":  # these have no such mode
+            object.__setattr__(self, "mode", "exact")
+
+    def short(self) -> str:
+        """Mode, parameters and, if it is not native, backend in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
+        return f"{self.mode} {self.parameters.short()}{'' if self.backend == 'native' else ' ' + self.backend}"
 
     def engine(self) -> DenseCRF:
         """The CRF, with buffers of its own. ValueError for an unknown mode or backend."""
@@ -50,11 +60,13 @@ class DenseCRF:
     mode "exact": all classes, float32, the permutohedral lattice of Adams, Baek & Davis 2010: pydensecrf's model.
     mode "fast": the same lattice, but a class whose probability stays below `prune` everywhere is not filtered (its
     mass stays in the softmax), and a pixel is frozen once none of its marginals changes by more than `freeze`.
+    mode "half": fast mode on the photo at half size, with spatial deviations halved; marginals are interpolated back.
     `CRFParameters` describes the kernels; the defaults here are its "kazuto" set.
 
     backend: "native" is this package's engine (CPU), "torch" the same lattice in torch operations on `device` (auto, cpu
-    or cuda), "pydensecrf" the package of that name, for comparison; the latter two are always exact. threads: of the
-    native backend; they do not change the result. deterministic: the torch backend sums in a fixed order on a GPU, too.
+    or cuda), "pydensecrf" the package of that name, for comparison; the latter two approximate nothing else: fast is exact
+    there, and half is exact at half size. threads: of the native backend; they do not change the result. deterministic: the
+    torch backend sums in a fixed order on a GPU, too.
 
     Buffers are kept between calls, so use one object per worker; calls from several threads take turns. Pickling and
     copying keep the parameters only. ValueError for parameters out of range.
@@ -81,7 +93,7 @@ class DenseCRF:
         block_lanes: int = 24,
     ) -> None:
         if mode not in get_args(Mode):
-            raise ValueError(f"mode {mode!r}: 'fast' and 'exact' are accepted")
+            raise ValueError(f"mode {mode!r}: 'fast', 'exact' and 'half' are accepted")
         if backend not in get_args(Backend):
             raise ValueError(f"backend {backend!r}: 'native', 'torch' and 'pydensecrf' are accepted")
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 64:
@@ -92,7 +104,7 @@ class DenseCRF:
             raise ValueError(f"freeze {freeze!r}: a change of probability from 0 (never freeze) to below 1 is accepted")
         if block_lanes not in (4, 8, 12, 16, 20, 24):
             raise ValueError(f"block_lanes {block_lanes!r}: channels filtered together, 4, 8, 12, 16, 20 or 24")
-        self.mode, self.backend, self.threads = (mode if backend == "native" else "exact"), backend, threads
+        self.mode, self.backend, self.threads = Refinement(mode=mode, backend=backend).mode, backend, threads
         self.prune, self.freeze = float(prune), float(freeze)
         self.device, self.deterministic, self.build, self.block_lanes = device, deterministic, build, block_lanes
         self.parameters = CRFParameters(iterations, pos_w, pos_xy_std, bi_w, bi_xy_std, bi_rgb_std, normalization)
@@ -115,16 +127,18 @@ class DenseCRF:
         probabilities: np.ndarray | None = None,
         stride: float | None = None,
         align_corners: bool = True,
+        placement: Placement | None = None,
     ) -> np.ndarray:
         """The most probable class of every pixel: H x W uint8, uint16 above 256 classes.
 
         image: H x W x 3 uint8 RGB, as decoded. Either scores: class logits C x h x w (float16, float32 or float64), or
         probabilities of that shape (clipped to at least 1e-5, as users of pydensecrf do). Without `stride`, h x w is
         H x W; with it, score (i, j) lies on pixel (stride * i, stride * j) and scores are interpolated bilinearly; without
-        align_corners pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end.
-        ValueError for other input; it names what is accepted.
+        align_corners pixel y reads score (y + 0.5) / stride - 0.5. Positions beyond the ends read the end. placement: instead
+        of `stride`, where scores lie that are on no such grid (deeplab.placement). ValueError for other input; it names what
+        is accepted.
         """
-        image, grid = self._checked(image, scores, probabilities, stride, align_corners)
+        image, grid = self._checked(image, scores, probabilities, stride, align_corners, placement)
         dtype = np.uint8 if len(grid.values) <= 256 else np.uint16
         if self.backend == "native":
             return self._native(image, grid, np.empty(image.shape[:2], dtype))
@@ -141,9 +155,10 @@ class DenseCRF:
         probabilities: np.ndarray | None = None,
         stride: float | None = None,
         align_corners: bool = True,
+        placement: Placement | None = None,
     ) -> np.ndarray:
         """Approximate marginal probabilities, C x H x W float32, summing to 1 over the classes. Arguments as for `labels`."""
-        image, grid = self._checked(image, scores, probabilities, stride, align_corners)
+        image, grid = self._checked(image, scores, probabilities, stride, align_corners, placement)
         if self.backend == "native":
             return self._native(image, grid, np.empty((len(grid.values), *image.shape[:2]), np.float32))
         if self.backend == "torch":
@@ -151,8 +166,8 @@ class DenseCRF:
         return self._pydensecrf(image, grid)
 
     def short(self) -> str:
-        """Mode, parameters and, if it is not native, backend in one line: "fast i10 pos3/1 bi4/67/3 sym"."""
-        return f"{self.mode} {self.parameters.short()}{'' if self.backend == 'native' else ' ' + self.backend}"
+        """Mode, parameters and, if it is not native, backend in one line."""
+        return Refinement(self.parameters, self.mode, self.backend).short()
 
     def __repr__(self) -> str:
         return f"DenseCRF({self.short()!r})"
@@ -166,10 +181,16 @@ class DenseCRF:
             self._engine.release()
 
     def _checked(
-        self, image: object, scores: object, probabilities: object, stride: float | None, align_corners: bool
+        self,
+        image: object,
+        scores: object,
+        probabilities: object,
+        stride: float | None,
+        align_corners: bool,
+        placement: Placement | None,
     ) -> tuple[np.ndarray, Grid]:
         checked = check_image(image)
-        return checked, check_grid(checked, scores, probabilities, stride, align_corners)
+        return checked, check_grid(checked, scores, probabilities, stride, align_corners, placement)
 
     def _native(self, image: np.ndarray, grid: Grid, out: np.ndarray) -> np.ndarray:
         if self._engine is None:
@@ -178,8 +199,10 @@ class DenseCRF:
         self.stats = self._engine.refine(
             image,
             grid.values,
-            step=grid.step,
-            shift=grid.shift,
+            step_y=grid.placement.rows.step,
+            shift_y=grid.placement.rows.shift,
+            step_x=grid.placement.columns.step,
+            shift_x=grid.placement.columns.shift,
             probabilities=grid.probabilities,
             full_size=grid.full_size,
             out=out,
@@ -194,7 +217,8 @@ class DenseCRF:
             bi_g=p.bi_rgb[1],
             bi_b=p.bi_rgb[2],
             normalization=_NORMALIZATION_CODES[p.normalization],
-            fast=self.mode == "fast",
+            fast=self.mode != "exact",
+            half=self.mode == "half",
             prune=self.prune,
             freeze=self.freeze,
             block_lanes=self.block_lanes,
@@ -205,9 +229,18 @@ class DenseCRF:
     def _pydensecrf(self, image: np.ndarray, grid: Grid) -> np.ndarray:
         from deeplab.crf.pydensecrf_backend import pydensecrf_marginals
 
+        height, width = image.shape[:2]
+        image, grid, parameters = self._at_its_size(image, grid)
         logits = upsampled(grid, *image.shape[:2])
         self.stats = {"classes_kept": len(logits), "active_fraction": 1.0}
-        return pydensecrf_marginals(image, logits, self.parameters)
+        marginals = pydensecrf_marginals(image, logits, parameters)
+        return enlarged(marginals, height, width) if self.mode == "half" else marginals
+
+    def _at_its_size(self, image: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid, CRFParameters]:
+        """What mean field works on: in half mode the halves, else the arguments."""
+        if self.mode != "half":
+            return image, grid, self.parameters
+        return halved_image(image), halved_grid(grid), halved_parameters(self.parameters)
 
     def _on_device(self, image: np.ndarray, grid: Grid) -> torch.Tensor:
         """Marginals C x H x W, on the device."""
@@ -217,9 +250,12 @@ class DenseCRF:
         from deeplab.devices import device_named
 
         height, width = image.shape[:2]
+        image, grid, parameters = self._at_its_size(image, grid)
         device = device_named(self.device)
-        unary = upsampled_on(grid, height, width, device)
+        unary = upsampled_on(grid, image.shape[0], image.shape[1], device)
         images = torch.from_numpy(image)[None].to(device)
-        result, vertices = mean_field(images, unary[None], self.parameters, deterministic=self.deterministic)
+        result, vertices = mean_field(images, unary[None], parameters, deterministic=self.deterministic)
         self.stats = {"classes_kept": len(unary), "active_fraction": 1.0, **vertices}
+        if self.mode == "half":
+            result = torch.nn.functional.interpolate(result, scale_factor=2, mode="bilinear")[:, :, :height, :width]
         return result[0]

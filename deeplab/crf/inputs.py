@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deeplab.placement import Axis, Placement
+
 
 @dataclass(frozen=True)
 class Grid:
-    """Scores or probabilities on a grid: float32 C x h x w, contiguous. Pixel y reads position y * step + shift."""
+    """Scores or probabilities on a grid: float32 C x h x w, contiguous, and where they lie on the image."""
 
     values: np.ndarray
-    step: float
-    shift: float
+    placement: Placement
     probabilities: bool
     full_size: bool
 
@@ -33,7 +34,14 @@ def check_image(image: object) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def check_grid(image: np.ndarray, scores: object, probabilities: object, stride: float | None, align_corners: bool) -> Grid:
+def check_grid(
+    image: np.ndarray,
+    scores: object,
+    probabilities: object,
+    stride: float | None,
+    align_corners: bool,
+    placement: Placement | None = None,
+) -> Grid:
     """Whichever of scores and probabilities is not None, as a Grid. ValueError for shapes and dtypes that do not fit."""
     if (scores is None) == (probabilities is None):
         raise ValueError("give either scores (class logits) or probabilities (their softmax), and not both")
@@ -48,13 +56,21 @@ def check_grid(image: np.ndarray, scores: object, probabilities: object, stride:
     if values.shape[0] > 65536:
         raise ValueError(f"{values.shape[0]} classes: at most 65536 are accepted")
     height, width = image.shape[:2]
-    if stride is None:
+    if placement is not None:
+        if stride is not None:
+            raise ValueError("give either stride or placement, and not both")
+        if values.shape[1:] != (placement.rows.count, placement.columns.count):
+            raise ValueError(
+                f"{name} of {values.shape[1]} x {values.shape[2]} with the placement of "
+                f"{placement.rows.count} x {placement.columns.count}"
+            )
+    elif stride is None:
         if values.shape[1:] != (height, width):
             raise ValueError(
                 f"{name} of {values.shape[1]} x {values.shape[2]} for an image of {height} x {width}: "
                 "give the network's stride, or values at the image's size"
             )
-        step, shift = 1.0, 0.0
+        placement = Placement.on_pixels(values.shape[1:])
     else:
         if isinstance(stride, bool) or not isinstance(stride, (int, float)) or not 1 <= stride <= 1024:
             raise ValueError(f"stride {stride!r}: pixels per score, from 1 to 1024, is accepted")
@@ -62,12 +78,12 @@ def check_grid(image: np.ndarray, scores: object, probabilities: object, stride:
             if not length - 2 * stride < count * stride < length + 5 * stride:
                 expected = -(-(length - 1) // int(stride)) + 1
                 raise ValueError(f"{count} {side} of {name} at stride {stride} for {length} pixels: about {expected} are accepted")
-        step = 1.0 / stride
-        shift = 0.0 if align_corners else 0.5 * step - 0.5
+        placement = Placement.stepping(values.shape[1:], 1.0 / stride, align_corners)
     # float64 values beyond float32's range become infinite, and are refused later with other non-finite values.
     with np.errstate(over="ignore"):
         dense = np.ascontiguousarray(values, dtype=np.float32)
-    return Grid(dense, step, shift, probabilities is not None, stride is None)
+    full_size = placement == Placement.on_pixels((height, width))
+    return Grid(dense, placement, probabilities is not None, full_size)
 
 
 def upsampled(grid: Grid, height: int, width: int) -> np.ndarray:
@@ -77,7 +93,7 @@ def upsampled(grid: Grid, height: int, width: int) -> np.ndarray:
     """
     values = check_values(grid)
     if not grid.full_size:
-        values = _along(_along(values, 1, height, grid), 2, width, grid)
+        values = _along(_along(values, 1, height, grid.placement.rows), 2, width, grid.placement.columns)
     return np.log(np.maximum(values, 1e-5)) if grid.probabilities else values
 
 
@@ -94,18 +110,11 @@ def check_values(grid: Grid) -> np.ndarray:
     return values
 
 
-def places(count: int, length: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `length` pixels: which of `count` values lies at or before it (int64), and the distance to it (float32, 0..1)."""
-    at = np.clip(np.arange(length) * grid.step + grid.shift, 0, count - 1)
-    low = np.minimum(at.astype(np.int64), max(count - 2, 0))
-    return low, (at - low).astype(np.float32)
-
-
-def _along(values: np.ndarray, axis: int, length: int, grid: Grid) -> np.ndarray:
-    count = values.shape[axis]
-    low, weight = places(count, length, grid)
+def _along(values: np.ndarray, side: int, pixels: int, axis: Axis) -> np.ndarray:
+    """Interpolate dimension `side` of `values` to `pixels`."""
+    low, weight = axis.places(pixels)
     shape = [1, 1, 1]
-    shape[axis] = length
-    before, after = values.take(low, axis), values.take(np.minimum(low + 1, count - 1), axis)
-    interpolated: np.ndarray = before + weight.reshape(shape) * (after - before)
+    shape[side] = pixels
+    before, after = values.take(low, side), values.take(np.minimum(low + 1, axis.count - 1), side)
+    interpolated: np.ndarray = before + weight.astype(np.float32).reshape(shape) * (after - before)
     return interpolated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deeplab.crf.inputs import Grid, check_values, places
+from deeplab.crf.inputs import Grid, check_values
 from deeplab.crf.parameters import CRFParameters
 
 
@@ -112,11 +112,10 @@ def upsampled_on(grid: Grid, height: int, width: int, device: torch.device) -> t
     """`deeplab.crf.inputs.upsampled`, computed on `device`, so that only the grid's few values are copied there."""
     values = torch.from_numpy(check_values(grid)).to(device)
     if not grid.full_size:
-        for axis, length in ((1, height), (2, width)):
-            count = values.shape[axis]
-            low, weight = (torch.from_numpy(array).to(device) for array in places(count, length, grid))
-            before, after = values.index_select(axis, low), values.index_select(axis, (low + 1).clamp(max=count - 1))
-            values = torch.lerp(before, after, weight[:, None] if axis == 1 else weight)
+        for side, pixels, axis in ((1, height, grid.placement.rows), (2, width, grid.placement.columns)):
+            low, weight = (torch.from_numpy(array).to(device) for array in axis.places(pixels))
+            before, after = values.index_select(side, low), values.index_select(side, (low + 1).clamp(max=axis.count - 1))
+            values = torch.lerp(before, after, weight.float()[:, None] if side == 1 else weight.float())
     return values.clamp(min=1e-5).log() if grid.probabilities else values
 
 

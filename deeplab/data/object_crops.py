@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from deeplab.classes import IGNORE
+from deeplab.region_proposals import Proposals, ranked_boxes, require_opencv
 
 Box = tuple[int, int, int, int]
+PROPOSALS = Proposals()  # of the second stage: those that DeconvNet is applied to
 ENLARGED = 1.2  # factor on the sides of an object's box in the first stage
 OVERLAP = 0.5  # least intersection over union of a second-stage box and the object's
 RESIZED = 250 / 224  # a box is resized to 250 pixels, and 224 are cropped at random (the released `data_param`)
@@ -31,14 +33,21 @@ class ObjectCrops:
 
     The labels have no instances, so an object is all pixels of one class in a photo; a photo without objects is used
     whole. `stage` "objects": the object's box, enlarged by 1.2; pixels of other classes become background (0).
-    "proposals": a random box that overlaps the object's by half or more, instead of an edge box; all labels are kept.
+    "proposals": a random one of the photo's edge boxes that overlap the object's box by half or more, or where none does, a
+    random box that does; all labels are kept.
     Outside the photo pixels are `pad` and labels 255. The box is stretched to a square, as in the released code.
+
+    Raises ProposalsUnavailable if the second stage lacks OpenCV: a training must not depend on what is installed.
     """
 
     crop: int
     stage: Literal["objects", "proposals"]
     pad: tuple[float, float, float]
     mirror: bool = True
+
+    def __post_init__(self) -> None:
+        if self.stage == "proposals":
+            require_opencv()
 
     def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """`rng` is the only source of randomness."""
@@ -49,7 +58,7 @@ class ObjectCrops:
             chosen = int(rng.choice(present))
             rows, columns = np.nonzero(labels == chosen)
             tight = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-            box = enlarged(tight, ENLARGED) if self.stage == "objects" else jittered(tight, rng)
+            box = enlarged(tight, ENLARGED) if self.stage == "objects" else proposed(image, tight, rng)
             if self.stage == "objects":
                 labels = np.where((labels == chosen) | (labels == IGNORE), labels, 0).astype(np.uint8)
         side = round(self.crop * RESIZED)
@@ -68,6 +77,13 @@ def enlarged(box: Box, factor: float) -> Box:
     left, top, right, bottom = box
     across, down = (right - left) * (factor - 1) / 2, (bottom - top) * (factor - 1) / 2
     return int(np.floor(left - across)), int(np.floor(top - down)), int(np.ceil(right + across)), int(np.ceil(bottom + down))
+
+
+def proposed(image: np.ndarray, box: Box, rng: np.random.Generator) -> Box:
+    """A random one of the image's proposals that overlap the box by OVERLAP or more; without one, a `jittered` box."""
+    boxes = ranked_boxes(image, PROPOSALS.method, PROPOSALS.ranked).tolist()
+    near = [(left, top, right, bottom) for left, top, right, bottom in boxes if overlap((left, top, right, bottom), box) >= OVERLAP]
+    return near[int(rng.integers(len(near)))] if near else jittered(box, rng)
 
 
 def jittered(box: Box, rng: np.random.Generator) -> Box:

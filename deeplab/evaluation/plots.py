@@ -1,8 +1,9 @@
-"""Figures of an evaluation as pictures: the papers' trimap curve, and the confusion matrix."""
+"""Figures as pictures: the papers' trimap curve, the confusion matrix, and the course of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK, GRID, PAPER = (32, 32, 36), (222, 222, 226), (255, 255, 255)
 LINES = ((46, 110, 180), (196, 78, 82), (82, 150, 90), (140, 96, 170))
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 480, 70, 24, 50, 60
+COURSE_WIDTH, PANEL_HEIGHT, PANEL_LEFT = 900, 260, 56
 MOST_NAMES = 40  # most classes whose names fit beside the matrix
 NUMBERS = 12  # most classes for which every cell shows its number
 
@@ -89,3 +91,37 @@ def confusion_matrix(confusion: np.ndarray | Sequence[Sequence[int]], names: Seq
             ImageDraw.Draw(label).text((room - 8, cell / 2), name, fill=INK, font=font, anchor="rm")
             picture.paste(label.rotate(90, expand=True), (room + cell * index, 50 + side))
     return picture
+
+
+def training_curves(validations: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """One panel for the loss and one for the mIoU; `validations`: entries with step, loss, mean_iou, at least one."""
+    picture = Image.new("RGB", (COURSE_WIDTH, 2 * PANEL_HEIGHT), PAPER)
+    draw = ImageDraw.Draw(picture)
+    steps = [entry["step"] for entry in validations]
+    for row, (key, title) in enumerate((("loss", "training loss"), ("mean_iou", "mIoU on the validation split"))):
+        _panel(draw, row * PANEL_HEIGHT, title, steps, [float(entry[key]) for entry in validations], LINES[1 - row])
+    return picture
+
+
+def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, steps: list[int], values: list[float], colour: tuple[int, ...]) -> None:
+    font = ImageFont.load_default(13)
+    low, high = min(values), max(values)
+    span = (high - low) or max(abs(high), 1e-6)
+    left, right, upper, lower = PANEL_LEFT, COURSE_WIDTH - 20, top + 34, top + PANEL_HEIGHT - 34
+    draw.text((left, top + 10), f"{title}: {values[-1]:.4f} at step {steps[-1]}", fill=INK, font=font)
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        x = left + (right - left) * (step / steps[-1] if steps[-1] else 0)
+        return x, lower - (lower - upper) * (value - low) / span
+
+    for value in (low, low + span / 2, low + span):
+        y = place(0, value)[1]
+        draw.line((left, y, right, y), fill=GRID)
+        draw.text((6, y - 8), f"{value:.3f}", fill=INK, font=font)
+    for step in (0, steps[-1] // 2, steps[-1]):
+        draw.text((place(step, low)[0] - 14, lower + 6), str(step), fill=INK, font=font)
+    points = [place(step, value) for step, value in zip(steps, values, strict=True)]
+    if len(points) > 1:
+        draw.line(points, fill=colour, width=2)
+    for x, y in points:
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)

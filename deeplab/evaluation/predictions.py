@@ -12,7 +12,10 @@ import numpy as np
 from deeplab.data.datasets import Labelled
 from deeplab.distributed import Ranks
 from deeplab.evaluation.metrics import Confusion, Summary, trimap_band
-from deeplab.scoring.predictor import Predictor
+from deeplab.placement import Placement
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.multiscale import winning_classes
+from deeplab.scoring.row_bands import CRF_MARGIN
 
 
 class BeforeCRF(TypedDict):
@@ -96,21 +99,29 @@ def _number(value: float) -> float | None:
 class Refiner(Protocol):
     """What refines label maps: deeplab.crf.DenseCRF."""
 
-    def labels(self, image: np.ndarray, *, scores: np.ndarray, stride: float, align_corners: bool) -> np.ndarray: ...
+    def labels(self, image: np.ndarray, scores: np.ndarray, *, placement: Placement) -> np.ndarray: ...
 
 
-def predict(predictor: Predictor, image: np.ndarray, crf: Refiner | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """H x W x 3 -> the label map, and with a CRF also the one before it."""
-    scores = predictor.scores([image])[0]
-    plain = predictor.labels_of(scores, *image.shape[:2])
-    if crf is None:
-        return plain, None
-    network = predictor.network
-    return crf.labels(image, scores=scores, stride=network.stride, align_corners=network.align_corners), plain
+def predict(predictor: AnyPredictor, image: np.ndarray, crf: Refiner | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """H x W x 3 -> the label map, and with a CRF also the one before it. Memory is bounded as in `AnyPredictor.label_bands`."""
+
+    def label(pixels: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
+        """h x w x 1 or 2: the label map, and the one before the CRF."""
+        maps = [winning_classes(scores, pixels.shape[0], pixels.shape[1], placement)]
+        if crf is not None:
+            maps.insert(0, crf.labels(pixels, scores, placement=placement))
+        return np.stack(maps, axis=-1)
+
+    if predictor.in_windows(*image.shape[:2]):
+        both = np.concatenate(list(predictor.label_bands(image, label, 0 if crf is None else CRF_MARGIN)))
+    else:
+        scores = predictor.scores([image])[0]
+        both = label(image, scores, predictor.placement(scores, *image.shape[:2]))
+    return both[..., 0], None if crf is None else both[..., 1]
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: AnyPredictor,
     data: Labelled,
     *,
     crf: Refiner | None = None,

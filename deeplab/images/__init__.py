@@ -1,4 +1,4 @@
-"""Image bytes to pixels: decoding, TIFF, bit depths, GDAL, rows of large images.
+"""Image bytes to pixels: decoding, TIFF, HEIF, JPEG XL, bit depths, GDAL, rows of large images.
 
 No networks, no label maps (masks.py).
 """

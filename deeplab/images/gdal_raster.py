@@ -1,29 +1,29 @@
 """TIFF, PNG and JPEG read by rows through GDAL (rasterio, the extra `large`): images that are too large to decode whole,
-and every TIFF that Pillow does not read correctly."""
+and every TIFF and JPEG 2000 that Pillow does not read correctly."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from deeplab.errors import ImageError
-from deeplab.images import bit_depth, tiff
+from deeplab.errors import ImageError, one_line
+from deeplab.images import tiff
+from deeplab.images.colours import ColourInterpretation
 from deeplab.images.tiff import TiffLayout
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-DRIVERS = {"TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG"}
+DRIVERS = {"TIFF": "GTiff", "PNG": "PNG", "JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JP2OpenJPEG"}
 INSTALL = "needs rasterio (pip install 'deeplab-pipelines[large]')"
-# Bands of a PNG or JPEG by Pillow's mode. CMYK is missing because GDAL converts it to RGB.
+# Bands of a PNG, JPEG or JPEG 2000 by Pillow's mode. CMYK is missing because GDAL converts it to RGB.
 BANDS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+MISSING_CODEC = "missing codec"  # GDAL's words, before the codec's name or "of code" and its number
 ROWS = 128  # read at a time, or as many as the file's own blocks have
 MAX_BLOCK_BYTES = 400_000_000
 GDAL = {
@@ -53,70 +53,30 @@ def opened(encoded: bytes, driver: str) -> Iterator[DatasetReader]:
         yield file
 
 
-@dataclass(frozen=True)
-class ColourInterpretation:
-    """Which bands of a file hold its picture, and how their samples become RGB.
-
-    `bits`: per sample; 0 for samples without a scale of their own, which are scaled by the whole picture's range.
-    `mode`: Pillow's name: RGB (also for one grey band), RGBA, RGBa (multiplied by alpha), CMYK or LAB.
-    `palette`: N x 3 or N x 4 uint8; `key`: the transparent colour.
-    """
-
-    bands: list[int]
-    bits: int = 8
-    mode: str = "RGB"
-    inverted: bool = False
-    palette: np.ndarray | None = None
-    key: np.ndarray | None = None
-
-    def rgb(self, values: np.ndarray, limits: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-        """Samples, bands x rows x width -> rows x width x 3 uint8 RGB; `limits`: the picture's range, for 0 bits."""
-        if self.palette is not None:
-            pixels = np.concatenate(
-                [self.palette[values[0]], *(bit_depth.to_bytes(band, self.bits)[..., None] for band in values[1:])], 2
-            )
-        else:
-            levels = bit_depth.to_bytes(values, self.bits) if self.bits else bit_depth.scaled(values, *limits)
-            if self.inverted:
-                levels[0] = 255 - levels[0]
-            pixels = np.moveaxis(levels, 0, -1)
-            if pixels.shape[2] < 3:
-                pixels = np.concatenate([np.repeat(pixels[..., :1], 3, 2), pixels[..., 1:]], 2)
-            if self.key is not None:
-                pixels = np.where((pixels == self.key).all(-1, keepdims=True), np.uint8(255), pixels)
-        pixels = np.ascontiguousarray(pixels)
-        if self.mode == "RGB":
-            return pixels
-        # The raw mode is explicit because the sign of LAB's colours differs between files and Pillow.
-        return np.array(bit_depth.rgb(Image.frombytes(self.mode, pixels.shape[1::-1], pixels.tobytes(), "raw", self.mode)))
-
-
 def _interpret_tiff(file: DatasetReader, stored: TiffLayout) -> ColourInterpretation:
     """GDAL's bands are those of the file, except that JPEG's YCbCr arrives as RGB."""
     names = [colour.name for colour in file.colorinterp]
-    if stored.unnamed_alpha:
-        names[3] = "alpha"
-    white = stored.photometric == tiff.WHITE_IS_ZERO
+    inverted = stored.photometric == tiff.WHITE_IS_ZERO
+    tiff.check_samples(stored)
     colours = _colour_bands(names, stored)
-    if not stored.bits or stored.kind not in tiff.KINDS or not colours:
+    if not colours:
         raise ImageError("is not accepted: its samples are no grey, palette, RGB, CMYK, or YCbCr (JPEG) or LAB of 8 bits")
-    if stored.kind != tiff.UNSIGNED or stored.bits > 16:
+    if not stored.white:
         if len(colours) > 1 or stored.photometric == tiff.PALETTE:
             raise ImageError("is not accepted: colours are unsigned samples of 1 to 16 bits")
-        return ColourInterpretation(colours, 0, inverted=white)
+        return ColourInterpretation(colours, 0, inverted=inverted)
     palette = None
     if stored.photometric == tiff.PALETTE:
         if len(stored.colours) != 3 << stored.bits:
             raise ImageError(f"is damaged: its colour map has {len(stored.colours)} values")
         palette = (np.array(stored.colours).reshape(3, -1).T >> 8).astype(np.uint8)
     if stored.photometric in (tiff.CMYK, tiff.LAB):
-        return ColourInterpretation(colours, stored.bits, "CMYK" if stored.photometric == tiff.CMYK else "LAB")
-    if "alpha" in names:
-        mode = "RGBa" if tiff.ASSOCIATED in stored.extra else "RGBA"
-        if white and mode == "RGBa":
+        return ColourInterpretation(colours, stored.white, "CMYK" if stored.photometric == tiff.CMYK else "LAB")
+    if stored.alpha_applies and "alpha" in names:
+        if inverted:
             raise ImageError("is not accepted: its white is zero and multiplied by alpha, which is ambiguous")
-        return ColourInterpretation([*colours, names.index("alpha") + 1], stored.bits, mode, white, palette)
-    return ColourInterpretation(colours, stored.bits, "RGB", white, palette)
+        return ColourInterpretation([*colours, names.index("alpha") + 1], stored.white, "RGBa", palette=palette)
+    return ColourInterpretation(colours, stored.white, "RGB", inverted, palette)
 
 
 def _colour_bands(names: list[str], stored: TiffLayout) -> list[int]:
@@ -132,11 +92,11 @@ def _colour_bands(names: list[str], stored: TiffLayout) -> list[int]:
 
 
 def _interpret_mode(file: DatasetReader, mode: str) -> ColourInterpretation:
-    """A PNG or JPEG, by Pillow's mode."""
+    """A PNG, JPEG or JPEG 2000, by Pillow's mode."""
     if mode not in BANDS:
         raise ImageError(f"takes grey, palette and RGB of up to 16 bits, not mode {mode}")
     bands = list(range(1, BANDS[mode] + 1))
-    bits = 16 if file.dtypes[0] == "uint16" else int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    bits = int(file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 16 if file.dtypes[0] == "uint16" else 8))
     if file.colorinterp[0].name == "palette":
         table = file.colormap(1)
         palette = np.zeros((256, 4), np.uint8)
@@ -147,7 +107,7 @@ def _interpret_mode(file: DatasetReader, mode: str) -> ColourInterpretation:
         return ColourInterpretation(bands, mode="RGBA", palette=palette)
     transparent = file.driver == "PNG" and file.nodatavals[0] is not None and bits <= 8
     key = np.array(file.nodatavals[: len(bands)]) if transparent else None
-    return ColourInterpretation(bands, bits, "RGBA" if mode in ("LA", "RGBA") else "RGB", key=key)
+    return ColourInterpretation(bands, 2**bits - 1, "RGBA" if mode in ("LA", "RGBA") else "RGB", key=key)
 
 
 class Raster:
@@ -167,6 +127,8 @@ class Raster:
         except ImportError as error:
             raise ImageError(INSTALL) from error
         self.failures = (RasterioError, OSError)
+        if format == "PNG":
+            _require_end(encoded)
         with ExitStack() as stack:
             try:
                 self.file = stack.enter_context(opened(encoded, DRIVERS[format]))
@@ -190,17 +152,17 @@ class Raster:
             )
         return int(height * -(-ROWS // height))
 
-    def read(self, top: int, bottom: int, limits: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    def read(self, top: int, bottom: int, limits: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Rows top..bottom - 1 as k x W x 3 uint8 RGB. Raises ImageError for damage."""
         return self.colours.rgb(self._values(top, bottom), limits)
 
     def whole(self) -> np.ndarray:
         """H x W x 3 uint8 RGB. Raises ImageError for damage."""
         strips = [(top, min(top + self.rows, self.height)) for top in range(0, self.height, self.rows)]
-        limits = (0.0, 0.0)
-        if not self.colours.bits:
-            lows, highs = zip(*(bit_depth.value_range(self._values(*strip)) for strip in strips), strict=True)
-            limits = min(lows), max(highs)
+        limits = (0, 0)
+        if not self.colours.white:
+            ranges = [(int(values.min()), int(values.max())) for values in (self._values(*strip) for strip in strips)]
+            limits = min(low for low, _ in ranges), max(high for _, high in ranges)
         pixels = np.empty((self.height, self.width, 3), np.uint8)
         for top, bottom in strips:
             pixels[top:bottom] = self.read(top, bottom, limits)
@@ -219,6 +181,23 @@ class Raster:
         self.open.close()
 
 
+def _require_end(png: bytes) -> None:
+    """ImageError for a PNG that is cut off: GDAL fills what is missing of smooth pictures with zeros, without an error."""
+    at = 8
+    while at + 12 <= len(png):
+        length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
+        at += 12 + length
+        if kind == b"IEND" and at <= len(png):
+            return
+    raise ImageError("damaged or truncated: a PNG that ends before its last chunk")
+
+
 def _damaged(error: BaseException) -> ImageError:
     """The reason in GDAL's words, which are in the cause; rasterio's message only refers to it."""
-    return ImageError(f"damaged or truncated: {' '.join(str(error.__cause__ or error).split())[:200]}")
+    reason = one_line(error.__cause__ or error)
+    if MISSING_CODEC in reason:
+        codec = reason.split(MISSING_CODEC)[1].strip(" .").removeprefix("of ")
+        return ImageError(
+            f"is compressed by a codec that this GDAL lacks ({codec}); write it with gdal_translate -co COMPRESS=DEFLATE"
+        )
+    return ImageError(f"damaged or truncated: {reason}")

@@ -9,7 +9,9 @@ import numpy as np
 
 from deeplab.errors import ImageError
 from deeplab.images.decoding import Header
-from deeplab.images.gdal_raster import DRIVERS, Raster
+from deeplab.images.gdal_raster import Raster
+
+FORMATS = ("TIFF", "PNG", "JPEG", "MPO")
 
 
 class LargeImage:
@@ -25,7 +27,7 @@ class LargeImage:
 
     def __init__(self, encoded: bytes, header: Header, keep: int) -> None:
         reason = f"{header.width} x {header.height} is {header.pixels:,} pixels, which are read by rows: this"
-        if header.format not in DRIVERS:
+        if header.format not in FORMATS:
             raise ImageError(f"{reason} takes TIFF, PNG and JPEG, not {header.format}")
         if header.orientation != 1:
             raise ImageError(f"{reason} does not follow an EXIF orientation (here {header.orientation}); turn the pixels")
@@ -37,7 +39,7 @@ class LargeImage:
             self.raster = Raster(encoded, header.format, header.mode)
         except ImageError as error:
             raise ImageError(str(error) if str(error).startswith("damaged") else f"{reason} {error}") from error
-        if not self.raster.colours.bits:
+        if not self.raster.colours.white:
             self.raster.__exit__(None, None, None)
             raise ImageError(f"{reason} takes samples of up to 16 bits, not those that are scaled by the whole image's range")
 

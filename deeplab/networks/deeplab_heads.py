@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from deeplab.convolutions.dilated import shifts_pay, summed_by_shifts
 
 
-def _score_layer(inputs: int, classes: int, kernel: int, rate: int) -> nn.Conv2d:
+def score_layer(inputs: int, classes: int, kernel: int, rate: int) -> nn.Conv2d:
     """A class-score convolution with weights N(0, 0.01) and bias 0, as in the v1 and v2 prototxts."""
     layer = nn.Conv2d(inputs, classes, kernel, padding=rate * (kernel - 1) // 2, dilation=rate)
     nn.init.normal_(layer.weight, std=0.01)
@@ -30,7 +30,7 @@ class ASPP(nn.Module):
     def __init__(self, inputs: int, classes: int, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
         super().__init__()
         self.rates = tuple(rates)
-        self.branches = nn.ModuleList(_score_layer(inputs, classes, 3, rate) for rate in rates)
+        self.branches = nn.ModuleList(score_layer(inputs, classes, 3, rate) for rate in rates)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if shifts_pay(x, self.branches[0]):
@@ -48,7 +48,7 @@ class LargeFOV(nn.Module):
 
     def __init__(self, inputs: int, classes: int, rate: int = 12) -> None:
         super().__init__()
-        self.score = _score_layer(inputs, classes, 3, rate)
+        self.score = score_layer(inputs, classes, 3, rate)
         self.rate = rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Plain(nn.Module):
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
-        self.score = _score_layer(inputs, classes, 1, 1)
+        self.score = score_layer(inputs, classes, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.score(x)
@@ -75,7 +75,7 @@ class SummedScores(nn.Module):
 
     def __init__(self, inputs: int, classes: int, branches: int) -> None:
         super().__init__()
-        self.scores = nn.ModuleList(_score_layer(inputs, classes, 1, 1) for _ in range(branches))
+        self.scores = nn.ModuleList(score_layer(inputs, classes, 1, 1) for _ in range(branches))
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         total: torch.Tensor = self.scores[0](features[0])
@@ -96,7 +96,7 @@ class FeatureBranches(nn.Module):
 
     def __init__(self, inputs: int, classes: int, tapped: Sequence[int] = (3, 64, 128, 256, 512), width: int = 128) -> None:
         super().__init__()
-        self.score = _score_layer(inputs, classes, 1, 1)
+        self.score = score_layer(inputs, classes, 1, 1)
         self.branches = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, width, 3, stride, 1),
@@ -105,7 +105,7 @@ class FeatureBranches(nn.Module):
                 nn.Conv2d(width, width, 1),
                 nn.ReLU(inplace=True),
                 nn.Dropout(0.5),
-                _score_layer(width, classes, 1, 1),
+                score_layer(width, classes, 1, 1),
             )
             for channels, stride in zip(tapped, self.strides, strict=True)
         )

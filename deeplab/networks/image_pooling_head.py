@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from deeplab.networks.deeplab_heads import score_layer
 from deeplab.networks.mobilenet import MobileNetV2, Padding
 from deeplab.networks.torchvision_heads import ImagePooling, conv_bn_relu
 
@@ -30,7 +31,7 @@ class ImagePoolingHead(nn.Module):
         self.pooling = ImagePooling(inputs, width)
         self.conv = conv_bn_relu(inputs, width, 1)
         self.project = conv_bn_relu(2 * width, width, 1)
-        self.score = nn.Conv2d(width, classes, 1)
+        self.score = score_layer(width, classes, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.score(self.project(torch.cat([self.pooling(x), self.conv(x)], 1)))

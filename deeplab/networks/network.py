@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deeplab.placement import Geometry
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -86,9 +88,11 @@ class ParameterGroup(TypedDict):
 class SegmentationNetwork(nn.Module):
     """backbone -> head: normalised B x 3 x H x W in, class scores (logits) B x C x h x w out.
 
-    `normalization`: the input that the weights expect. `align_corners`: the geometry for upsampling scores to image
-    size; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the
-    scores; by default the backbone's `output_stride`. `quantization`: what int8 needs beside these weights, if it is known.
+    `normalization`: the input that the weights expect. `geometry`: how images are padded and scaled for them and where scores
+    lie; with sides of `stride * k + 1` (the lattice) score i lies exactly on pixel `stride * i`. `stride`: of the scores; by
+    default the backbone's `output_stride`. `trained_stride`: the stride that the weights were trained at, if it is coarser; the
+    grids that such weights score independently are then mixed (`mixed_grids`). `quantization`: what int8 needs
+    beside these weights, if it is known.
     """
 
     learnt_norm = False  # True where the paper trains batch norm, too
@@ -101,20 +105,27 @@ class SegmentationNetwork(nn.Module):
         normalization: Normalization,
         align_corners: bool = True,
         stride: int | None = None,
+        trained_stride: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.classes = classes
         self.stride = stride or int(backbone.output_stride)  # type: ignore[arg-type]
+        self.grids = max(1, (trained_stride or self.stride) // self.stride)
         self.normalization = normalization
-        self.align_corners = align_corners
+        self.geometry = Geometry(align_corners=align_corners)
         self.quantization: Quantization | None = None
+
+    @property
+    def align_corners(self) -> bool:
+        """Whether scores and pixels are aligned at their corners, or areas: how training upsamples scores to labels."""
+        return self.geometry.align_corners
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """`keep`: B x D factors of the backbone's channels, with which training drops some of them."""
         scores: torch.Tensor = self.head(scaled_channels(self.backbone(x), keep))
-        return scores
+        return mixed_grids(scores, self.grids)
 
     def parameter_groups(self, rate: float, head_multiplier: float, weight_decay: float) -> list[ParameterGroup]:
         """The learnt parameters by learning rate: weights x 1, biases x 2 without decay, the head's x m and x 2m (`lr_mult`).
@@ -137,14 +148,36 @@ class SegmentationNetwork(nn.Module):
         """The smallest side >= `side` on which scores and pixels align: stride * k + 1 (321, 513, 377, ...)."""
         return -(-(side - 1) // self.stride) * self.stride + 1 if side > 1 else 1
 
-    def freeze_batch_norm(self) -> None:
-        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code."""
+    def padded_size(self, side: int) -> int:
+        """The side that an image of `side` pixels has when it is scored."""
+        geometry = self.geometry
+        return self.lattice_size(max(side, geometry.least_side)) if geometry.padded else side
+
+    def grid(self, height: int, width: int, like: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of the scores of an image of that size. like: a tensor of the device and dtype that the network takes.
+
+        If images are not padded, a small pass through the network tells: `stride` more pixels are one more score, whatever the
+        rounding of each layer.
+        """
+        stride = self.stride
+        if self.geometry.padded:
+            return (self.lattice_size(height) - 1) // stride + 1, (self.lattice_size(width) - 1) // stride + 1
+        rest = [min(side, side % stride + 2 * stride) for side in (height, width)]
+        with torch.inference_mode():
+            rows, columns = self(like.new_zeros(1, 3, *rest)).shape[-2:]
+        return rows + (height - rest[0]) // stride, columns + (width - rest[1]) // stride
+
+    def freeze_batch_norm(self, affine: bool = True) -> None:
+        """Keep statistics and affine terms as loaded, even after later `.train()` calls, as in the papers' code.
+
+        Without `affine` only the statistics are kept: scale and shift are learnt like a convolution's weight and bias.
+        """
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
                 module.train = lambda mode=True, _module=module: _module  # type: ignore[method-assign,misc]
                 for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+                    parameter.requires_grad_(not affine)
 
 
 def scaled_channels(features: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -154,6 +187,23 @@ def scaled_channels(features: torch.Tensor, keep: torch.Tensor | None) -> torch.
     if not isinstance(features, torch.Tensor):
         raise ValueError("dropout: backbones with one feature map are accepted, this has several")
     return features * keep[:, :, None, None].to(features.dtype)
+
+
+def mixed_grids(scores: torch.Tensor, grids: int) -> torch.Tensor:
+    """B x C x h x w scores, averaged so that each position weighs the `grids` x `grids` interleaved grids equally.
+
+    Weights trained at stride 16 score at stride 8 with holes twice as wide, so that no layer connects a position with its
+    neighbours: four grids, which disagree as a checkerboard where the network is unsure. The weights 1, 2, 1 over 4 (for two
+    grids; a triangle in general) along both sides have the same sum over every grid. Border scores are repeated outside.
+    """
+    if grids == 1:
+        return scores
+    channels, box = scores.shape[1], torch.ones(1, 1, grids, dtype=torch.float32, device=scores.device) / grids
+    weights = F.conv1d(box, box, padding=grids - 1).flatten()
+    reach = grids - 1
+    padded = F.pad(scores.float(), (reach, reach, reach, reach), mode="replicate")
+    across = F.conv2d(padded, weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
+    return F.conv2d(across, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels).to(scores.dtype)
 
 
 def resize_scores(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:

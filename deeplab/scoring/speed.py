@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,13 +17,16 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplab import masks
-from deeplab.classes import ClassTable
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
+from deeplab.models.checkpoint import Model
 from deeplab.networks.network import SegmentationNetwork
+from deeplab.placement import Placement
 from deeplab.scoring.batch_norm_folding import folded
-from deeplab.scoring.multiscale import multiscale_scores
-from deeplab.scoring.predictor import PLAIN, Predictor, Scoring
+from deeplab.scoring.model_predictor import Passes, passes, predictor_of
+from deeplab.scoring.multiscale import multiscale_scores, winning_classes
+from deeplab.scoring.row_bands import CRF_MARGIN
+from deeplab.scoring.settings import PLAIN, Scoring
 
 T = TypeVar("T")
 
@@ -87,10 +91,14 @@ def pictures(count: int, height: int, width: int) -> list[bytes]:
 def flops_of(network: SegmentationNetwork, height: int, width: int, scales: Sequence[float], flip: bool) -> float:
     """Multiplications plus additions of one image's convolutions and matrix products, over all scales."""
     twin = folded(network).to("meta")
-    x = torch.empty(1, 3, network.lattice_size(height), network.lattice_size(width), device="meta")
+    x = torch.empty(1, 3, network.padded_size(height), network.padded_size(width), device="meta")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         multiscale_scores(twin, x, scales, flip, "max")
     return float(counter.get_total_flops())
+
+
+def _flops(scored: Passes, scoring: Scoring) -> float:
+    return scored.times * flops_of(scored.network, scored.height, scored.width, scoring.scales, scoring.flip)
 
 
 def peak_of(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:
@@ -105,8 +113,7 @@ def peak_of(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:
 
 
 def measure(
-    network: SegmentationNetwork,
-    classes: ClassTable,
+    model: Model,
     encoded: Sequence[bytes],
     *,
     scoring: Scoring = PLAIN,
@@ -123,29 +130,45 @@ def measure(
     """
     if not encoded:
         raise ValueError("no photos: at least one is needed")
-    predictor = Predictor(network, scoring, device=device)
+    predictor = predictor_of(model, scoring, device=device)
     cpu = torch.device("cpu")
     if predictor.device.type == "cpu":
         torch.set_num_threads(1)
 
+    def labels(engine: DenseCRF | None, pixels: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
+        if engine is None:
+            return winning_classes(scores, pixels.shape[0], pixels.shape[1], placement)
+        return engine.labels(pixels, scores, placement=placement)
+
     def run_stages() -> tuple[list[np.ndarray], dict[str, float]]:
         """Take all photos through every stage; returns their pixels and the seconds of each stage."""
-        seconds = {}
-        seconds["decode"], images = _timed(lambda: [decode(data) for data in encoded], cpu)
-        seconds["score"], scores = _timed(lambda: predictor.scores(images), predictor.device)
+        seconds: dict[str, float] = defaultdict(float)
 
-        def labels(engine: DenseCRF | None) -> list[np.ndarray]:
-            pairs = list(zip(images, scores, strict=True))
-            if engine is None:
-                return [predictor.labels_of(s, *image.shape[:2]) for image, s in pairs]
-            return [
-                engine.labels(image, scores=s, stride=network.stride, align_corners=network.align_corners) for image, s in pairs
-            ]
+        def timed(stage: str, work: Callable[[], T], where: torch.device = cpu) -> T:
+            spent, result = _timed(work, where)
+            seconds[stage] += spent
+            return result
 
-        seconds["refine"], label_maps = _timed(lambda: labels(crf), cpu)
-        if crf_on_device is not None:
-            seconds["refine_device"], _ = _timed(lambda: labels(crf_on_device), predictor.device)
-        seconds["encode"], _ = _timed(lambda: [masks.encode_png(label_map, classes) for label_map in label_maps], cpu)
+        def refined(pixels: np.ndarray, scores: np.ndarray, placement: Placement) -> np.ndarray:
+            if crf_on_device is not None:
+                timed("refine_device", lambda: labels(crf_on_device, pixels, scores, placement), predictor.device)
+            return timed("refine", lambda: labels(crf, pixels, scores, placement))
+
+        def in_bands(image: np.ndarray) -> np.ndarray:
+            """The label map of an image whose scores are never whole in memory; scoring is all but the refining."""
+            before = sum(seconds.values())
+            spent, bands = _timed(lambda: list(predictor.label_bands(image, refined, CRF_MARGIN)), predictor.device)
+            seconds["score"] += spent - (sum(seconds.values()) - before)
+            return np.concatenate(bands)
+
+        images = timed("decode", lambda: [decode(data) for data in encoded])
+        label_maps = [in_bands(image) for image in images if predictor.in_windows(*image.shape[:2])]
+        small = [image for image in images if not predictor.in_windows(*image.shape[:2])]
+        for group in [[image] for image in small] if predictor.stride == 1 else [small]:
+            scores = timed("score", lambda group=group: predictor.scores(group), predictor.device)  # type: ignore[misc]
+            for image, maps in zip(group, scores, strict=True):
+                label_maps.append(refined(image, maps, predictor.placement(maps, *image.shape[:2])))
+        timed("encode", lambda: [masks.encode_png(label_map, model.classes) for label_map in label_maps])
         return images, seconds
 
     images, _ = run_stages()  # compiles kernels and allocates buffers
@@ -156,7 +179,7 @@ def measure(
             by_stage.setdefault(stage, []).append(seconds / len(encoded))
     watch(rounds + 1, rounds + 1)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    flops = {size: flops_of(network, *size, scoring.scales, scoring.flip) for size in set(sizes)}
+    flops = {size: sum(_flops(scored, scoring) for scored in passes(model, *size)) for size in set(sizes)}
     medians = {stage: statistics.median(values) for stage, values in by_stage.items()}
     on_device = medians.pop("refine_device", None)
     return Speed(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -27,11 +28,13 @@ from deeplab.devices import device_named
 from deeplab.distributed import Ranks
 from deeplab.errors import UserError
 from deeplab.evaluation.metrics import Summary
+from deeplab.evaluation.plots import training_curves
 from deeplab.evaluation.predictions import evaluate
 from deeplab.files import Files, as_files, mark_output
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from deeplab.training import saved_states
 from deeplab.training.losses import labelled_pixels
 from deeplab.training.objective import training_loss
@@ -42,7 +45,7 @@ from deeplab.training.saved_states import TrainingError
 
 SHOWN = 6  # validation images on the sheet of sample predictions
 LOADER_GRACE_SECONDS = 120  # from SIGTERM until a loader process ends by itself if its parent has not ended it
-METRICS, SAMPLES = "metrics.jsonl", "samples"
+METRICS, SAMPLES, CURVES = "metrics.jsonl", "samples", "samples/curves.png"
 
 
 class Stopped(UserError):
@@ -60,7 +63,8 @@ class Stopped(UserError):
 class TrainingProgress:
     """The report after each step. After a validation also its summary, and the name of the file with sample predictions.
 
-    `at`: when the step was done, in seconds since the epoch; `waited`: seconds of the step spent waiting for data.
+    `at`: when the step was done, before its validation, in seconds since the epoch; `waited`: seconds of the step spent waiting
+    for data; `validations_left`: how many follow.
     """
 
     step: int
@@ -71,6 +75,7 @@ class TrainingProgress:
     samples: str | None = None
     at: float = field(default=0.0, compare=False)
     waited: float = field(default=0.0, compare=False)
+    validations_left: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,12 @@ def train(
 ) -> dict[str, Any]:
     """Train `network` and write the model folder `out` with the weights that scored best on `validation`.
 
-    States (weights, optimizer, average, best so far) go to `out`/training, one JSON line per validation to metrics.jsonl,
-    sample predictions to samples/. `resume` continues from the newest state; without it a folder that holds one is
-    refused. `run`: the id of a run that another process began (`saved_states.begin`), continued from its newest state, if any.
-    `card`: entries of the model card besides architecture, classes, training and metrics. `stop` is called at every step
-    and validation image, on every rank: if one returns True, the state is saved and Stopped raised. Every rank calls
-    `train` with the same arguments; `report` is called on rank 0.
+    States (weights, optimizer, average, best so far) go to `out`/training, one JSON line per validation to metrics.jsonl (its
+    `loss` is the mean since the validation before), sample predictions and a picture of loss and mIoU to samples/. `resume`
+    continues from the newest state; without it a folder that holds one is refused. `run`: the id of a run that another process
+    began (`saved_states.begin`), continued from its newest state, if any. `card`: entries of the model card besides architecture,
+    classes, training and metrics. `stop` is called at every step and validation image, on every rank: if one returns True, the
+    state is saved and Stopped raised. Every rank calls `train` with the same arguments; `report` is called on rank 0.
 
     Returns the best validation summary. Raises TrainingError if the loss or weights are not finite (states and the best
     model are kept), and if `out` is unsuitable or cannot be written.
@@ -160,6 +165,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     average = {key: value.detach().clone() for key, value in network.state_dict().items()} if config.ema else None
     start, validated, loss = 0, 0, math.nan
+    losses = list[float]()  # of the steps since the last validation
     best, history = dict[str, Any](mean_iou=-1.0), list[dict[str, Any]]()
     state = ranks.on_first(lambda: saved_states.newest(out, record.id))
     if state is not None:
@@ -169,11 +175,14 @@ def train(
         average = {key: value.to(device) for key, value in state["average"].items()} if config.ema else None
         start, validated, loss = state["step"], state["validated"], state["loss"]
         best, history = state["best"], state["history"]
+        losses = state.get("losses", [loss])  # states of earlier versions have the last loss alone
 
     objective = ranks.wrap(Objective(network, config))
     compiled = torch.compile(objective) if execution.compile else objective
     mean = network.normalization.mean_rgb
-    augment: Augmentation | ObjectCrops = Augmentation(config.crop, config.scales, mean, config.mirror, config.colour)
+    augment: Augmentation | ObjectCrops = Augmentation(
+        config.crop, config.scales, mean, config.mirror, config.colour, config.class_crops
+    )
     if config.sampling != "image":
         augment = ObjectCrops(config.crop, config.sampling, mean, config.mirror)
     samples = Samples(training, augment, config)
@@ -190,11 +199,11 @@ def train(
             raise diverged("weights are beyond half precision", done - 1)
         state: dict[str, Any] = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {"scaler": scaler.state_dict(), "average": average, "best": best, "history": history}
-        state |= {"step": done, "validated": validated, "loss": loss}
+        state |= {"step": done, "validated": validated, "loss": loss, "losses": losses}
         ranks.on_first(lambda: saved_states.save(out, record.id, state, execution.keep))
 
     def validate(done: int) -> tuple[Summary, str]:
-        nonlocal best, validated
+        nonlocal best, validated, losses
         if not checkpoint.storable(network):
             raise diverged("weights are beyond half precision", done - 1)
         trained = {key: value.detach().clone() for key, value in network.state_dict().items()}
@@ -218,7 +227,7 @@ def train(
         if better:
             best = {**summary, "step": done, "split": validation.split}
         sheet = f"{SAMPLES}/step-{done:08d}.jpg"
-        history.append({"step": done, "loss": loss, **summary})
+        history.append({"step": done, "loss": sum(losses) / len(losses), **summary})
 
         def write() -> None:
             try:
@@ -226,13 +235,14 @@ def train(
                     checkpoint.save(out, network, _card(card, config, classes, best))
                 mark_output(out, SAMPLES)
                 out.write(sheet, _jpeg(shown, classes, f"step {done}, mIoU {summary['mean_iou']:.3f}"))
+                out.write(CURVES, _png(training_curves(history)))
                 out.write(METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
             except OSError as error:
                 raise TrainingError(f"{out} cannot be written at step {done}: {error}; earlier states are kept") from error
 
         ranks.on_first(write)
         network.load_state_dict(trained)
-        validated = done
+        validated, losses = done, []
         return summary, sheet
 
     def due(done: int) -> bool:
@@ -270,6 +280,7 @@ def train(
         (loss,) = ranks.sum([loss])
         if not math.isfinite(loss):
             raise diverged(f"loss is {loss}", step)
+        losses.append(loss)
         if config.clip_norm:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], config.clip_norm)
@@ -282,7 +293,9 @@ def train(
         if summary or stopping or (execution.checkpoint_every and done % execution.checkpoint_every == 0):
             save(done)
         if ranks.first:
-            report(TrainingProgress(done, config.steps, loss, config.learning_rate * factor, summary, sheet, at, waited))
+            rate, left = config.learning_rate * factor, -(-config.steps // config.validate_every) - done // config.validate_every
+            left = 0 if done == config.steps else left
+            report(TrainingProgress(done, config.steps, loss, rate, summary, sheet, at, waited, left))
         if stopping:
             raise Stopped(out, done)
     if ranks.first:
@@ -297,8 +310,8 @@ def _autocast(device: torch.device, config: TrainingConfig) -> AbstractContextMa
 
 
 def _prepare_batch_norm(network: SegmentationNetwork, config: TrainingConfig, ranks: Ranks) -> None:
-    if config.batch_norm == "frozen" and not network.learnt_norm:
-        network.freeze_batch_norm()
+    if config.batch_norm != "sync" and not network.learnt_norm:
+        network.freeze_batch_norm(affine=config.batch_norm == "frozen")
     elif ranks.size > 1:
         if ranks.device.type != "cuda":
             raise TrainingError("batch_norm sync with several workers needs GPUs (torch has it for CUDA only); frozen is accepted")
@@ -346,6 +359,12 @@ def _ignore_stop_signals(worker: int) -> None:
 def _jpeg(shown: list[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str) -> bytes:
     buffer = io.BytesIO()
     contact_sheet(shown, classes, title).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -19,20 +19,21 @@ def segmentation_loss(
     align_corners: bool = True,
     resolution: Resolution = "full",
     normalize: bool = True,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy over the labelled pixels of the whole batch (Caffe's VALID normalisation).
 
     scores: B x C x h x w logits. labels: B x H x W, 0..C-1 or 255 (ignored). With no labelled pixel the loss is 0.
     `resolution`: "full" upsamples the scores to H x W, as DeepLab v3 does; "stride" takes every s-th label instead, as
     DeepLab v1 and v2 do (Interp shrink 8 on 321 is exactly `label[::8, ::8]`). Without `normalize` the loss is the sum, as
-    in FCN's solvers.
+    in FCN's solvers. `class_weights`: C factors of the pixels by their class; the divisor stays the number of pixels.
     """
     labels = labels.long()
     if resolution == "full":
         scores = resize_scores(scores, (labels.shape[1], labels.shape[2]), align_corners)
     else:
         labels = _at_scores(labels, (scores.shape[-2], scores.shape[-1]))
-    total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(scores.float(), labels, class_weights, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1) if normalize else total
 
 

@@ -29,14 +29,15 @@ def training_loss(
     batch that these crops hold; the losses of its parts then add up to its loss. With a loss per scale that is exact only
     if each scale's labels are distributed over the parts like all labels.
     """
+    weights = torch.tensor(config.class_weights, device=x.device) if config.class_weights else None
     if isinstance(network, AttentionToScale):
         fused, scores = network.by_scale(x, keep)
-        loss = sum_over_scales(fused, scores, network.scales, labels, config.objective, config.normalize)
+        loss = sum_over_scales(fused, scores, network.scales, labels, config.objective, config.normalize, weights)
     elif config.objective == "single":
-        loss = segmentation_loss(network(x, keep), labels, network.align_corners, config.loss, config.normalize)
+        loss = segmentation_loss(network(x, keep), labels, network.align_corners, config.loss, config.normalize, weights)
     else:
         fused, scores = scaled_scores(network, x, config.loss_scales, keep)
-        loss = sum_over_scales(fused, scores, config.loss_scales, labels, config.objective, config.normalize)
+        loss = sum_over_scales(fused, scores, config.loss_scales, labels, config.objective, config.normalize, weights)
     return loss * share if config.normalize else loss
 
 
@@ -70,6 +71,7 @@ def sum_over_scales(
     labels: torch.Tensor,
     rule: str,
     normalize: bool = True,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of the fused scores plus that of every scale, each against the labels that the code named by `rule` used.
 
@@ -79,22 +81,26 @@ def sum_over_scales(
     resized by Pillow's nearest, which reads 3, 11, ... where the official code reads 0, 8, ...
     """
     losses = [
-        kazuto_loss(fused, labels, normalize) if rule == "kazuto" else segmentation_loss(fused, labels, True, "stride", normalize)
+        kazuto_loss(fused, labels, normalize, class_weights)
+        if rule == "kazuto"
+        else segmentation_loss(fused, labels, True, "stride", normalize, class_weights)
     ]
     for maps, scale in zip(scores, scales, strict=True):
         if rule == "kazuto":
-            losses.append(kazuto_loss(maps, labels, normalize))
+            losses.append(kazuto_loss(maps, labels, normalize, class_weights))
             continue
         height, width = labels.shape[-2:]
         whole = all((side - 1) % (n - 1) == 0 for side, n in zip((height, width), maps.shape[-2:], strict=True) if n > 1)
         on_labels = maps if whole else on_grid(maps, scale, (fused.shape[-2], fused.shape[-1]))
-        losses.append(segmentation_loss(on_labels, labels, True, "stride", normalize))
+        losses.append(segmentation_loss(on_labels, labels, True, "stride", normalize, class_weights))
     return torch.stack(losses).sum()
 
 
-def kazuto_loss(scores: torch.Tensor, labels: torch.Tensor, normalize: bool = True) -> torch.Tensor:
+def kazuto_loss(
+    scores: torch.Tensor, labels: torch.Tensor, normalize: bool = True, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """The loss against labels resized to the scores by Pillow's nearest (kazuto1011/deeplab-pytorch, `resize_labels`)."""
     size = scores.shape[-1], scores.shape[-2]
     maps = [Image.fromarray(label).resize(size, Image.Resampling.NEAREST) for label in labels.to("cpu", torch.uint8).numpy()]
     small = torch.from_numpy(np.stack([np.asarray(picture) for picture in maps])).to(labels.device)
-    return segmentation_loss(scores, small, normalize=normalize)
+    return segmentation_loss(scores, small, normalize=normalize, class_weights=class_weights)

@@ -21,6 +21,8 @@ class TrainingConfig:
     """Options that the saved model has instead, unlike training and validation: weights trained at stride 16 also run at 8."""
     steps: int = 20_000
     """Optimizer steps."""
+    passes: float = 0.0
+    """If not 0, the training set decides `steps` (deeplab.training.adaptation): enough to see each labelled pixel so often."""
     batch_size: int = 10
     """Crops of one optimizer step, over all workers."""
     crop: int = 321
@@ -30,6 +32,9 @@ class TrainingConfig:
     norm needs that: with SGD it learns only slowly."""
     learning_rate: float = 2.5e-4
     """Of the backbone, at the first step after the warm-up."""
+    known_classes_rate: float = 1.0
+    """Factor on `learning_rate` if the weights to start from score more than half of the classes already: such a start is near
+    its goal, and large steps lead away from it."""
     head_multiplier: float = 10.0
     """The head's learning rate as a multiple of the backbone's; biases have twice that of weights, as in the released prototxts."""
     momentum: float = 0.9
@@ -50,6 +55,13 @@ class TrainingConfig:
     """Mirror half of the crops."""
     colour: float = 0.0
     """Brightness, contrast and saturation are each multiplied by a random factor in 1 - colour .. 1 + colour; 0 is off."""
+    class_crops: float = 0.0
+    """Share of the crops that show a class drawn evenly from those of their image (deeplab.data.augmentation)."""
+    class_balance: float = 0.0
+    """The loss of a pixel is weighted by (1 / its class's share of the labelled pixels) to this power: 0 is the papers' loss,
+    1 gives every class the same total weight."""
+    class_weights: tuple[float, ...] = ()
+    """Factors by class id that follow from `class_balance` and the training set; none if it is 0."""
     loss: Literal["full", "stride"] = "full"
     """Labels at full resolution, or every stride-th of them (deeplab.training.losses)."""
     objective: Literal["single", "official", "kazuto"] = "single"
@@ -72,10 +84,13 @@ class TrainingConfig:
     """A longer gradient is scaled down to this Euclidean length; 0 is off."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the forward pass; weights stay float32."""
-    batch_norm: Literal["frozen", "sync"] = "frozen"
-    """Frozen as loaded, as in the papers; or learnt, with statistics over all workers' crops of one pass."""
+    batch_norm: Literal["frozen", "affine", "sync"] = "frozen"
+    """Frozen as loaded, as in the papers; only its statistics frozen, scale and shift learnt; or all of it learnt, with
+    statistics over all workers' crops of one pass."""
     validate_every: int = 500
     """Steps between validations."""
+    default_init: str = ""
+    """Weights that a training starts from if it names none: a bundled model, or none."""
     seed: int = 0
     """Of the head's initial weights, the order of images and their augmentation."""
 
@@ -86,12 +101,18 @@ class TrainingConfig:
                 raise ValueError(f"{name} {value}: at least 1 is accepted")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: 0 up to below 1 is accepted")
+        if not 0 <= self.class_crops <= 1:
+            raise ValueError(f"class_crops {self.class_crops}: 0 to 1 are accepted")
         if self.clip_norm < 0:
             raise ValueError(f"clip_norm {self.clip_norm}: 0 (off) and above are accepted")
-        if self.precision not in ("float32", "bfloat16", "float16") or self.batch_norm not in ("frozen", "sync"):
+        if self.precision not in ("float32", "bfloat16", "float16") or self.batch_norm not in (
+            "frozen",
+            "affine",
+            "sync",
+        ):
             raise ValueError(
-                f"precision {self.precision}, batch_norm {self.batch_norm}: float32, bfloat16 or float16, and frozen or sync, "
-                "are accepted"
+                f"precision {self.precision}, batch_norm {self.batch_norm}: float32, bfloat16 or float16, and frozen, "
+                "affine or sync, are accepted"
             )
         if self.learning_rate <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate {self.learning_rate}, ema {self.ema}: above 0, and 0 up to below 1, are accepted")
@@ -100,43 +121,71 @@ class TrainingConfig:
         return asdict(self)
 
 
+def finetune() -> TrainingConfig:
+    """For anyone's classes, 50 to 10,000 labelled images, one machine: starts from `voc`; docs/training.md has its figures."""
+    return TrainingConfig(
+        preset="finetune",
+        architecture="mobilenet-v2-image-pooling",
+        options={"output_stride": 16},  # as the weights were trained, at a quarter of the cost of 8
+        saved_options={"output_stride": 8, "trained_stride": 16},
+        steps=1500,
+        passes=30.0,
+        batch_size=8,
+        crop=321,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        known_classes_rate=0.2,
+        head_multiplier=1.0,
+        weight_decay=0.02,
+        warmup_steps=20,
+        colour=0.3,
+        class_crops=0.5,
+        class_balance=0.5,
+        dropout=0.2,
+        ema=0.995,
+        frozen_layers=4,  # earlier training taught them edges and colours, and their gradients cost the most
+        precision="bfloat16",  # twice as fast as float32 where the processor multiplies in it
+        batch_norm="affine",
+        validate_every=150,
+        default_init="voc",
+    )
+
+
+def finetune_resnet50() -> TrainingConfig:
+    """`finetune`'s recipe on ResNet-50, for a GPU or for patience: --init Caffe's ImageNet weights. Its mIoU was not measured."""
+    return replace(
+        finetune(),
+        preset="finetune-resnet50",
+        architecture="resnet50-aspp",
+        options={"output_stride": 16, "eps": 1e-3},
+        learning_rate=1e-4,
+        head_multiplier=0.2,  # the head sums 2048 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small
+        batch_norm="frozen",
+        frozen_layers=0,
+        default_init="",
+    )
+
+
 def pets() -> TrainingConfig:
-    """The bundled pets model, from ImageNet weights: `finetune` as it stands (docs/models.md)."""
-    return replace(finetune(), preset="pets")
+    """The bundled pets model, from ImageNet weights (docs/models.md): `finetune` as it was before it started from `voc`."""
+    return TrainingConfig(
+        preset="pets", architecture="mobilenet-v2-aspp", options={"output_stride": 16},
+        saved_options={"output_stride": 8, "trained_stride": 16},
+        # The head sums 1280 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small.
+        steps=1500, batch_size=8, crop=321, optimizer="adamw", learning_rate=1.5e-4, head_multiplier=0.25, weight_decay=0.02,
+        warmup_steps=50, colour=0.3, dropout=0.2, ema=0.995, frozen_layers=4, precision="bfloat16", validate_every=150,
+        default_init="pets",
+    )  # fmt: skip
 
 
 def aerial() -> TrainingConfig:
     """Five land classes on satellite images cut into tiles (docs/models.md): 54 images of 6 places, from ImageNet weights."""
     return TrainingConfig(
-        preset="aerial", architecture="mobilenet-v2-aspp", options={"output_stride": 16}, saved_options={"output_stride": 8},
+        preset="aerial", architecture="mobilenet-v2-aspp", options={"output_stride": 16},
+        saved_options={"output_stride": 8, "trained_stride": 16},
         steps=300, batch_size=8, crop=321, optimizer="adamw", learning_rate=3e-4, head_multiplier=0.25, weight_decay=0.02,
-        warmup_steps=20, colour=0.3, ema=0.98, frozen_layers=4, precision="bfloat16", validate_every=150,
+        warmup_steps=20, colour=0.3, ema=0.98, frozen_layers=4, precision="bfloat16", validate_every=150, default_init="pets",
     )  # fmt: skip
-
-
-def finetune() -> TrainingConfig:
-    """For 100 to 10,000 labelled images on one machine: MobileNetV2, trained at stride 16 (as DeepLab v3 is), saved at 8."""
-    return TrainingConfig(
-        preset="finetune",
-        architecture="mobilenet-v2-aspp",
-        options={"output_stride": 16},
-        saved_options={"output_stride": 8},
-        steps=1500,
-        batch_size=8,
-        crop=321,
-        optimizer="adamw",
-        learning_rate=1.5e-4,
-        # The head sums 1280 channels x 9 taps x 4 branches, all positive: Adam's equal steps must be small.
-        head_multiplier=0.25,
-        weight_decay=0.02,
-        warmup_steps=50,
-        colour=0.3,
-        dropout=0.2,
-        ema=0.995,
-        frozen_layers=4,  # ImageNet taught them edges and colours, and their gradients cost the most
-        precision="bfloat16",  # twice as fast as float32 where the processor multiplies in it
-        validate_every=150,
-    )
 
 
 def resnet101_v2() -> TrainingConfig:
@@ -253,9 +302,9 @@ def resnet50_v3() -> TrainingConfig:
     Batch norm stays as loaded, although the paper learns it first.
     """
     return TrainingConfig(
-        preset="resnet50-v3", architecture="resnet50-aspp-v3", options={"output_stride": 16}, saved_options={"output_stride": 8},
-        steps=30_000, batch_size=16, crop=513, learning_rate=0.007, head_multiplier=1.0, weight_decay=1e-4,
-        scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+        preset="resnet50-v3", architecture="resnet50-aspp-v3", options={"output_stride": 16},
+        saved_options={"output_stride": 8, "trained_stride": 16}, steps=30_000, batch_size=16, crop=513, learning_rate=0.007,
+        head_multiplier=1.0, weight_decay=1e-4, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
     )  # fmt: skip
 
 
@@ -312,6 +361,7 @@ def vgg16_attention() -> TrainingConfig:
 
 PRESETS: dict[str, Callable[[], TrainingConfig]] = {
     "finetune": finetune,
+    "finetune-resnet50": finetune_resnet50,
     "resnet101-v2": resnet101_v2,
     "pets": pets,
     "aerial": aerial,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab.networks.network import SegmentationNetwork
+from deeplab.placement import Geometry
 from deeplab.weights import caffe_layers, key_maps
 from deeplab.weights.caffemodel import read_caffemodel
 from deeplab.weights.pth_files import read_pth, unprefixed
@@ -18,10 +19,17 @@ from deeplab.zoo import build
 FAMILIES = ("kazuto", "isht7", "torchvision", "caffe", "tflite")
 SCORES = ("head.branches.0.weight", "head.scores.0.weight", "head.score.weight", "head.score_fr.weight")
 
+# How each code base scales and pads at test, and where its scores lie.
+# kazuto: `MSC` (F.interpolate with scale_factor), and an evaluation that resizes scores to the image; no padding.
+# torchvision: scores are resized to the input's size. It has one scale; others are made as kazuto's.
+OWN_SIZE = Geometry(scales="areas", align_corners=False, padded=False)
+# The official v1 and v2 (`crop_size: 513` in TEST, Interp, padded with the mean as doubles), and isht7's evalpyt.py.
+OFFICIAL = Geometry(least_side=513, exact_mean=True)
+
 
 @dataclass
 class Imported:
-    """A filled network (evaluation mode), how the zoo builds it, and the foreign keys that were deliberately left out."""
+    """A filled network in its code base's geometry (evaluation mode), how the zoo builds it, and the foreign keys left out."""
 
     network: SegmentationNetwork
     architecture: str
@@ -33,9 +41,10 @@ def import_state_dict(tensors: Tensors, family: str = "kazuto") -> SegmentationN
     """A foreign state dict -> our network in that family's own geometry.
 
     "kazuto": kazuto1011/deeplab-pytorch with MSC (`base.*`; ResNet-101, ceil pooling, align_corners False as since its
-    PR 53). "isht7": isht7/pytorch-deeplab-resnet (`Scale.*`; align_corners True). "torchvision": deeplabv3_resnet50/101,
-    deeplabv3_mobilenet_v3_large, fcn_resnet50/101 (floor pooling, align_corners False). The scores give the number of
-    classes. Raises WeightsError unless every key of ours is filled and every key of theirs has a place.
+    PR 53, images at their own size). "isht7": isht7/pytorch-deeplab-resnet (`Scale.*`; align_corners True, images padded to
+    513). "torchvision": deeplabv3_resnet50/101, deeplabv3_mobilenet_v3_large, fcn_resnet50/101 (floor pooling,
+    align_corners False, images at their own size). The scores give the number of classes. Raises WeightsError unless every
+    key of ours is filled and every key of theirs has a place.
     """
     return import_weights(tensors, family).network
 
@@ -64,7 +73,8 @@ def import_file(path: str | Path, family: str) -> Imported:
         return _filled("mobilenet-v2-image-pooling", {}, tensors, {}, (), [], classes)
     if family == "caffe":
         net = caffe_layers.convert(read_caffemodel(path))
-        return _filled(net.architecture, net.options, net.tensors, {}, (), net.skipped)
+        deeplab = not net.architecture.startswith(("fcn", "deconvnet"))
+        return _filled(net.architecture, net.options, net.tensors, {}, (), net.skipped, geometry=OFFICIAL if deeplab else None)
     read = read_safetensors if str(path).endswith(".safetensors") else read_pth
     return import_weights(read(path), family)
 
@@ -78,12 +88,14 @@ def _classes(tensors: Tensors, key: str, family: str) -> int:
 
 def _filled(
     architecture: str, options: dict[str, Any], tensors: Tensors, keys: dict[str, str], dropped: tuple[str, ...],
-    left_out: list[str], classes: int | None = None,
+    left_out: list[str], classes: int | None = None, geometry: Geometry | None = None,
 ) -> Imported:  # fmt: skip
+    """geometry: of the code base; None is the architecture's own."""
     score = next((key for key in SCORES if key in tensors), None)
     if classes is None and score is None:
         raise WeightsError(f"weights of {architecture} without class scores; an ImageNet file is what `train --init` takes")
     network = build(architecture, classes or int(tensors[str(score)].shape[0]), **options).eval()
+    network.geometry = geometry or network.geometry
     load_backbone(network, tensors, keys, dropped)
     return Imported(network, architecture, options, left_out)
 
@@ -93,11 +105,11 @@ def _resnet_aspp(tensors: Tensors, family: str) -> Imported:
         keys, first = key_maps.kazuto(), "base.aspp.c0.weight"
         if first not in tensors and "fc.weight" in tensors:
             raise WeightsError("kazuto's COCO init has 91 image scores instead of an ASPP: it is what `train --init` takes")
-        options: dict[str, Any] = {"align_corners": False, "mean": "deeplab"}
+        geometry = OWN_SIZE
     else:
-        keys, first, options = key_maps.isht7(), "Scale.layer5.conv2d_list.0.weight", {"align_corners": True, "mean": "deeplab"}
+        keys, first, geometry = key_maps.isht7(), "Scale.layer5.conv2d_list.0.weight", OFFICIAL
     classes = _classes(tensors, first, family)
-    return _filled("resnet101-aspp", options, tensors, keys, (), [], classes)
+    return _filled("resnet101-aspp", {"mean": "deeplab"}, tensors, keys, (), [], classes, geometry)
 
 
 def _torchvision(tensors: Tensors) -> Imported:
@@ -111,4 +123,4 @@ def _torchvision(tensors: Tensors) -> Imported:
         architecture = f"resnet{depth}-{'aspp-v3' if pyramid else 'fcn'}"
     keys = key_maps.torchvision_segmentation(tensors, mobilenet)
     left_out = [key for key in tensors if key.startswith("aux_classifier.")]
-    return _filled(architecture, {}, tensors, keys, ("aux_classifier.",), left_out, classes)
+    return _filled(architecture, {}, tensors, keys, ("aux_classifier.",), left_out, classes, OWN_SIZE)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from deeplab import zoo
 from deeplab.models import checkpoint
 from deeplab.networks.deconvnet import DeconvNetBackbone
 from deeplab.networks.fcn import FCN
+from deeplab.networks.image_pooling_head import ShortMobileNetV2
 from deeplab.networks.mobilenet import MobileNetV2
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.networks.resnet import ResNet
@@ -20,12 +24,13 @@ from deeplab.weights.strict_loading import Tensors, WeightsError, load_backbone,
 SUBSET_SEED = 20160602  # selects the 1024 of VGG's 4096 filters that LargeFOV keeps, which are random in the paper
 
 
-def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
+def initialise(network: SegmentationNetwork, reference: str | Path, classes: Sequence[str]) -> str:
     """Fill `network` from ImageNet weights (.safetensors or .pth, torchvision's keys) or a model; returns what was filled.
 
     VGG-16: fc6 and fc7 (`classifier.0`, `.3`) become convolutions, subsampled for the 4x4 and LargeFOV variants; if the
-    file lacks them, they stay new. From a model (folder or bundled name) the head is copied if it has the same shape; from
-    an FCN of a coarser stage, all layers that both have. Raises WeightsError or ModelError if the backbone does not fit.
+    file lacks them, they stay new. From a model (folder or bundled name) of the same head, its layers are copied too, and the
+    scores of the classes whose names both have; `classes`: the network's, in order. From an FCN of a coarser stage, all layers
+    that both have. Raises WeightsError or ModelError if the backbone does not fit.
     """
     name = str(reference)
     if name.endswith((".safetensors", ".pth", ".pt")):
@@ -37,18 +42,60 @@ def initialise(network: SegmentationNetwork, reference: str | Path) -> str:
         if isinstance(backbone, ResNet) and "layer2.block1.reduce.conv.weight" in tensors:  # kazuto's COCO init
             depth = 101 if "layer4.block23.reduce.conv.weight" in tensors else 50
             keys = {k: v.removeprefix("backbone.") for k, v in key_maps.kazuto(depth, "", head=False).items()}
-        load_backbone(backbone, tensors, keys, ("classifier.", "fc."))
+        load_backbone(backbone, tensors, keys, ("classifier.", "fc.", *_unused(backbone)))
         return f"backbone from {reference}"
     source = checkpoint.load(reference)
     if isinstance(network, FCN) and isinstance(source.network, FCN) and source.network.classes == network.classes:
         network.load_stage(source.network)
         return f"all layers of {source.label}; the others are new"
-    load_backbone(network.backbone, source.network.backbone.state_dict(), {}, ())
-    head, ours = source.network.head.state_dict(), network.head.state_dict()
-    if {k: v.shape for k, v in head.items()} == {k: v.shape for k, v in ours.items()}:
-        network.head.load_state_dict(head)
-        return f"backbone and head from {source.label}"
-    return f"backbone from {source.label}; the head is new (other classes)"
+    load_backbone(network.backbone, source.network.backbone.state_dict(), {}, _unused(network.backbone))
+    return f"backbone {_load_head(network, source, list(classes))}"
+
+
+def known_classes(reference: str | Path, architecture: str) -> list[str]:
+    """The classes whose scores `initialise` can take from there for a network of that architecture. Raises ModelError."""
+    if str(reference).endswith((".safetensors", ".pth", ".pt")):
+        return []
+    card = checkpoint.read_card(reference)
+    theirs = card["architecture"]["name"] if "architecture" in card else None  # an ensemble has none
+    return [entry["name"] for entry in card["classes"]] if theirs == architecture else []
+
+
+def _unused(backbone: nn.Module) -> tuple[str, ...]:
+    """Layers of whole networks that this backbone ends before."""
+    return ("features.18.",) if isinstance(backbone, ShortMobileNetV2) else ()
+
+
+def _load_head(network: SegmentationNetwork, source: checkpoint.Model, classes: list[str]) -> str:
+    """Copy the head of a model as far as it fits: layers of the same shape, and the scores of classes of the same name."""
+    theirs, ours = source.network.head.state_dict(), dict(network.head.state_dict())
+    by_class = _class_tensors(source)
+    fits = theirs.keys() == ours.keys() and all(
+        value.shape[key in by_class :] == ours[key].shape[key in by_class :] for key, value in theirs.items()
+    )
+    if not fits:
+        return f"from {source.label}; the head is new (another one)"
+    names = list(source.classes.names)
+    shared = [name for name in classes if name in names]
+    new = [name for name in classes if name not in names]
+    rows, their_rows = [classes.index(name) for name in shared], [names.index(name) for name in shared]
+    for key, value in theirs.items():
+        if key not in by_class:
+            ours[key] = value
+        elif shared:
+            ours[key] = ours[key].index_copy(0, torch.tensor(rows), value[their_rows].to(ours[key].dtype))
+    network.head.load_state_dict(ours)
+    if not new:
+        return f"and head from {source.label}"
+    return f"and head from {source.label}; scores of new classes: {len(new)} of {len(classes)}"
+
+
+def _class_tensors(model: checkpoint.Model) -> set[str]:
+    """The head's tensors whose rows are classes: those that have one row more in the same network with one class more."""
+    architecture = model.card["architecture"]
+    with torch.device("meta"):
+        larger = zoo.build(architecture["name"], len(model.classes) + 1, **architecture.get("options", {})).head.state_dict()
+    return {key for key, value in model.network.head.state_dict().items() if value.shape != larger[key].shape}
 
 
 def load_vgg(backbone: VGG16 | DeconvNetBackbone, tensors: Tensors) -> str:

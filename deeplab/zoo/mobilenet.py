@@ -12,24 +12,27 @@ from deeplab.zoo.architecture import Architecture, field_of_view
 from deeplab.zoo.resnet import RATES
 
 
-def _aspp(classes: int, output_stride: int = 8, padding: str = "same") -> SegmentationNetwork:
+# `trained_stride`: of the weights, if it is coarser than `output_stride` (deeplab.networks.network.mixed_grids).
+def _aspp(classes: int, output_stride: int = 8, padding: str = "same", trained_stride: int | None = None) -> SegmentationNetwork:
     backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
     # RATES are for stride 8; scaling them keeps the field of view in pixels (as in DeepLab v3).
     rates = [rate * 8 // output_stride for rate in RATES]
-    return SegmentationNetwork(backbone, ASPP(MobileNetV2.channels, classes, rates), classes, TENSORFLOW)
+    head = ASPP(MobileNetV2.channels, classes, rates)
+    return SegmentationNetwork(backbone, head, classes, TENSORFLOW, trained_stride=trained_stride)
 
 
 def _v2_with_v3_head(
-    classes: int, output_stride: int = 8, padding: str = "same", align_corners: bool = True
+    classes: int, output_stride: int = 8, padding: str = "same", align_corners: bool = True, trained_stride: int | None = None
 ) -> SegmentationNetwork:
     backbone = MobileNetV2(output_stride, padding)  # type: ignore[arg-type]
     head = DeepLabV3Head(MobileNetV2.channels, classes, [rate * 8 // output_stride for rate in (12, 24, 36)])
-    return SegmentationNetwork(backbone, head, classes, TENSORFLOW, align_corners)
+    return SegmentationNetwork(backbone, head, classes, TENSORFLOW, align_corners, trained_stride=trained_stride)
 
 
-def _short(classes: int, output_stride: int = 16, padding: str = "same") -> SegmentationNetwork:
+def _short(classes: int, output_stride: int = 16, padding: str = "same", trained_stride: int | None = None) -> SegmentationNetwork:
     backbone = ShortMobileNetV2(output_stride, padding)  # type: ignore[arg-type]
-    return SegmentationNetwork(backbone, ImagePoolingHead(ShortMobileNetV2.channels, classes), classes, MOBILE)
+    head = ImagePoolingHead(ShortMobileNetV2.channels, classes)
+    return SegmentationNetwork(backbone, head, classes, MOBILE, trained_stride=trained_stride)
 
 
 def _v3(classes: int, output_stride: int = 16, align_corners: bool = False) -> SegmentationNetwork:

@@ -26,6 +26,7 @@ def _v2(depth: int, kind: Head) -> Callable[..., SegmentationNetwork]:
         eps: float = 1e-5,
         align_corners: bool = True,
         mean: str = "imagenet",
+        trained_stride: int | None = None,
     ) -> SegmentationNetwork:
         if mean not in MEANS:
             raise ValueError(f"mean {mean!r}: {', '.join(map(repr, MEANS))} are accepted")
@@ -37,7 +38,7 @@ def _v2(depth: int, kind: Head) -> Callable[..., SegmentationNetwork]:
             head = LargeFOV(ResNet.channels, classes, 12 * 8 // output_stride)
         else:
             head = Plain(ResNet.channels, classes)
-        return SegmentationNetwork(backbone, head, classes, MEANS[mean], align_corners)
+        return SegmentationNetwork(backbone, head, classes, MEANS[mean], align_corners, trained_stride=trained_stride)
 
     return build_resnet
 
@@ -51,6 +52,7 @@ def _torchvision(depth: int, pyramid: bool) -> Callable[..., SegmentationNetwork
         dilate_first: bool = False,
         eps: float = 1e-5,
         align_corners: bool = False,
+        trained_stride: int | None = None,
     ) -> SegmentationNetwork:
         backbone = ResNet(depth, output_stride, stride_in, ceil_pool, dilate_first, eps)  # type: ignore[arg-type]
         if pyramid:
@@ -58,7 +60,7 @@ def _torchvision(depth: int, pyramid: bool) -> Callable[..., SegmentationNetwork
             head: DeepLabV3Head | ConvolutionalFCNHead = DeepLabV3Head(ResNet.channels, classes, rates)
         else:
             head = ConvolutionalFCNHead(ResNet.channels, classes)
-        return SegmentationNetwork(backbone, head, classes, TORCHVISION, align_corners)
+        return SegmentationNetwork(backbone, head, classes, TORCHVISION, align_corners, trained_stride=trained_stride)
 
     return build_torchvision
 

@@ -1,7 +1,8 @@
-"""`deeplab import-weights` and `deeplab models --all`: weights of other code bases, and the known architectures."""
+"""`deeplab import-weights`, `ensemble` and `models --all`: model folders made of others' weights, and the known architectures."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,15 +52,47 @@ def import_weights(
         "name": name,
         "architecture": {"name": imported.architecture, "options": imported.options},
         "classes": [{"name": n, "colour": list(c)} for n, c in zip(table.names, table.colours, strict=True)],
+        "geometry": asdict(imported.network.geometry),
         "init": f"{file.name}, family {family}",
         "data": {"licence": licence},
     }
-    checkpoint.save(model_out, imported.network, card)
+    # The 8-bit codes of a .tflite need no more than half precision; other scores would differ from theirs by one in a thousand.
+    checkpoint.save(model_out, imported.network, card, half=family == "tflite")
     stdout.print(
         f"{escape(str(model_out))}: {imported.architecture}, {count} classes, {len(imported.network.state_dict())} tensors filled"
     )
     for key in imported.left_out:
         stdout.print(f"  left out: {escape(key)}")
+
+
+def ensemble(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Two or more models: bundled, folder or REGISTRY@ALIAS.", show_default=False),
+    ],
+    model_out: Annotated[Path, typer.Option("--out", "-o", metavar="<folder>", help="Model folder to write.", show_default=False)],
+    rule: Annotated[
+        str, typer.Option(help="mean of the members' scores, or product: those of the first times the positive ones of the others.")
+    ] = "mean",
+    name: Annotated[str | None, typer.Option(help="Name in the model card; default the folder's name.")] = None,
+) -> None:
+    """Combine models of the same classes into one model folder, which holds copies of all of them."""
+    from typing import get_args
+
+    from deeplab.models import ensemble as ensembles
+    from deeplab.models.checkpoint import Rule
+    from deeplab.safe_names import model_name, name_after
+    from pipelines.storage.model_registry import read_model
+
+    rules: dict[str, Rule] = {accepted: accepted for accepted in get_args(Rule)}
+    if rule not in rules:
+        raise typer.BadParameter(f"{rule}: {' or '.join(rules)} is accepted", param_hint="--rule")
+    if len(models) < 2:
+        raise typer.BadParameter("two or more are accepted", param_hint="MODEL...")
+    name = name_after(model_out.resolve().name) if name is None else model_name(name)
+    members = ensembles.save(model_out, name, [read_model(model) for model in models], rules[rule])
+    labels = ", ".join(member.label for member in members)
+    stdout.print(f"{escape(str(model_out))}: {rule} of {escape(labels)}; {len(members[0].classes)} classes", soft_wrap=True)
 
 
 def print_family(as_json: bool) -> None:

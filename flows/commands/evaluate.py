@@ -71,7 +71,7 @@ def _print(summary: dict[str, Any]) -> None:
     table = plain_table("class", "IoU", *(["before the CRF"] if before else []))
     for key, value in summary["iou"].items():
         table.add_row(escape(key), *map(_figure, (value, before["iou"][key]) if before else (value,)))
-    source = f"the masks of {summary['results']}" if "results" in summary else f"scales {','.join(map(str, summary['scales']))}"
+    source = f"the masks of {summary['results']}" if "results" in summary else summary["scored"]
     about = f"{summary['model']} on {summary['images']} images of {summary['dataset']}/{summary['split']}"
     stdout.print(escape(f"{about}, {source}, CRF {summary['crf'] or 'off'}"))
     if summary.get("without_mask"):

@@ -99,6 +99,11 @@ def _spelling(kind: type[BaseModel], name: str) -> Spelling:
     return next((entry for entry in kind.model_fields[name].metadata if isinstance(entry, Spelling)), Spelling())
 
 
+def _schema(kind: type[BaseModel], name: str) -> Schema:
+    """The schema of one field, without its choice of None; empty for a name that is no field."""
+    return _without_null(kind.model_json_schema()["properties"].get(name, {}))
+
+
 def _without_null(schema: Schema) -> Schema:
     """The schema of a field without its choice of None."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
@@ -139,7 +144,7 @@ def options_of(
 
 def _parts(kind: type[BaseModel], name: str, value: Any) -> Any:
     """The parts of a comma-separated list; any other value as it is."""
-    is_list = isinstance(value, str) and isinstance(kind.model_fields[name].default, tuple)
+    is_list = isinstance(value, str) and "items" in _schema(kind, name)
     return tuple(part.strip() for part in value.split(",") if part.strip()) if is_list else value
 
 
@@ -149,7 +154,7 @@ def _reason(kind: type[BaseModel], name: str, problem: Mapping[str, Any]) -> str
     if problem["type"] == "missing":
         return "is needed"
     text = f"{problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
-    items = kind.model_json_schema()["properties"][name].get("items", {})
+    items = _schema(kind, name).get("items", {})
     return f"{text}; numbers separated by ',' are accepted{_bounds(items)}" if items.get("type") in NUMBERS else text
 
 

@@ -11,7 +11,6 @@ from rich.markup import escape
 
 from flows.commands.parameters import Json
 from flows.console.terminal import bar, plain_table, print_json, stderr, stdout
-from pipelines.exports import sample_sheet
 from pipelines.exports.formats import FORMATS
 
 Results = Annotated[str, typer.Argument(metavar="RESULTS", help="Folder or s3:// prefix of the results table.", show_default=False)]
@@ -72,6 +71,7 @@ def show(
     worst: Annotated[bool, typer.Option("--worst", help="The least confident ones instead of an even sample.")] = False,
 ) -> None:
     """Write a contact sheet: pairs of photo and mask overlay, with a legend."""
+    from pipelines.exports import sample_sheet
     from pipelines.table.results_table import ResultsTable
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import time
 from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.commands.parameters import Json, with_options
-from flows.console.terminal import bar, print_json, stderr, stdout
+from flows.console.terminal import bar, print_json, shares, stderr, stdout
 from pipelines.options import SegmentOptions
 
 if TYPE_CHECKING:
-    from pipelines.segment.run import Summary
+    from pipelines.segment.run import SegmentProgress, Summary
 
 DONE, FAILED, TOO_MANY_ERRORS = 0, 1, 3
 
@@ -31,7 +33,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
     deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
     """
-    from pipelines.segment.run import SegmentProgress, TooManyErrors, note
+    from pipelines.segment.run import TooManyErrors, note
     from pipelines.segment.run import segment as run
 
     phases = {
@@ -45,11 +47,15 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
         stderr.print(notice, soft_wrap=True, markup=False, style="dim")
     code, failure = DONE, ""
     with bar("images") as display:
+        committed_at: float | None = None
 
         def watch(progress: SegmentProgress) -> None:
-            errors = f"[red]{progress.errors} errors[/]" if progress.errors else ""
-            committed = f"{progress.committed} committed" if progress.committed else ""
-            display.update(phases[progress.phase], progress.done, progress.total or None, f"{committed} {errors}".strip())
+            nonlocal committed_at
+            committed_at = time.monotonic() if progress.phase == "commit" else committed_at
+            details = {}
+            if phases[progress.phase] == "segmenting":
+                details = _details(progress, options.max_error_rate, committed_at)
+            display.update(phases[progress.phase], progress.done, progress.total or None, details=details)
 
         try:
             summary = run(options, watch)
@@ -64,6 +70,21 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     raise typer.Exit(code)
 
 
+def _details(progress: SegmentProgress, max_error_rate: float, committed_at: float | None) -> dict[str, Text]:
+    """The lines below the bar. `committed_at`: of time.monotonic, None before the first commit."""
+    share = progress.errors / max(progress.committed, 1)
+    colour = "" if not progress.errors else "yellow" if share <= max_error_rate else "red"
+    limit = f" ({share:.1%} of what is committed; the run stops above {max_error_rate:.1%} of all)" if progress.errors else ""
+    details = {"errors": Text(f"{progress.errors:,}{limit}", style=colour)}
+    if committed_at is None:
+        return {**details, "committed": Text("nothing yet")}
+    ago = f"{time.monotonic() - committed_at:.0f} s ago"
+    details["committed"] = Text(f"{progress.committed:,} images {ago}, table version {progress.version}")
+    if progress.seconds:
+        details["stages"] = shares(progress.seconds)
+    return details
+
+
 def print_summary(summary: Summary) -> None:
     """Print the summary of a run for people."""
     from pipelines.storage.filesystems import delta_location
@@ -73,6 +94,11 @@ def print_summary(summary: Summary) -> None:
         stdout.print(f"{summary.passed_over} files without an image's extension were passed over (--include '*' takes them)")
     if summary.outputs:
         stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (to segment one, name it as ARCHIVE)")
+    if summary.made_otherwise:
+        others = " or ".join(summary.other_settings[:2]) + ", ..." * (len(summary.other_settings) > 2)
+        stdout.print(
+            f"{summary.made_otherwise:,} images have masks made with {escape(others)}; --redo makes them again", soft_wrap=True
+        )
     if not summary.images and summary.elsewhere:
         stdout.print(f"another run brought the rows of all {summary.elsewhere} images meanwhile (model {summary.model})")
         return

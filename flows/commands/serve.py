@@ -14,6 +14,7 @@ from deeplab.errors import UserError
 from flows.commands.parameters import Settings, options_of, parse_settings
 from flows.console.terminal import stdout
 from pipelines.options import SegmentOptions
+from pipelines.options.inference import DEFAULT_MODEL
 
 ANSWER_SECONDS = 10.0
 
@@ -44,7 +45,7 @@ def serve(
         str | None, typer.Argument(metavar="ARCHIVE", help="Archive to segment on a schedule.", show_default=False)
     ] = None,
     results: Annotated[str | None, typer.Argument(metavar="RESULTS", help="Its results table.", show_default=False)] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Bundled model, model folder or REGISTRY@ALIAS.")] = "pets",
+    model: Annotated[str, typer.Option("--model", "-m", help="Bundled model, model folder or REGISTRY@ALIAS.")] = DEFAULT_MODEL,
     settings: Settings = None,
     cron: Annotated[str | None, typer.Option(help="Schedule as a cron expression: '0 3 * * *'.")] = None,
     interval: Annotated[int | None, typer.Option(min=1, help="Seconds between runs.")] = None,

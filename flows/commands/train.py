@@ -21,10 +21,13 @@ def train(options: TrainOptions) -> None:
     The state is saved at every validation, and on SIGTERM and Ctrl-C. After a crash, the same command with --resume
     continues, with the same result bit for bit (one process, same CPU).
     """
-    from deeplab.training.loop import Stopped, TrainingProgress
+    from deeplab.training.loop import CURVES, Stopped, TrainingProgress
+    from flows.console.pace import TrainingPace, course, duration
+    from pipelines.train import flow_steps
     from pipelines.train.ray_train import Notice
     from pipelines.train.ray_train import train as run
 
+    pace = TrainingPace()
     with signals.request() as stop_code, bar("steps") as display:
         note = ""
 
@@ -36,9 +39,13 @@ def train(options: TrainOptions) -> None:
                 if progress.phase == "check":
                     display.update("checking pairs", progress.done, progress.total)
                 return
+            if estimate := pace.add(progress):
+                display.progress.console.print(estimate)
             if progress.validation:
                 note = f"  val mIoU {progress.validation['mean_iou']:.4f}"
-                display.progress.console.print(f"step {progress.step}: loss {progress.loss:.4f},{note}")
+                left = pace.left() if progress.step < progress.steps else None
+                ahead = f", about {duration(left)} left" if left is not None else ""
+                display.progress.console.print(f"step {progress.step}: loss {progress.loss:.4f},{note}{ahead}")
             display.update("training", progress.step, progress.steps, f"loss {progress.loss:.4f}{note}")
 
         try:
@@ -46,6 +53,9 @@ def train(options: TrainOptions) -> None:
         except Stopped as error:
             display.progress.console.print(escape(str(error)))
             raise typer.Exit(stop_code() or 1) from None
+    if validations := flow_steps.curve(options.model_out):
+        line = course([entry["loss"] for entry in validations], [entry["mean_iou"] for entry in validations])
+        stdout.print(f"{line} (drawn in {escape(options.model_out)}/{CURVES})")
     stdout.print(f"{escape(options.model_out)}: best at step {best['step']}, mIoU {best['mean_iou']:.4f} on {options.val_split}")
 
 

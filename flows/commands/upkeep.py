@@ -10,7 +10,6 @@ from rich.markup import escape
 from flows.commands.parameters import Json
 from flows.commands.results import Exclude, Include, Model, Results, patterns
 from flows.console.terminal import bar, print_json, stdout
-from pipelines.upkeep import compaction
 
 
 def verify(
@@ -56,6 +55,7 @@ def compact(
 ) -> None:
     """Join small files, so that readers open fewer. Rows do not change; `deeplab vacuum` deletes the old files."""
     from pipelines.table.results_table import ResultsTable
+    from pipelines.upkeep import compaction
 
     table = ResultsTable.open(results)
     done = compaction.compact(table, table.pick_model(model) if model else None, target_mb << 20)
@@ -73,6 +73,7 @@ def vacuum(
     --hours must be longer than any run, or files that a run has yet to commit are deleted.
     """
     from pipelines.table.results_table import ResultsTable
+    from pipelines.upkeep import compaction
 
     files = compaction.vacuum(ResultsTable.open(results), hours, delete=delete)
     if as_json:
@@ -120,6 +121,7 @@ def drop_model(
     """Remove all rows of MODEL from RESULTS. Earlier versions of the table keep them until `deeplab vacuum`."""
     from pipelines.table.results_table import ResultsTable
     from pipelines.table.table_errors import ResultsError
+    from pipelines.upkeep import compaction
 
     table = ResultsTable.open(results)
     matching = [label for label in table.models() if model in (label, label.split("@")[0])]

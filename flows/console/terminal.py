@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +28,7 @@ from deeplab.json_text import json_text
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 LINE_SECONDS = 5.0
+SHARE_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
 def plain_table(*columns: str, left: tuple[str, ...] = ()) -> Table:
@@ -54,29 +56,67 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
 
 
-class Bar:
-    """One progress display; `note` is free text (errors, loss). Without a terminal it prints a line every LINE_SECONDS."""
+class LiveView(Progress):
+    """A progress bar with lines below it: `details`, name -> text."""
 
-    def __init__(self, progress: Progress, unit: str) -> None:
+    details: Mapping[str, Text] = {}
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.details:
+            lines = Table.grid(padding=(0, 2, 0, 0))
+            for name, text in self.details.items():
+                lines.add_row(Text(name, style="dim"), text)
+            yield Padding(lines, (0, 0, 0, 2))
+
+
+def shares(parts: Mapping[str, float], width: int = 28) -> Text:
+    """Parts of a whole, the largest first: a bar in colours and its legend; without colours the legend says the same."""
+    whole = sum(parts.values())
+    text, legend = Text(), Text()
+    if whole <= 0:
+        return text
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    drawn, reached = 0, 0.0
+    for index, (name, part) in enumerate(largest):
+        colour = SHARE_COLOURS[index % len(SHARE_COLOURS)]
+        reached += part
+        text.append("━" * (round(width * reached / whole) - drawn), style=colour)
+        drawn = round(width * reached / whole)
+        if part / whole >= 0.005:
+            legend.append(f"  {name} {part / whole:.0%}", style=colour)
+    return text + legend
+
+
+class Bar:
+    """One progress display; `note` is free text (errors, loss), `details` are lines below the bar.
+
+    Without a terminal it prints a line every LINE_SECONDS, with the note and the details.
+    """
+
+    def __init__(self, progress: LiveView, unit: str) -> None:
         self.progress, self.unit = progress, unit
         self.task = progress.add_task("", total=None, note="")
         self.printed = self.started = time.monotonic()
         self.phase = ""
         self.first = 0
 
-    def update(self, phase: str, done: int, total: int | None, note: str = "") -> None:
+    def update(self, phase: str, done: int, total: int | None, note: str = "", details: Mapping[str, Text] | None = None) -> None:
         if phase != self.phase:
             self.phase, self.started, self.first = phase, time.monotonic(), done
             self.progress.reset(self.task, total=total)
             if not self.progress.console.is_terminal:
                 self.progress.console.print(phase)
+        self.progress.details = details or {}
         self.progress.update(self.task, description=phase, completed=done, total=total, note=note)
         now = time.monotonic()
         if not self.progress.console.is_terminal and total and now - self.printed >= LINE_SECONDS:
             self.printed = now
             rate = (done - self.first) / max(now - self.started, 1e-9)
             eta = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-            self.progress.console.print(f"{phase} {done}/{total}, {rate:.1f} {self.unit}/s{eta} {note}".rstrip())
+            lines = [f"{name} {text.plain.strip('━ ')}" for name, text in self.progress.details.items()]
+            line = ", ".join([f"{phase} {done}/{total}", f"{rate:.1f} {self.unit}/s{eta}", *([note] if note else []), *lines])
+            self.progress.console.print(line, soft_wrap=True)
 
 
 @contextmanager
@@ -96,5 +136,5 @@ def bar(unit: str) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with redirect_stdout(sys.stderr), Progress(*columns, console=stderr, transient=True, disable=False) as progress:
+    with redirect_stdout(sys.stderr), LiveView(*columns, console=stderr, transient=True, disable=False) as progress:
         yield Bar(progress, unit)

@@ -1,4 +1,4 @@
-"""What a watcher of a flow sees in Prefect: progress, reports, curves.
+"""What a watcher of a flow sees in Prefect: progress and reports.
 
 The page of a whole table is in pipelines/report.
 """

@@ -22,6 +22,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from flows.console.pace import duration
 from pipelines.cluster import ray_jobs
 from pipelines.options import RegisteredTraining, SegmentOptions
 from pipelines.segment.run import SegmentProgress
@@ -35,16 +36,6 @@ def slug(text: str) -> str:
     """A URI as a name for keys and limits: its last part and a short digest, in lower case with dashes."""
     last = re.sub(r"[^a-z0-9]+", "-", text.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
     return f"{last[:32]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".strip("-")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 5 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
-from flows.watching.progress import duration, slug
+from flows.console.pace import duration
+from flows.watching.progress import slug
 from pipelines.exports.sample_sheet import show
 from pipelines.report.static_page import ReportError, build
 from pipelines.segment.run import Summary

@@ -21,7 +21,7 @@ from pipelines.storage import filesystems, local_files, s3, storage_errors
 
 SCHEMA = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("version", pa.string())])
 # Also extensions of image formats that are not decoded: they become error rows with a reason instead of being passed over.
-KNOWN_IMAGES = (*EXTENSIONS, ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", ".raw", ".cr2", ".nef", ".arw", ".dng")
+KNOWN_IMAGES = (*EXTENSIONS, ".psd", ".svg", ".ico", ".raw", ".cr2", ".nef", ".arw", ".dng")
 
 
 @dataclass(frozen=True)

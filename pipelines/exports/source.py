@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
-import pyarrow as pa
 
 from deeplab import masks
-from deeplab.errors import ImageError, one_line
+from deeplab.errors import ImageError
 from deeplab.files import LocalFiles, mark_files, mark_output
 from deeplab.safe_names import relative_path, stem
 from pipelines.archive import shards
 from pipelines.archive.shards import parts_of, path_of
 from pipelines.storage import filesystems
+from pipelines.table import newest_masks
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.table_errors import ResultsError
 
-BATCH = 64  # rows per read; masks of the largest images have megabytes
 NAMED = 1000  # skipped images that are named; all are counted
 
 
@@ -83,26 +82,10 @@ class MaskRow(TypedDict):
 
 def rows(table: ResultsTable, model: str) -> Iterator[MaskRow]:
     """The ok rows of a model, one by one; for an image with several versions, only the one segmented last."""
-    older = table.query(
-        """
-        SELECT uri, version FROM results WHERE status = 'ok'
-        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY segmented_at DESC, version) > 1
-        """,
-        model=model,
-    ).fetchall()
-    outdated = set(older)
-    # Not through the dataset: its scanner reads ahead of a slow writer, up to the whole table.
+    older = newest_masks.outdated(table, model)
     for path in table.files(model):
-        try:
-            with table.open_file(path) as file:
-                for batch in file.iter_batches(BATCH, columns=list(MaskRow.__annotations__)):
-                    for row in batch.to_pylist():
-                        if row["status"] == "ok" and (row["uri"], row["version"]) not in outdated:
-                            yield row
-        except (OSError, pa.ArrowException) as error:
-            raise ResultsError(
-                f"{table.uri}/{path}: cannot be read ({one_line(error)}); `deeplab verify` says what is wrong"
-            ) from error
+        for batch in newest_masks.batches(table.uri, path, older, list(MaskRow.__annotations__)):
+            yield from batch.to_pylist()
 
 
 class Masks:

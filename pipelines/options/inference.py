@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from deeplab.images.decoding import MAX_PIXELS
 from pipelines.options.shared import (
+    CRF_MODES,
     Address,
     ClusterOptions,
     CRFMode,
@@ -24,6 +25,8 @@ from pipelines.options.shared import (
     short,
 )
 
+DEFAULT_MODEL = "voc"  # the bundled model that knows most: PASCAL VOC's 20 kinds of persons, animals, vehicles and things
+
 
 class Places(Options):
     """The archive, the model and the results table."""
@@ -31,11 +34,11 @@ class Places(Options):
     archive: str = Field(description="Folder, glob, list file (.txt), inventory (.parquet) or s3:// prefix of images")
     results: str = Field(description="Folder or s3:// prefix of the results table; created when missing")
     model: Annotated[str, Spelling("-m")] = Field(
-        default="pets", description="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS"
+        default=DEFAULT_MODEL, description="Bundled model (see `deeplab models`), model folder or REGISTRY@ALIAS"
     )
 
 
-class SegmentOptions(RefinementOptions, ScoringOptions, Places):
+class SegmentOptions(RefinementOptions, Places):
     """One run of `deeplab segment`."""
 
     max_pixels: int = Field(
@@ -52,6 +55,7 @@ class SegmentOptions(RefinementOptions, ScoringOptions, Places):
         default=0.05, ge=0, le=1, description="Above this share of error rows, fail (exit code 3) after committing"
     )
     retry_errors: bool = Field(default=False, description="Segment images with an error row again")
+    redo: bool = Field(default=False, description="Segment images again whose mask was made with other settings than these")
     address: Address = None
     start_timeout: StartTimeout = 600
 
@@ -61,7 +65,7 @@ class SegmentOptions(RefinementOptions, ScoringOptions, Places):
         return f"{short(self.archive)} with {short(self.model)}"
 
 
-class EvaluateOptions(ClusterOptions, RefinementOptions, ScoringOptions, SplitOptions, ModelOptions):
+class EvaluateOptions(ClusterOptions, RefinementOptions, SplitOptions, ModelOptions):
     """One model, or the masks of a results table, against the labels of one split."""
 
     model: str = Field(description="Bundled model, model folder, REGISTRY@ALIAS, or a results table")
@@ -82,7 +86,7 @@ class TuneOptions(ClusterOptions, ScoringOptions, SplitOptions, ModelOptions):
     """A search for the best CRF parameters of one model."""
 
     model: str = Field(description="Model folder or s3:// prefix, whose card gets the winner; with write off, any model")
-    crf_mode: CRFMode = "fast"
+    crf_mode: CRFMode = Field(default="fast", description=CRF_MODES)
     images: int = Field(default=100, ge=1, le=5000, description="Images to search on, evenly from the split; the papers use 100")
     grid: Literal["deeplab-v2", "deeplab-v1"] = Field(
         default="deeplab-v2", description="Coarse grid: deeplab-v2 has 128 candidates, deeplab-v1 288"
@@ -109,11 +113,11 @@ class QuantizeOptions(ModelOptions):
     layout: str = Field(default="auto", pattern=r"^[\w-]+$", description="Layout of the data set, as for evaluate")
 
 
-class BenchmarkOptions(CRFOptions, ScoringOptions):
+class BenchmarkOptions(CRFOptions):
     """The settings of a measurement, and the archive that the estimate is for."""
 
     model: Annotated[str, Spelling(argument="MODEL")] = Field(
-        default="pets", description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
+        default=DEFAULT_MODEL, description="Bundled model, model folder, REGISTRY@ALIAS, or an architecture (random weights)"
     )
     device: Device = "auto"
     photos: str | None = Field(default=None, description="Folder of photos like those of the archive; default synthetic ones")

@@ -13,12 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from deeplab.crf import PARAMETER_SETS, Refinement
 from deeplab.images.decoding import LEAST_STRIDE
+from deeplab.scoring.settings import Fusion, Precision, Quality, Scoring
+from deeplab.segmentation.options import MaskOptions
 
 if TYPE_CHECKING:
     from deeplab.models.checkpoint import Model
 
 CRFName = Literal["deeplab-v1", "deeplab-v2", "kazuto", "isht7", "deconvnet", "card"]
-CRFMode = Annotated[Literal["fast", "exact"], Field(description="fast (leaves out absent classes) or exact (pydensecrf's model)")]
+CRFMode = Literal["fast", "exact", "half"]
+CRF_MODES = "fast (leaves out absent classes), exact (pydensecrf's model) or half (fast, on the photo at half size)"
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="Device to compute on")]
 Address = Annotated[
     str | None,
@@ -58,14 +61,22 @@ def short(place: str) -> str:
 
 
 class ScoringOptions(Options):
-    """How a model is applied to an image; deeplab.scoring.predictor.Scoring documents the fields."""
+    """How a model is applied to an image; deeplab.segmentation.options.MaskOptions does what they say."""
 
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
-        default=(1.0,), min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC"
+    quality: Quality = Field(
+        default="standard",
+        description="draft (several times as fast), standard or best (slow); sets what is not set: "
+        "output_stride, scales, fusion, flip and crf_mode",
     )
-    flip: bool = Field(default=False, description="Also score the mirror image and average")
-    fusion: Literal["max", "mean"] = Field(default="max", description="How scales are fused: max (DeepLab v2) or mean")
-    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+    output_stride: int | None = Field(
+        default=None, ge=1, le=64, description="Pixels of the input for each score: 8 or 16; default by quality, or the model's own"
+    )
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] | None = Field(
+        default=None, min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC; default 1"
+    )
+    flip: bool | None = Field(default=None, description="Also score the mirror image and average")
+    fusion: Fusion | None = Field(default=None, description="How scales are fused: max (DeepLab v2, the default) or mean")
+    precision: Precision = Field(
         default="auto", description="Number format of scoring; int8 is for MobileNetV2 models on CPUs (deeplab quantize)"
     )
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
@@ -79,8 +90,20 @@ class ScoringOptions(Options):
             raise ValueError(f"at most {tile - LEAST_STRIDE} is accepted with a tile of {tile}")
         return overlap
 
+    def prepared(self, model: Model) -> Model:
+        """As `MaskOptions.prepared`."""
+        return self.of_kind(MaskOptions).prepared(model)
 
-class CRFOptions(Options):
+    def scoring(self, model: Model) -> Scoring:
+        """How the model is applied."""
+        return self.of_kind(MaskOptions).scoring(model)
+
+    def scored(self, model: Model, precision: str | None = None) -> str:
+        """As `MaskOptions.scored`."""
+        return self.of_kind(MaskOptions).scored(model, precision)
+
+
+class CRFOptions(ScoringOptions):
     """Whether and how masks are refined, by this package's engine."""
 
     crf: bool = Field(default=True, description="Refine masks with the dense CRF")
@@ -88,11 +111,11 @@ class CRFOptions(Options):
         default="kazuto",
         description=f"CRF parameters: {', '.join(PARAMETER_SETS)}, or card: those that tune-crf wrote into the card",
     )
-    crf_mode: CRFMode = "fast"
+    crf_mode: CRFMode | None = Field(default=None, description=f"{CRF_MODES}; default by quality")
 
-    def refinement(self, model: Model) -> Refinement | None:
-        """The CRF for a model; None without refinement. ModelError if the model's card should have parameters and has none."""
-        return Refinement(model.crf(self.crf_params), self.crf_mode) if self.crf else None
+    def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
+        """As `MaskOptions.refinement`."""
+        return self.of_kind(MaskOptions).refinement(model, device)
 
 
 class RefinementOptions(CRFOptions):
@@ -102,14 +125,6 @@ class RefinementOptions(CRFOptions):
         default="native",
         description="Implementation of the CRF: native (on the cores), torch (on the GPUs, always exact) or pydensecrf",
     )
-
-    def refinement(self, model: Model, device: str = "auto") -> Refinement | None:
-        """The CRF for a model on a device; None without refinement. ModelError as above."""
-        refinement = super().refinement(model)
-        if refinement is None:
-            return None
-        # Deterministic: a block that is done again on a GPU has the same masks.
-        return dataclasses.replace(refinement, backend=self.crf_backend, device=device, deterministic=True)
 
 
 class DataSetOptions(Options):

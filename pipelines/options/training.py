@@ -20,7 +20,7 @@ class PresetOptions(Options):
         description="Training preset; `deeplab models --presets` lists them",
         json_schema_extra={"enum": list(PRESETS)},
     )
-    steps: int | None = Field(default=None, ge=1, description="Override the preset's steps")
+    steps: int | None = Field(default=None, ge=1, description="Override the preset's steps, which may follow from the data")
     batch_size: int | None = Field(default=None, ge=1, le=4096, description="Override the crops per step, over all workers")
     crop: int | None = Field(default=None, ge=33, le=4097, description="Override the preset's crop, in pixels")
     learning_rate: float | None = Field(default=None, gt=0, description="Override the preset's learning rate")
@@ -32,7 +32,7 @@ class PresetOptions(Options):
     seed: int | None = Field(default=None, ge=0, description="Override the preset's seed")
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Override the number format")
     clip_norm: float | None = Field(default=None, ge=0, description="Override the largest gradient norm; 0 is off")
-    batch_norm: Literal["frozen", "sync"] | None = Field(default=None, description="Override the mode of batch norm")
+    batch_norm: Literal["frozen", "affine", "sync"] | None = Field(default=None, description="Override the mode of batch norm")
     validate_every: int | None = Field(default=None, ge=1, description="Override the steps between validations")
 
     @field_validator("preset")
@@ -64,7 +64,10 @@ class Training(ClusterOptions, ExecutionOptions, PresetOptions, DataSetOptions):
         default="val", pattern=r"^[\w.-]+$", validate_default=True, description="Split to choose the best weights on"
     )
     skip_broken: SkipBroken = False
-    init: str = Field(default="pets", description="Weights to start from: a model, or ImageNet .safetensors in torchvision's keys")
+    init: str | None = Field(
+        default=None,
+        description="Weights to start from: a model, or ImageNet .safetensors in torchvision's keys; default the preset's",
+    )
     name: Annotated[str, AfterValidator(model_name)] | None = Field(
         default=None, description="Name in the model card; default the folder's"
     )

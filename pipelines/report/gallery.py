@@ -11,7 +11,6 @@ from PIL import Image
 
 from deeplab import masks
 from deeplab.classes import ClassTable
-from deeplab.contact_sheet import bright
 from deeplab.errors import ImageError
 from deeplab.images.preview import picture
 from pipelines.archive import shards
@@ -128,7 +127,7 @@ def pictures(uri: str, version: str, mask: bytes, classes: ClassTable, side: int
 def _clear(labels: np.ndarray, size: tuple[int, int], classes: ClassTable) -> bytes:
     """A palette PNG with transparent class 0; colours above 256 classes repeat."""
     small = Image.fromarray((labels & 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    small.putpalette([value for colour in classes.colours[:256] for value in bright(colour)])
+    small.putpalette([value for colour in classes.display_colours[:256] for value in colour])
     buffer = io.BytesIO()
     small.save(buffer, "PNG", transparency=0, optimize=True)
     return buffer.getvalue()

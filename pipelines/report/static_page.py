@@ -15,7 +15,6 @@ from typing import TypedDict
 import jinja2
 
 from deeplab.classes import ClassTable
-from deeplab.contact_sheet import bright
 from deeplab.errors import UserError
 from deeplab.files import LocalFiles, mark_output
 from deeplab.json_text import json_text
@@ -119,8 +118,8 @@ def render(facts: Facts, classes: ClassTable, data: GalleryData) -> str:
     )
     environment.filters |= {"when": _when, "share": lambda value: f"{100 * value:.2f} %", "span": _span}
     legend = [
-        {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*bright(colour))}
-        for name, colour in zip(classes.names, classes.colours, strict=True)
+        {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
+        for name, colour in zip(classes.names, classes.display_colours, strict=True)
     ]
     text = json_text({**data, "classes": legend})
     # "</" and "<!--" would end or change the script element; escaped they are the same JSON.

@@ -10,7 +10,7 @@ from pipelines.segment.parallelism import Parallelism
 BUSY = 0.5
 HELP = {
     "score": "a GPU, more cores or fewer --scales",
-    "refine": "more cores, --crf-mode fast or --no-crf",
+    "refine": "more cores, --crf-mode fast or half, or --no-crf",
     "encode": "more cores",
     "large": "more cores or a smaller --tile",
 }

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import sql
+from pipelines.table.replacement import NOTHING, MaskSettings, Replacement, as_text, made_otherwise
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import done_versions
 
@@ -19,6 +20,10 @@ SCHEMA = pa.schema([("uri", pa.string()), ("version", pa.string()), ("bytes", pa
 SORTED = 20_000
 SMALLEST = 4  # images of a block: their work outweighs the 3 to 8 ms of the driver's CPU that Ray Data takes per block
 LEAST = 6  # blocks of a task
+OTHERWISE = """
+    EXISTS (FROM other_settings AS o WHERE o.scored IS NOT DISTINCT FROM results.scored
+            AND o.refined IS NOT DISTINCT FROM results.refined)
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Plan:
     """The images to do, as a Parquet file sorted by uri.
 
     `version`: the table's, when the plan was made; `done`: images of the archive that already have a row; `archive`: all of its
-    images.
+    images. `made_otherwise`: of the images that are done, how many have a mask made with other settings than the run's,
+    which are `other_settings`.
     """
 
     path: Path
@@ -35,6 +41,8 @@ class Plan:
     images: int
     done: int
     archive: int
+    made_otherwise: int = 0
+    other_settings: tuple[str, ...] = ()
 
     def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
         """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
@@ -74,34 +82,61 @@ def unpacked(row: pa.Table) -> pa.Table:
     return pa.ipc.open_stream(row["block"][0].as_buffer()).read_all()
 
 
-def make(inventory: Path, table: ResultsTable | None, model: str, path: Path, *, retry_errors: bool = False) -> Plan:
+def make(
+    inventory: Path,
+    table: ResultsTable | None,
+    model: str,
+    path: Path,
+    replacing: Replacement = NOTHING,
+    settings: MaskSettings | None = None,
+) -> Plan:
     """Anti-join `inventory` with the rows of `model` in `table` (None: an empty table) into the Parquet file `path`.
 
     An image is done if a row of its uri has its listed version as `version`, or as `read_version` (the image changed between
-    listing and reading, and the new listing shows it); with `retry_errors` the row must also be ok. If the inventory names an
-    image more than once (a tar may hold a name twice), the last entry counts, as when a tar is unpacked.
+    listing and reading, and the new listing shows it), unless it is one that `replacing` replaces. If the inventory names an
+    image more than once (a tar may hold a name twice), the last entry counts, as when a tar is unpacked. `settings`: those of the
+    run, to count masks that were made with others.
     """
     with sql.connect(path.parent) as connection:
         connection.execute("SET preserve_insertion_order = false")
         source = connection.read_parquet(str(inventory), file_row_number=True)
         connection.register("inventory", source)
-        connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR)")
+        connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR, otherwise BOOLEAN)")
+        other_settings = list[str]()
         if table is not None:
             connection.register("results", table.dataset(model))
-            where = "status = 'ok'" if retry_errors else "TRUE"
             with table.reading():
-                connection.execute(f"INSERT INTO done {done_versions(where=where)}")
-        missing = connection.sql(
+                texts = connection.sql("SELECT DISTINCT scored, refined FROM results WHERE status = 'ok'").to_arrow_table()
+                others = texts.filter(pa.array(made_otherwise(texts, settings) if settings else [False] * len(texts), pa.bool_()))
+                other_settings = [as_text(**row) for row in others.to_pylist()]
+                connection.register("others", others)
+                connection.execute("CREATE TABLE other_settings AS FROM others")
+                otherwise = f"(status = 'ok' AND {OTHERWISE})" if len(others) else "FALSE"
+                replaced = [otherwise] * (replacing.others_than is not None) + ["status <> 'ok'"] * replacing.errors
+                kept = f"(NOT ({' OR '.join(replaced)}) OR run = '{replacing.run}')" if replaced else "TRUE"
+                for made, where in (("FALSE", f"NOT {otherwise}"), ("TRUE", otherwise))[: 2 if len(others) else 1]:
+                    rows = done_versions(where=f"{kept} AND {where}")
+                    connection.execute(f"INSERT INTO done SELECT uri, version, {made} FROM ({rows})")
+        connection.execute(
             """
-            FROM (
-                SELECT uri, arg_max(version, file_row_number) AS version, arg_max(bytes, file_row_number) AS bytes
-                FROM inventory GROUP BY uri
-            )
-            ANTI JOIN done USING (uri, version)
-            ORDER BY uri
+            CREATE VIEW latest AS
+            SELECT uri, arg_max(version, file_row_number) AS version, arg_max(bytes, file_row_number) AS bytes
+            FROM inventory GROUP BY uri
             """
         )
+        missing = connection.sql("FROM latest ANTI JOIN done USING (uri, version) ORDER BY uri")
         missing.write_parquet(str(path), compression="zstd")
+        others = "SELECT count(*) FROM latest SEMI JOIN (FROM done WHERE otherwise) USING (uri, version)"
+        other_masks = connection.execute(others).fetchone()[0]
         archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
     images = pq.read_metadata(path).num_rows
-    return Plan(path, model, table.version if table is not None else 0, images, archive - images, archive)
+    return Plan(
+        path,
+        model,
+        table.version if table is not None else 0,
+        images,
+        archive - images,
+        archive,
+        other_masks,
+        tuple(other_settings),
+    )

@@ -27,10 +27,11 @@ Deaths = dict[str, int]  # image -> deaths of a process that worked on it alone
 
 
 class Note(TypedDict):
-    """What a process leaves on its node: the images that it works on, and the deaths known before."""
+    """What a process leaves on its node: the images that it works on, the deaths known before, and its id."""
 
     uris: list[str]
     deaths: Deaths
+    process: int
 
 
 class Register:
@@ -46,14 +47,24 @@ class Register:
         return earlier
 
 
+class NodeRegister:
+    """What a Register knows if every attempt is on the node of the first, which takes no actor: on a cluster a death costs a few
+    more tries."""
+
+    class begin:
+        @staticmethod
+        def remote(block: str, node: str) -> ray.ObjectRef:
+            return ray.put([node])
+
+
 class Suspects:
     """One attempt at one block: the images that earlier attempts died with, and the note of this one.
 
     `deaths`: those images. Use as a context: a block that ends, or fails with an exception, leaves no note.
     """
 
-    def __init__(self, register: ActorHandle, stage: str, block: str) -> None:
-        """`register`: the actor of Register."""
+    def __init__(self, register: ActorHandle | NodeRegister, stage: str, block: str) -> None:
+        """`register`: the actor of Register, or a NodeRegister."""
         name = f"{stage} {block}"
         self.path = _path(name)
         self.deaths: Deaths = {}
@@ -70,7 +81,7 @@ class Suspects:
 
     def write_note(self, uris: list[str]) -> None:
         """Write the note before work on `uris` begins, which may kill this process."""
-        note: Note = {"uris": uris, "deaths": self.deaths}
+        note: Note = {"uris": uris, "deaths": self.deaths, "process": os.getpid()}
         staging = self.path.with_suffix(f".{os.getpid()}")
         staging.write_text(json.dumps(note), encoding="utf-8", errors="surrogatepass")
         os.replace(staging, self.path)
@@ -88,15 +99,30 @@ def _path(name: str) -> Path:
 
 
 def _read(path: str) -> Deaths | None:
-    """Deaths by image from the note of a dead process: those that it knew, and its own."""
+    """Deaths by image from the note of a dead process: those that it knew, and its own. None without one.
+
+    A note of a process that lives is that of another block with the same images.
+    """
     try:
         note: Note = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogatepass"))
     except (OSError, ValueError):
+        return None
+    if note["process"] != os.getpid() and _lives(note["process"]):
         return None
     deaths = note["deaths"]
     for uri in note["uris"]:
         deaths[uri] = deaths.get(uri, 0) + (len(note["uris"]) == 1)
     return deaths
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # no signal, only the check
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _read_on(node: str, name: str) -> Deaths | None:

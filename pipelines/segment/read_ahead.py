@@ -45,16 +45,18 @@ class Loaded:
 
 
 Read = tuple[bytes, str, str | None, float]  # bytes, version, error, seconds
+Reader = Callable[[str, str], tuple[bytes, str, str | None]]  # uri, expected version -> bytes, version, error
 
 
 class Loader:
     """Threads that read and decode one window of images while the caller works on the previous one.
 
-    Images of more than `large_pixels` are not decoded; images of more than `max_pixels` get an error.
+    Images of more than `large_pixels` are not decoded; images of more than `max_pixels` get an error. `read`: what
+    `image_bytes.read` does for archives.
     """
 
-    def __init__(self, max_pixels: int, large_pixels: int = MAX_PIXELS) -> None:
-        self.max_pixels, self.large_pixels = max_pixels, large_pixels
+    def __init__(self, max_pixels: int, large_pixels: int = MAX_PIXELS, read: Reader = read) -> None:
+        self.max_pixels, self.large_pixels, self.read = max_pixels, large_pixels, read
         self.threads = ThreadPoolExecutor(READ_THREADS)
 
     def windows(
@@ -105,7 +107,7 @@ class Loader:
 
     def _read(self, uri: str, expected: str) -> Read:
         start = time.perf_counter()
-        return *read(uri, expected), time.perf_counter() - start
+        return *self.read(uri, expected), time.perf_counter() - start
 
     def _decode(
         self, uri: str, version: str, head: Header | None, encoded: bytes, read_version: str, error: str | None, seconds: float

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
+from deeplab.region_proposals import require_opencv
 from deeplab.scoring.native.engine import require_int8, slow_int8
-from deeplab.scoring.predictor import Scoring
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
 from pipelines.options import SegmentOptions
@@ -28,6 +28,7 @@ from pipelines.segment.plan import Plan
 from pipelines.storage import filesystems, model_registry
 from pipelines.table import counts
 from pipelines.table.commit import Committed
+from pipelines.table.replacement import MaskSettings, Replacement
 from pipelines.table.results_table import ResultsTable
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ RAY_ADVICE = ("To change retry attempts", "Failed to apply UDF transform")
 class SegmentProgress:
     """The state of a run. `phase`: inventory, plan, start, segment, or commit after each commit. Counts are of this run's images.
 
-    `committed`: images with a row; `version`: the table's; `already`: images of the archive that had a row before the run.
+    `committed`: images with a row; `version`: the table's; `already`: images of the archive that had a row before the run;
+    `seconds`: of the committed images by stage, summed over processes.
     """
 
     phase: str
@@ -51,6 +53,7 @@ class SegmentProgress:
     committed: int = 0
     version: int | None = None
     already: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Summary:
     """The result of a run.
 
     `images`, `errors`: its rows in the table; `already`: images that had a row before; `elsewhere`: images whose row another run
-    committed meanwhile; `passed_over`: files left out by name; `outputs`: files and folders left out as outputs of this program;
+    committed meanwhile; `made_otherwise`: images left as they are whose mask was made with `other_settings`; `passed_over`: files
+    left out by name; `outputs`: files and folders left out as outputs of this program;
     `bound`: the stage that limited its speed.
     """
 
@@ -73,6 +77,8 @@ class Summary:
     images: int = 0
     errors: int = 0
     elsewhere: int = 0
+    made_otherwise: int = 0
+    other_settings: Sequence[str] = ()
     commits: int = 0
     errors_by_reason: Mapping[str, int] = field(default_factory=dict)
     class_shares: Mapping[str, float] = field(default_factory=dict)
@@ -119,6 +125,20 @@ class Run:
     def results(self) -> str:
         return filesystems.canonical(self.options.results)
 
+    @property
+    def settings(self) -> MaskSettings:
+        """How its masks are made."""
+        refinement, refined = self.options.refinement(self.model), list[str]()
+        if refinement is not None:
+            # The torch backend hands an image that does not fit a GPU to the native one (`stages.labelled`).
+            refined = [refinement.short(), *([replace(refinement, backend="native").short()] * (refinement.backend == "torch"))]
+        return MaskSettings(self.options.scored(self.model), tuple(refined), self.options.precision)
+
+    @property
+    def replacing(self) -> Replacement:
+        """The rows that it replaces."""
+        return Replacement(self.id, self.options.retry_errors, self.settings if self.options.redo else None)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -131,13 +151,16 @@ class Outcome:
 
 
 def begin(options: SegmentOptions) -> Run:
-    """A run of these options. Raises ModelError for a model that cannot be used, Int8Error for one without int8."""
+    """A run of these options. Raises ModelError, Int8Error, ProposalsUnavailable for a model that cannot be used."""
     if options.crf and options.crf_backend == "pydensecrf" and options.address is None:
         require_pydensecrf()
     source = model_registry.read_model(options.model)
-    model = checkpoint.parse(*source)
+    model = options.prepared(checkpoint.parse(*source))
     if options.precision == "int8":
-        require_int8(model.network)
+        for member in model.members or (model,):
+            require_int8(member.network)
+    if model.by_proposals and options.address is None:
+        require_opencv()
     return Run(options, source, model, f"run-{uuid.uuid4().hex[:12]}")
 
 
@@ -158,7 +181,7 @@ def make_plan(run: Run, listed: Inventory, folder: Path, watch: Watch = unwatche
     """The images of the inventory that have no row; creates the table if there is none. Raises ResultsError."""
     watch(SegmentProgress("plan", total=listed.images))
     table = ResultsTable.ensure(run.results)
-    return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", retry_errors=run.options.retry_errors)
+    return plan.make(listed.path, table, run.model.label, folder / "plan.parquet", run.replacing, run.settings)
 
 
 def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
@@ -183,7 +206,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
     watch(SegmentProgress("start", todo.images, already=todo.done))
     with connection.session(options.address):
         connection.wake(options.start_timeout)
-        committer = Committer(run.results, run.model.label, run.id, todo.version, options.retry_errors)
+        committer = Committer(run.results, run.model.label, run.id, todo.version, run.replacing)
         metrics = Metrics(run.results, run.model.label)
         sink = Sink(committer, options.commit_every)
         reported = sink.committed
@@ -194,23 +217,26 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
             done = reported.images + reported.left_out
             metrics.progress(todo.images - done, sink.finished - done)
             metrics.committed(before, reported)
-            watch(SegmentProgress(phase, todo.images, sink.finished, reported.errors, done, reported.version, todo.done))
+            counted = sink.finished, reported.errors, done, reported.version, todo.done
+            watch(SegmentProgress(phase, todo.images, *counted, seconds=reported.seconds))
             return reported.errors <= options.max_error_rate * todo.images
 
         try:
             with ExitStack() as after, sink:  # the sink is closed first
-                spread = parallelism(connection.resources())
+                spread = parallelism(connection.resources(), len(run.source[2]))
                 end = stream.run(todo, ray.put(run.source), task_of(run), spread, sink, report, after)
         except Exception as error:
             done = f"{sink.committed.images} of {todo.images} images are committed"
             lost = f", {committer.uncommitted} more are finished but could not be committed" if committer.uncommitted else ""
             root = _root_cause(error)
             passing = filesystems.passes(root) or not isinstance(root, UserError | OSError)
-            raise SegmentError(f"the run stopped, {done}{lost}: {last_line(root, RAY_ADVICE)}", passing) from error
+            raise SegmentError(
+                f"the run stopped, {done}{lost} (the same command continues from there): {last_line(root, RAY_ADVICE)}", passing
+            ) from error
         report()
         sentence = ""
         with suppress(Exception):  # the work is done, even if the cluster goes away now
-            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources()))
+            sentence = bound(sink.committed.seconds, end.seconds, parallelism(connection.resources(), len(run.source[2])))
         return Outcome(sink.committed, end.seconds, sentence, end.cut)
 
 
@@ -218,13 +244,15 @@ def task_of(run: Run) -> Task:
     """The settings of a run that the stages need."""
     from pipelines.segment.stages import Task
 
-    options, network = run.options, run.model.network
+    options, model = run.options, run.model
     return Task(
-        classes=run.model.classes,
-        stride=network.stride,
-        align_corners=network.align_corners,
-        scoring=options.of_kind(Scoring),
-        refinement=options.refinement(run.model),
+        classes=model.classes,
+        output_stride=model.output_stride,
+        stride=model.stride,
+        geometry=model.geometry,
+        scoring=options.scoring(model),
+        quality=options.quality,
+        refinement=options.refinement(model),
         max_pixels=options.max_pixels,
         run=run.id,
         threads=1,
@@ -248,6 +276,8 @@ def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
         images=images,
         errors=errors,
         elsewhere=committed.left_out,
+        made_otherwise=todo.made_otherwise,
+        other_settings=todo.other_settings,
         commits=committed.commits,
         errors_by_reason=counts.errors_by_reason(table, label, run.id) if errors else {},
         class_shares=counts.class_shares(table, label, run.id) if images else {},
@@ -281,7 +311,8 @@ def within_limit(summary: Summary, max_error_rate: float) -> Summary:
         share = summary.errors / summary.images
         raise TooManyErrors(
             f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
-            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed",
+            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed. `deeplab status` counts the "
+            "reasons, --retry-errors tries these images again",
             summary,
         )
     return summary

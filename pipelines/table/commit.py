@@ -7,7 +7,7 @@ These hold whatever dies and whoever else writes (docs/results-table.md; docs/re
    a lost answer is looked up, and no part is named twice. Each attempt of a run is a writer of its own.
 3. Two commits of one model's rows exclude each other. The second one looks at the table again.
 4. Each look leaves out rows of images that other writers committed since the plan was made.
-5. An error row that is replaced (`--retry-errors`) leaves the table in the commit that adds the new row.
+5. A row that is replaced (`--retry-errors`, `--redo`) leaves the table in the commit that adds the new row.
 6. A deleted part file is not named. Its images have no row: the run's check reports them, and the next run segments them.
 """
 
@@ -33,13 +33,14 @@ from deltalake.transaction import AddAction, RemoveAction
 from deeplab.safe_names import folder_of
 from pipelines.archive.image_lists import MISSING
 from pipelines.storage import filesystems
+from pipelines.table.replacement import COLUMNS, NOTHING, Replacement
 from pipelines.table.results_table import ResultsTable
-from pipelines.table.schema import FILE_SCHEMA
+from pipelines.table.schema import FILE_SCHEMA, with_added
 from pipelines.table.table_errors import CommitConflict
 
 ROWS_PER_FILE = 4000
 COMMIT_TRIES = 50
-VERSIONS = pa.schema([FILE_SCHEMA.field(name) for name in ("uri", "version", "read_version", "status")])
+VERSIONS = pa.schema([FILE_SCHEMA.field(name) for name in ("uri", "version", "read_version", *COLUMNS)])
 # Longer text is cut in the log's statistics: Delta's readers accept a range that is wider than the file's values.
 STATISTIC_CHARACTERS = 64
 LARGEST = float(np.finfo(np.float32).max)
@@ -106,13 +107,13 @@ def write_part(
     nodes: Mapping[str, int] | None = None,
 ) -> PartFile:
     """Write rows (of FILE_SCHEMA) as one file of the table's `model` partition, in one atomic step."""
-    rows = rows.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
+    rows = with_added(rows).select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
     relative = f"model={folder_of(model)}/part-{uuid.uuid4().hex}.parquet"
     sink = pa.BufferOutputStream()
     # Masks are compressed already; the other columns repeat a lot.
     compression = {name: "none" if name == "mask" else "zstd" for name in FILE_SCHEMA.names}
     compression |= {"class_pixels.key_value.key": "zstd", "class_pixels.key_value.value": "zstd"}
-    repeated = ["status", "error", "refined", "run", "read_version", "class_pixels.key_value.key"]
+    repeated = ["status", "error", "refined", "scored", "run", "read_version", "class_pixels.key_value.key"]
     pq.write_table(rows, sink, compression=compression, use_dictionary=repeated)
     data = sink.getvalue().to_pybytes()  # copied once, not on every try
     size = filesystems.outlast(lambda: filesystems.write_whole(filesystems.below(table_uri, relative), data))
@@ -144,11 +145,11 @@ def _statistics(rows: pa.Table) -> Statistics:
 class Committer:
     """The commits of one run, one after the other. Not safe to share between threads.
 
-    `planned`: the version of the table that the run was planned from. `replacing`: new rows replace the error rows of their
-    images.
+    `planned`: the version of the table that the run was planned from. `replacing`: the rows that new rows of their images
+    replace.
     """
 
-    def __init__(self, table_uri: str, model: str, run: str, planned: int, replacing: bool = False) -> None:
+    def __init__(self, table_uri: str, model: str, run: str, planned: int, replacing: Replacement = NOTHING) -> None:
         self.table = ResultsTable.open(table_uri, patient=True)
         self.model, self.run, self.replacing = model, run, replacing
         self.writer = f"{run}/{uuid.uuid4().hex[:8]}"
@@ -192,7 +193,7 @@ class Committer:
             rewritten: list[PartFile] = []
             removes: list[RemoveAction] = []
             if self.replacing:
-                rewritten, removes = without_errors(self.table, self.model, self._replaced(self.named))
+                rewritten, removes = without_rows(self.table, self.model, self._replaced(self.named), self.replacing)
             parts = [*self.named, *rewritten]
             self.known |= {part.path for part in parts}
             adds = [part.add_action(self.model) for part in parts]
@@ -243,8 +244,8 @@ class Committer:
         """`parts` without rows of images that other writers committed since the plan was made."""
         for path in self.table.files(self.model).keys() - self.known:
             rows = self._read(path, VERSIONS)
-            if self.replacing:  # error rows will be replaced
-                rows = rows.filter(pc.equal(rows["status"], "ok"))
+            if self.replacing:
+                rows = rows.filter(pc.invert(self.replacing.mask(rows)))
             self.foreign_keys += _keys(rows)
             self.known.add(path)
         if not self.foreign_keys:
@@ -267,7 +268,7 @@ class Committer:
         return filesystems.outlast(lambda: pq.read_table(f"{root}/{path}", schema=columns, filesystem=system, partitioning=None))
 
     def _replaced(self, parts: Sequence[PartFile]) -> list[str]:
-        """Keys whose error rows the parts replace. A row of a missing file is replaced by any row of that file."""
+        """Keys whose rows the parts replace. A row of a missing file is replaced by any row of that file."""
         keys = []
         for part in parts:
             rows = self._read(part.path, VERSIONS)
@@ -282,15 +283,23 @@ def _keys(rows: pa.Table) -> tuple[pa.Array, pa.Array]:
     return keys[0].cast(pa.string()).combine_chunks(), keys[1].cast(pa.string()).combine_chunks()
 
 
-def without_errors(table: ResultsTable, model: str, keys: Sequence[str]) -> tuple[list[PartFile], list[RemoveAction]]:
-    """Rewrite the files that hold error rows of these images without those rows; returns the files to add and to remove."""
+def without_rows(
+    table: ResultsTable, model: str, keys: Sequence[str], replacing: Replacement
+) -> tuple[list[PartFile], list[RemoveAction]]:
+    """Rewrite the files that hold replaced rows of these images without those rows; returns the files to add and to remove."""
     parts: list[PartFile] = []
     removes: list[RemoveAction] = []
-    replaced = pa.array(keys, pa.string())
-    for fragment in table.dataset(model).get_fragments(pc.field("status") == "error"):  # by the log's statistics
+    if not keys:
+        return parts, removes
+    replaced, uris = pa.array(keys, pa.string()), [key.rpartition("\n")[0] for key in keys]
+    # By the log's statistics most files are not opened.
+    candidates = (pc.field("uri") >= min(uris)) & (pc.field("uri") <= max(uris))
+    if replacing.others_than is None:
+        candidates &= pc.field("status") == "error"
+    for fragment in table.dataset(model).get_fragments(candidates):
         versions = fragment.to_table(schema=FILE_SCHEMA, columns=VERSIONS.names)
         listed, read = (pc.is_in(key, value_set=replaced) for key in _keys(versions))
-        old = pc.and_(pc.equal(versions["status"], "error"), pc.or_(listed, read))
+        old = pc.and_(replacing.mask(versions), pc.fill_null(pc.or_kleene(listed, read), False))
         if not pc.any(old).as_py():
             continue
         kept = fragment.to_table(schema=FILE_SCHEMA).filter(pc.invert(old))

@@ -31,6 +31,13 @@ ALTER_TRIES = 10
 CHECKPOINT_EVERY = 100  # commits, Delta's default: a reader of the log reads at most so many entries one by one
 
 
+def open_part(table_uri: str, path: str) -> pq.ParquetFile:
+    """A Parquet file of a table. OSError if it is gone, ArrowInvalid if it is not Parquet."""
+    system, root = filesystems.filesystem(table_uri)
+    # No buffering ahead: whole columns of masks would pile up before a slow reader.
+    return pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False)
+
+
 class ResultsTable:
     """One results table, local or on S3. `open` opens an existing table; `ensure` creates one if there is none."""
 
@@ -233,10 +240,8 @@ class ResultsTable:
         return {unquote(path): low if low == high else None for path, of, low, high in zip(*columns, strict=True) if of == model}
 
     def open_file(self, path: str) -> pq.ParquetFile:
-        """One of `files`, or a part that is not committed yet. OSError if it is gone, ArrowInvalid if it is not Parquet."""
-        system, root = filesystems.filesystem(self.uri)
-        # No buffering ahead: whole columns of masks would pile up before a slow reader.
-        return pq.ParquetFile(f"{root}/{path}", filesystem=system, pre_buffer=False)
+        """One of `files`, or a part that is not committed yet; errors as `open_part`."""
+        return open_part(self.uri, path)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

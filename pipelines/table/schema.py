@@ -10,6 +10,7 @@ import pyarrow as pa
 # that writes adds them to the table's schema. To add a column, add a line here.
 ADDED = [
     pa.field("read_version", pa.string()),
+    pa.field("scored", pa.string()),
 ]
 SCHEMA = pa.schema(
     [
@@ -42,6 +43,15 @@ class MaskColumns(TypedDict):
     class_pixels: list[tuple[str, int]]
     confidence: float
     refined: str | None
+    scored: str | None
+
+
+def with_added(rows: pa.Table) -> pa.Table:
+    """Rows of any release with all columns of ADDED; those that are absent are null."""
+    for field in ADDED:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows
 
 
 FORMAT_KEY, FORMAT = "deeplab.format", "results/1"

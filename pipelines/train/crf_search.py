@@ -18,7 +18,9 @@ from deeplab.devices import device_named
 from deeplab.evaluation.metrics import Confusion
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.placement import Placement
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.model_predictor import predictor_of
 from pipelines.options import TuneOptions
 from pipelines.options.shared import CRFMode, short
 from pipelines.storage.model_registry import changeable, read_model
@@ -40,13 +42,12 @@ class SearchWork:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image with its scores, float16 at the network's stride: the input of the CRF, about 1 MB."""
+    """One image with its scores, float16, and where they lie on it: the input of the CRF, about 1 MB."""
 
     image: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
-    stride: int
-    align_corners: bool
+    placement: Placement
 
 
 def tune(options: TuneOptions, report: Report = lambda phase, done, total: None) -> dict[str, Any]:
@@ -59,7 +60,11 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
     if options.here:
         device_named(options.device)
     source = read_model(options.model)
-    model = checkpoint.parse(*source)
+    model = options.prepared(checkpoint.parse(*source))
+    if model.stride == 1 and not options.here:
+        raise ModelError(
+            f"{model.label}: its scores, as large as the images, stay in one process: leave out --workers and --address"
+        )
     place = changeable(options.model, model) if options.write else None
     data = open_dataset(options.dataset, options.split, options.layout)
     require_classes(data, model.classes.names, model.label)
@@ -77,8 +82,7 @@ def tune(options: TuneOptions, report: Report = lambda phase, done, total: None)
             "data": short(options.dataset),
             "split": data.split,
             "images": count,
-            "scales": list(options.scales),
-            "flip": options.flip,
+            "scored": options.scored(model),
             "candidates": len(winner.tried),
         },
     }
@@ -140,7 +144,7 @@ def _sum(confusions: Sequence[Confusion]) -> Confusion:
     return sum(confusions[1:], confusions[0])
 
 
-_prepared: dict[str, tuple[Predictor, LabelledFolder | Packed]] = {}
+_prepared: dict[str, tuple[AnyPredictor, LabelledFolder | Packed]] = {}
 
 
 def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
@@ -148,15 +152,15 @@ def score(work: SearchWork, index: int) -> tuple[Confusion, ScoredImage]:
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
-        network = checkpoint.parse(*work.model).network
-        predictor = Predictor(network, options.of_kind(Scoring), device=options.device)
+        model = options.prepared(checkpoint.parse(*work.model))
+        predictor = predictor_of(model, options.scoring(model), device=options.device)
         _prepared[work.id] = predictor, open_dataset(options.dataset, options.split, options.layout)
     predictor, data = _prepared[work.id]
     image, labels = data[index]
-    scores = predictor.scores([image])[0]
+    scores = predictor.scores([image])[0].astype(np.float16)
     plain = Confusion.empty(len(data.classes))
     plain.add(labels, predictor.labels_of(scores, *labels.shape))
-    return plain, ScoredImage(image, labels, scores, predictor.network.stride, predictor.network.align_corners)
+    return plain, ScoredImage(image, labels, scores, predictor.placement(scores, *labels.shape))
 
 
 def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredImage) -> list[Confusion]:
@@ -165,7 +169,7 @@ def refine(candidates: tuple[CRFMode, Sequence[CRFParameters]], scored: ScoredIm
     crf, confusions = DenseCRF(mode), []
     for parameters in todo:
         crf.parameters = parameters
-        labels = crf.labels(scored.image, scores=scored.scores, stride=scored.stride, align_corners=scored.align_corners)
+        labels = crf.labels(scored.image, scored.scores, placement=scored.placement)
         confusion = Confusion.empty(len(scored.scores))
         confusion.add(scored.labels, labels)
         confusions.append(confusion)

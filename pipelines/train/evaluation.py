@@ -15,9 +15,10 @@ from deeplab.data.layouts import DatasetError
 from deeplab.devices import device_named
 from deeplab.evaluation.predictions import Evaluation, predict
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.interface import AnyPredictor
+from deeplab.scoring.model_predictor import predictor_of
 from pipelines.options import EvaluateOptions
-from pipelines.options.shared import RefinementOptions, ScoringOptions
+from pipelines.options.shared import RefinementOptions
 from pipelines.storage.model_registry import read_model
 from pipelines.table.table_errors import ResultsError
 from pipelines.train.packed_datasets import Packed, open_dataset
@@ -25,7 +26,7 @@ from pipelines.train.stored_masks import StoredMasks, is_table, require_classes
 
 IMAGES_PER_TASK = 16  # seconds of work on a CPU, which is all that a lost task costs
 ROWS_PER_TASK = 256  # masks, which are only read and counted
-MASK_OPTIONS = (*ScoringOptions.model_fields, *RefinementOptions.model_fields)  # options that change a mask
+MASK_OPTIONS = tuple(RefinementOptions.model_fields)  # options that change a mask
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ def evaluate(options: EvaluateOptions, report: Callable[[int, int], None] = lamb
         masks = StoredMasks.of(options.model, options.rows_of, data)
         work = EvaluationWork(uuid.uuid4().hex, options, None, masks, skipped)
         label, names = masks.label, masks.classes
-        settings |= {"results": options.model, "crf": masks.refined, "without_mask": masks.missing}
+        settings |= {"results": options.model, "scored": masks.scored, "crf": masks.refined, "without_mask": masks.missing}
     else:
         source = read_model(options.model)
-        model = checkpoint.parse(*source)
+        model = options.prepared(checkpoint.parse(*source))
         work = EvaluationWork(uuid.uuid4().hex, options, source, None, skipped)
         label, names = model.label, list(model.classes.names)
         require_classes(data, names, label)
         crf = _engine(options, model)
-        settings |= {"scales": list(options.scales), "flip": options.flip, "crf": crf.short() if crf else None}
+        settings |= {"scored": options.scored(model), "crf": crf.short() if crf else None}
     result = Evaluation.empty(len(names), options.trimap, work.masks is None and options.crf)
     size = ROWS_PER_TASK if work.masks else IMAGES_PER_TASK
     size = max(1, min(size, len(data) // (4 * options.workers)))
@@ -104,7 +105,7 @@ def _require_fitting(options: EvaluateOptions, of_table: bool) -> None:
         raise ResultsError(f"{options.model}: a results table, whose masks exist already; {flags} are for a model")
 
 
-_prepared: dict[str, tuple[LabelledFolder | Packed, Predictor | None, DenseCRF | None]] = {}
+_prepared: dict[str, tuple[LabelledFolder | Packed, AnyPredictor | None, DenseCRF | None]] = {}
 
 
 def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
@@ -112,7 +113,7 @@ def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
     options = work.options
     if work.id not in _prepared:
         _prepared.clear()
-        model = checkpoint.parse(*work.model) if work.model else None
+        model = options.prepared(checkpoint.parse(*work.model)) if work.model else None
         data = open_dataset(options.dataset, options.split, options.layout)
         data = data.without(work.skipped) if work.skipped else data
         _prepared[work.id] = data, _predictor(options, model) if model else None, _engine(options, model) if model else None
@@ -131,8 +132,8 @@ def share(work: EvaluationWork, indices: Sequence[int]) -> Evaluation:
     return result
 
 
-def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> Predictor:
-    return Predictor(model.network, options.of_kind(Scoring), device=options.device)
+def _predictor(options: EvaluateOptions, model: checkpoint.Model) -> AnyPredictor:
+    return predictor_of(model, options.scoring(model), device=options.device)
 
 
 def _engine(options: EvaluateOptions, model: checkpoint.Model) -> DenseCRF | None:

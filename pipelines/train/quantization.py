@@ -15,7 +15,8 @@ from deeplab.images.decoding import EXTENSIONS, decode
 from deeplab.models import checkpoint
 from deeplab.scoring.native.calibration import MOST_PHOTOS, calibrated
 from deeplab.scoring.native.engine import require_int8
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from pipelines.options import QuantizeOptions
 from pipelines.storage import filesystems
 from pipelines.storage.model_registry import changeable, read_model

@@ -21,6 +21,7 @@ from deeplab.errors import UserError, last_line, one_line
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.safe_names import name_after
 from deeplab.training import loop, saved_states
+from deeplab.training.adaptation import adapted, as_begun
 from deeplab.training.presets import PRESETS, TrainingConfig
 from deeplab.training.saved_states import TrainingError
 from pipelines.options import TrainOptions
@@ -75,7 +76,12 @@ class WorkerInput(TypedDict):
 def configuration(options: TrainOptions) -> TrainingConfig:
     """The preset with the values that the options override. TrainingError for values that conflict."""
     try:
-        return options.of_kind(TrainingConfig, PRESETS[options.preset]())
+        preset = PRESETS[options.preset]()
+        if options.steps is not None:
+            preset = dataclasses.replace(preset, passes=0.0)
+        if options.learning_rate is not None:
+            preset = dataclasses.replace(preset, known_classes_rate=1.0)
+        return options.of_kind(TrainingConfig, preset)
     except ValueError as error:
         raise TrainingError(str(error)) from error
 
@@ -98,10 +104,16 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     name = options.name or name_after(filesystems.last_part(options.model_out))
     if not options.resume:
         saved_states.require_finished(out)
-    skipped = _check(options, watch)
+    init = options.init or config.default_init
+    if not init:
+        raise TrainingError(
+            f"preset {options.preset} has no weights to start from: name them with --init (a model, or ImageNet's as "
+            ".safetensors or .pth in torchvision's keys)"
+        )
+    config, skipped = _check(options, config, weights.known_classes(init, config.architecture), watch)
     data = [open_split(options, split, skipped) for split in (options.split, options.val_split)]
     network = zoo.build(config.architecture, len(data[0].classes), seed=config.seed, **config.options)
-    source = weights.initialise(network, options.init)
+    source = weights.initialise(network, init, data[0].classes)
     card = {
         "name": name,
         "data": {
@@ -114,6 +126,7 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
     }
     record = saved_states.begin(out, config, data[0], data[1], options.resume, skipped)
     text = f"{config.architecture}, preset {config.preset}: {source}; {len(data[0])} images to train, {len(data[1])} to validate"
+    text += f", {config.steps:,} steps of {config.batch_size} crops of {config.crop}, rate {config.learning_rate:g}"
     watch(Notice("start", text=text))
     job = Job(options, config, record.id, skipped, card)
     curves = Curves(out)
@@ -139,18 +152,23 @@ def train(options: TrainOptions, watch: Watch = lambda progress: None, stop: Cal
         curves.close()
 
 
-def _check(options: TrainOptions, watch: Watch) -> list[str]:
-    """The stems to skip. A resumed run skips the same as before; a new one inspects every pair first."""
+def _check(options: TrainOptions, config: TrainingConfig, known: list[str], watch: Watch) -> tuple[TrainingConfig, list[str]]:
+    """The configuration as it follows from the training set and the known classes, and the stems to skip.
+
+    A resumed run takes both from its record; a new one inspects every pair first.
+    """
     if options.resume:
         record = saved_states.read_record(filesystems.files(filesystems.canonical(options.model_out)))
-        return record.skipped if record else []
+        return (as_begun(config, record.config), record.skipped) if record else (config, [])
     broken: list[str] = []
     for split in (options.split, options.val_split):
         data = open_split(options, split, [])
         inspection = inspect(data, report=lambda done, total: watch(Notice("check", done, total)))
         inspection.require_usable(options.skip_broken)
         broken += inspection.broken
-    return broken
+        if split == options.split:
+            config = adapted(config, inspection, known)
+    return config, broken
 
 
 def _work(job: Job, network: SegmentationNetwork, report: Watch, stop: Callable[[], bool]) -> dict[str, Any]:

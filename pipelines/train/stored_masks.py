@@ -23,8 +23,8 @@ from pipelines.train.packed_datasets import Packed
 
 # The newest row of each wanted image. `uris`: whether several images match its name.
 NEWEST = """
-    SELECT position, uri, version, status, refined, uris FROM (
-        SELECT w.position, r.uri, r.version, r.status, r.refined,
+    SELECT position, uri, version, status, refined, scored, uris FROM (
+        SELECT w.position, r.uri, r.version, r.status, r.refined, r.scored,
                min(r.uri) OVER same <> max(r.uri) OVER same AS uris,
                row_number() OVER (PARTITION BY w.position ORDER BY r.segmented_at DESC) AS age
         FROM results r JOIN wanted w ON {condition}
@@ -62,6 +62,7 @@ class StoredMasks:
     classes: list[str]
     rows: list[tuple[str, str] | None]
     refined: str | None
+    scored: str | None
 
     @property
     def missing(self) -> int:
@@ -95,7 +96,7 @@ class StoredMasks:
             newest = connection.execute(NEWEST.format(condition="r.uri = w.uri")).fetchall() if uris else []
             if not newest:
                 newest = connection.execute(NEWEST.format(condition=BY_NAME)).fetchall()
-        ambiguous = [data.stems[row[0]] for row in newest if row[5]]
+        ambiguous = [data.stems[row[0]] for row in newest if row[6]]
         if ambiguous:
             raise ResultsError(f"{place}: several images are called {ambiguous[0]}; segment the images of the data set itself")
         matched = {row[0] for row in newest}
@@ -105,9 +106,13 @@ class StoredMasks:
                 f"{place}: {len(absent)} of {len(data)} images of {data.split} have no row of {label}: {', '.join(absent[:3])}"
                 f"{', ...' if len(absent) > 3 else ''}; segment them first"
             )
-        rows = [(uri, version) if status == "ok" else None for _, uri, version, status, _, _ in newest]
-        refined = " and ".join(sorted({str(row[4]) for row in newest if row[3] == "ok"}))
-        return cls(place, label, classes, rows, None if refined in ("None", "") else refined)
+        rows = [(uri, version) if status == "ok" else None for _, uri, version, status, _, _, _ in newest]
+
+        def made_with(column: int) -> str | None:
+            texts = " and ".join(sorted({str(row[column]) for row in newest if row[3] == "ok"}))
+            return None if texts in ("None", "") else texts
+
+        return cls(place, label, classes, rows, refined=made_with(4), scored=made_with(5))
 
     def read(self, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """The masks of the images of these indices, by index, without those whose row is an error."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.network import TENSORFLOW, SegmentationNetwork
-from tests.material import make_dataset
+from tests.material import make_dataset, randomise
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -106,24 +106,7 @@ def labelled_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def randomised() -> Callable[[nn.Module], nn.Module]:
     """Every weight by fan-in, every bias, statistic and affine term at random, evaluation mode."""
-
-    def fill(network: nn.Module, seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                if module.weight.requires_grad:
-                    fan = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.weight[:, 0].numel()
-                    nn.init.normal_(module.weight, 0, (2 / fan) ** 0.5)
-                if module.bias is not None:
-                    nn.init.normal_(module.bias, 0, 0.2)
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.6, 1.2)
-                nn.init.normal_(module.bias, 0, 0.2)
-                nn.init.normal_(module.running_mean, 0, 0.2)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
-        return network.eval()
-
-    return fill
+    return randomise
 
 
 @pytest.fixture

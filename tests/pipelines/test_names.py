@@ -37,7 +37,8 @@ from pipelines.segment import prometheus
 from pipelines.segment.run import segment
 from pipelines.storage import filesystems
 from pipelines.storage.model_registry import Registry, RegistryError
-from pipelines.table.commit import row_key, without_errors, write_part
+from pipelines.table.commit import row_key, without_rows, write_part
+from pipelines.table.replacement import Replacement
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
 from pipelines.table.snapshot import Snapshot
@@ -173,7 +174,7 @@ def exercise(uri: str, name: str) -> None:
     assert uris() == ["file:///a", "file:///b", "file:///c"]
     compact(ResultsTable.open(uri))  # the library's own files lie in a folder of its own spelling
     table.refresh()
-    kept, removes = without_errors(table, label, [row_key("file:///b", "1")])
+    kept, removes = without_rows(table, label, [row_key("file:///b", "1")], Replacement(errors=True))
     parts = [*kept, write_part(table.uri, label, rows("b", run="run-2"))]
     table.commit("chunk-3", 1, [part.add_action(label) for part in parts], removes, model=label)
     assert uris() == ["file:///a", "file:///b", "file:///c"]

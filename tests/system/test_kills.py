@@ -137,6 +137,7 @@ def finished(process: subprocess.Popen[str]) -> int:
     return int(counted[1]) if counted else 0
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system: run as root")
 def test_a_table_that_becomes_read_only_ends_the_run_with_what_is_committed_and_the_next_goes_on(
     start: Start, tmp_path: Path, archive: Path, model: Path

@@ -87,6 +87,7 @@ def test_a_killed_node_costs_nothing_but_time(start: Start, tmp_path: Path, arch
     assert segmented(results) == sorted(path.as_uri() for path in archive.rglob("*.jpg"))
 
 
+@pytest.mark.nightly
 def test_nodes_that_join_a_running_stream_work_and_one_that_gets_a_notice_costs_its_images_in_flight(
     start: Start, tmp_path: Path, model: Path, cluster: object
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_store_that_is_gone_in_mid_run_is_waited_for(start: Start, s3: str, s3
     assert len(found) == len(set(found)) == 40
 
 
+@pytest.mark.nightly
 def test_two_runs_on_one_table_at_once_leave_one_row_per_image(start: Start, s3: str, model: Path) -> None:
     for index in range(30):
         store.put(f"{s3}/photos/{'ab'[index % 2]}/{index:02d}.jpg", photo(index))

@@ -126,6 +126,7 @@ def test_sigterm_saves_the_step_and_exits(start: Start, tmp_path: Path, dataset:
     assert len(states(out)) == 1
 
 
+@pytest.mark.nightly
 def test_ray_workers_survive_a_killed_worker_and_a_killed_driver(
     start: Start, tmp_path: Path, dataset: Path, undisturbed: Path
 ) -> None:

@@ -1,6 +1,6 @@
 // The engine for images. Compiled once per instruction set; see CMakeLists.txt.
 #include "feature_filter.hpp"
-#include "output.hpp"
+#include "half_size.hpp"
 
 namespace crf {
 namespace CRF_BUILD {
@@ -47,7 +47,7 @@ public:
     }
     size_t bytes() const override {
         size_t n = unary_.bytes() + space_.bytes() + scratch_.bytes() + bilateral_.bytes() + factors_.bytes() + ones_.bytes();
-        n += coordinates_.x.bytes() + coordinates_.y.bytes();
+        n += coordinates_.x.bytes() + coordinates_.y.bytes() + half_image_.bytes() + half_scores_.bytes() + half_planes_.bytes();
         for (const PositionLattice& p : positions_) n += p.bytes();
         return n;
     }
@@ -61,6 +61,9 @@ public:
         coordinates_.x.release();
         coordinates_.y.release();
         coordinates_.height = 0;
+        half_image_.release();
+        half_scores_.release();
+        half_planes_.release();
         for (PositionLattice& p : positions_) p.release();
     }
 
@@ -71,15 +74,79 @@ private:
     Status refine_checked(const uint8_t* image, int height, int width, const Scores& scores, const Settings& settings,
                           uint8_t* labels8, uint16_t* labels16, float* marginals, Stats& stats) {
         if (height > 65535 || width > 65535) return Status::too_large;
+        if (!settings.half) {
+            PixelOrder order{height, width};
+            Status status = solve(image, order, scores, settings, stats);
+            if (status != Status::ok) return status;
+            Output output(*this, settings, stats);
+            if (labels8) write_labels(unary_, order, output.rows, output.logits, labels8);
+            if (labels16) write_labels(unary_, order, output.rows, output.logits, labels16);
+            if (marginals) write_marginals(unary_, order, output.rows, output.logits, true, marginals);
+            return Status::ok;
+        }
+        PixelOrder order{half_of(height), half_of(width)};
+        Scores halved = scores;
+        Status status = halve(image, height, width, halved, stats);
+        if (status != Status::ok) return status;
+        Settings at_half = settings;
+        for (Kernel* kernel : {&at_half.gaussian, &at_half.bilateral}) kernel->deviation[0] *= 0.5f, kernel->deviation[1] *= 0.5f;
+        status = solve(half_image_.data(), order, halved, at_half, stats);
+        if (status != Status::ok) return status;
+        Output output(*this, settings, stats);
+        int count = marginals ? unary_.classes : unary_.kept;
+        float* planes = half_planes_.reserve(order.count() * count);
+        write_marginals(unary_, order, output.rows, output.logits, marginals != nullptr, planes);
+        const int* names = unary_.kept_class.data();
+        if (labels8) enlarge_labels(planes, count, names, height, width, labels8);
+        if (labels16) enlarge_labels(planes, count, names, height, width, labels16);
+        if (marginals) enlarge_marginals(planes, count, height, width, marginals);
+        return Status::ok;
+    }
+
+    // What `solve` leaves, and the time that it takes to write it out.
+    struct Output {
+        bool logits;
+        const float* rows;
+        Stats& stats;
         double start = now_ms();
-        PixelOrder order{height, width};
+
+        Output(ImageEngine& engine, const Settings& settings, Stats& s)
+            : logits(settings.fast), rows(settings.fast ? engine.unary_.logits.data() : engine.space_.rows.data()), stats(s) {}
+        ~Output() { stats.output_ms = now_ms() - start; }
+    };
+
+    // The image at half size into half_image_, and `scores` as the scores of its pixels.
+    Status halve(const uint8_t* image, int height, int width, Scores& scores, Stats& stats) {
+        double start = now_ms();
+        size_t count = size_t(half_of(height)) * half_of(width);
+        halve_image(image, height, width, half_image_.reserve(count * 3));
+        if (scores.full_size) {
+            float* values = half_scores_.reserve(count * scores.classes);
+            for (int c = 0; c < scores.classes; ++c)
+                if (!halve_plane(scores.values + size_t(c) * height * width, height, width, values + c * count))
+                    return Status::not_finite;
+            scores.values = values;
+            scores.rows = half_of(height);
+            scores.columns = half_of(width);
+        }
+        for (Axis* axis : {&scores.y, &scores.x}) {
+            axis->shift += 0.5f * axis->step;
+            axis->step *= 2;
+        }
+        stats.unary_ms = now_ms() - start;
+        return Status::ok;
+    }
+
+    // Mean field on an image: leaves logits in unary_ in fast mode, marginals in space_.rows in exact mode.
+    Status solve(const uint8_t* image, const PixelOrder& order, const Scores& scores, const Settings& settings, Stats& stats) {
+        double start = now_ms();
         bool big = order.count() >= large;
         Status status =
             unary_.load(scores, order, settings.fast, settings.prune, big && settings.block_lanes > 8 ? 8 : settings.block_lanes);
         if (status != Status::ok) return status;
         stats.classes_kept = unary_.kept;
         double now = now_ms();
-        stats.unary_ms = now - start;
+        stats.unary_ms += now - start;
         start = now;
 
         locate_pixels(order);
@@ -128,14 +195,6 @@ private:
             case 20: infer<20>(field, settings, stats); break;
             default: infer<24>(field, settings, stats); break;
         }
-
-        start = now_ms();
-        bool from_logits = settings.fast;
-        const float* rows = from_logits ? unary_.logits.data() : space_.rows.data();
-        if (labels8) write_labels(unary_, order, rows, from_logits, labels8);
-        if (labels16) write_labels(unary_, order, rows, from_logits, labels16);
-        if (marginals) write_marginals(unary_, order, rows, from_logits, marginals);
-        stats.output_ms = now_ms() - start;
         return Status::ok;
     }
 
@@ -290,6 +349,8 @@ private:
     Buffer<float> ones_;
     Buffer<Factors> factors_;
     Coordinates coordinates_;
+    Buffer<uint8_t> half_image_;
+    Buffer<float> half_scores_, half_planes_;  // of the image's pixels; marginals before they are enlarged
     PositionLattice positions_[4];
     uint64_t clock_ = 0;
     Workers* workers_ = nullptr;

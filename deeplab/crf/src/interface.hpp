@@ -20,17 +20,23 @@ struct Settings {
     Kernel bilateral;  // positions and colours
     Normalization normalization;
     bool fast;        // prune classes and freeze pixels
+    bool half;        // at half the image's size
     float prune;      // a class is kept if its probability exceeds this anywhere
     float freeze;     // a pixel is frozen once none of its marginals changes by more than this
     int block_lanes;  // most channels filtered together, a multiple of 4 up to 24
     int threads;
 };
 
-// Class scores or probabilities on a grid. Pixel (y, x) reads grid position (y * step + shift, x * step + shift).
+// Rows or columns of a grid of scores: pixel p reads position p * step + shift.
+struct Axis {
+    float step, shift;
+};
+
+// Class scores or probabilities on a grid, whose rows lie along y and columns along x.
 struct Scores {
     const float* values;  // classes x rows x columns
     int classes, rows, columns;
-    float step, shift;
+    Axis y, x;
     bool probabilities;
     bool full_size;  // the grid is the pixel grid
 };

@@ -81,9 +81,10 @@ class PyEngine {
 public:
     explicit PyEngine(const std::string& build) : engine_(choose(build).make_engine()) {}
 
-    nb::dict refine(Image image, Values scores, float step, float shift, bool probabilities, bool full_size, Output out,
-                    int iterations, float pos_w, float pos_x, float pos_y, float bi_w, float bi_x, float bi_y, float bi_r,
-                    float bi_g, float bi_b, int normalization, bool fast, float prune, float freeze, int block_lanes, int threads) {
+    nb::dict refine(Image image, Values scores, float step_y, float shift_y, float step_x, float shift_x, bool probabilities,
+                    bool full_size, Output out, int iterations, float pos_w, float pos_x, float pos_y, float bi_w, float bi_x,
+                    float bi_y, float bi_r, float bi_g, float bi_b, int normalization, bool fast, bool half, float prune,
+                    float freeze, int block_lanes, int threads) {
         size_t height = image.shape(0), width = image.shape(1), classes = scores.shape(0);
         if (image.shape(2) != 3 || !height || !width || height > 65535 || width > 65535)
             throw nb::value_error("image: H x W x 3 uint8, at most 65535 a side, is accepted");
@@ -101,11 +102,13 @@ public:
                           {bi_w, {bi_x, bi_y, bi_r, bi_g, bi_b}},
                           Normalization(normalization),
                           fast,
+                          half,
                           prune,
                           freeze,
                           block_lanes,
                           threads};
-        Scores grid{scores.data(), int(classes), int(scores.shape(1)), int(scores.shape(2)), step, shift, probabilities, full_size};
+        Scores grid{scores.data(),     int(classes),       int(scores.shape(1)), int(scores.shape(2)),
+                    {step_y, shift_y}, {step_x, shift_x}, probabilities,        full_size};
         uint8_t* labels8 = nullptr;
         uint16_t* labels16 = nullptr;
         float* marginals = nullptr;
@@ -193,11 +196,12 @@ NB_MODULE(_engine, m) {
     m.attr("builds") = names;  // available ones, best first
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<const std::string&>(), nb::arg("build") = "auto")
-        .def("refine", &PyEngine::refine, nb::arg("image"), nb::arg("scores"), nb::kw_only(), nb::arg("step"), nb::arg("shift"),
+        .def("refine", &PyEngine::refine, nb::arg("image"), nb::arg("scores"), nb::kw_only(), nb::arg("step_y"), nb::arg("shift_y"),
+             nb::arg("step_x"), nb::arg("shift_x"),
              nb::arg("probabilities"), nb::arg("full_size"), nb::arg("out"), nb::arg("iterations"), nb::arg("pos_w"),
              nb::arg("pos_x"), nb::arg("pos_y"), nb::arg("bi_w"), nb::arg("bi_x"), nb::arg("bi_y"), nb::arg("bi_r"),
-             nb::arg("bi_g"), nb::arg("bi_b"), nb::arg("normalization"), nb::arg("fast"), nb::arg("prune"), nb::arg("freeze"),
-             nb::arg("block_lanes"), nb::arg("threads"))
+             nb::arg("bi_g"), nb::arg("bi_b"), nb::arg("normalization"), nb::arg("fast"), nb::arg("half"), nb::arg("prune"),
+             nb::arg("freeze"), nb::arg("block_lanes"), nb::arg("threads"))
         .def_prop_ro("bytes", &PyEngine::bytes)
         .def("release", &PyEngine::release);
     nb::class_<PyFilter>(m, "Filter")

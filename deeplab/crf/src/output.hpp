@@ -27,14 +27,16 @@ void write_labels(const Unary& unary, const PixelOrder& order, const float* rows
     });
 }
 
-// Marginals classes x height x width. logits: softmax first, and share the dropped classes' mass among them.
-inline void write_marginals(Unary& unary, const PixelOrder& order, const float* rows, bool logits, float* out) {
+// Marginals classes x height x width; without `dropped`, of the kept classes only. logits: softmax first, and share the dropped
+// classes' mass among them.
+inline void write_marginals(Unary& unary, const PixelOrder& order, const float* rows, bool logits, bool dropped, float* out) {
     size_t pixels = order.count(), plane = pixels * unary.lanes;
     int wide = unary.blocks * unary.lanes, stride = wide + (unary.implied ? 4 : 0);
     Buffer<float> values, shares;
     values.reserve(size_t(PixelOrder::tile) * stride);
     shares.reserve(unary.classes);
-    if (unary.has_rest) std::memset(out, 0, pixels * unary.classes * sizeof(float));
+    dropped &= unary.has_rest;
+    if (dropped) std::memset(out, 0, pixels * unary.classes * sizeof(float));
     order.runs([&](size_t at, int y, int x, int length) {
         size_t pixel = size_t(y) * order.width + x;
         for (int i = 0; i < length; ++i) {
@@ -60,13 +62,13 @@ inline void write_marginals(Unary& unary, const PixelOrder& order, const float* 
             }
             for (int k = 0; k < stride; ++k) v[k] /= sum;
             rest /= sum;
-            if (rest < 1e-7f) continue;
+            if (!dropped || rest < 1e-7f) continue;
             unary.dropped_shares(y, x + i, shares.data());
             for (int c = 0; c < unary.classes; ++c)
                 if (shares[c] > 0) out[c * pixels + pixel + i] = rest * shares[c];
         }
         for (int k = 0; k < unary.kept; ++k) {
-            float* to = out + size_t(unary.kept_class[k]) * pixels + pixel;
+            float* to = out + size_t(dropped ? unary.kept_class[k] : k) * pixels + pixel;
             for (int i = 0; i < length; ++i) to[i] = values[size_t(i) * stride + k];
         }
     });

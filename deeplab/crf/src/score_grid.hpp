@@ -19,8 +19,8 @@ protected:
         int low, high;
         float weight;
     };
-    Position position(int pixel, int length) const {
-        float at = pixel * scores_.step + scores_.shift;
+    static Position position(int pixel, int length, const Axis& axis) {
+        float at = pixel * axis.step + axis.shift;
         at = at < 0 ? 0 : at > length - 1 ? float(length - 1) : at;
         int low = int(at);
         if (low > length - 2) low = length > 1 ? length - 2 : 0;
@@ -29,7 +29,7 @@ protected:
     float value_at(int c, int y, int x) const {
         const float* plane = scores_.values + size_t(c) * scores_.rows * scores_.columns;
         if (scores_.full_size) return plane[size_t(y) * scores_.columns + x];
-        Position v = position(y, scores_.rows), h = position(x, scores_.columns);
+        Position v = position(y, scores_.rows, scores_.y), h = position(x, scores_.columns, scores_.x);
         const float *a = plane + size_t(v.low) * scores_.columns, *b = plane + size_t(v.high) * scores_.columns;
         float upper = a[h.low] + h.weight * (a[h.high] - a[h.low]), lower = b[h.low] + h.weight * (b[h.high] - b[h.low]);
         return upper + v.weight * (lower - upper);

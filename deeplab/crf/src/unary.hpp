@@ -204,12 +204,13 @@ private:
         float* rest_row = rest_row_.reserve(columns);
         Buffer<Position> across;
         across.reserve(order.width);
-        for (int x = 0; x < order.width; ++x) across[x] = scores_.full_size ? Position{x, x, 0.0f} : position(x, columns);
+        for (int x = 0; x < order.width; ++x)
+            across[x] = scores_.full_size ? Position{x, x, 0.0f} : position(x, columns, scores_.x);
         for (int y = 0; y < order.height; ++y) {
             if (scores_.full_size) {
                 transpose(size_t(y) * columns, columns, kept_class.data(), kept, wide, row);
             } else {
-                Position v = position(y, scores_.rows);
+                Position v = position(y, scores_.rows, scores_.y);
                 const float* a = reduced_.data() + size_t(v.low) * columns * wide;
                 const float* b = reduced_.data() + size_t(v.high) * columns * wide;
                 for (size_t k = 0; k < size_t(columns) * wide; k += 4) {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deeplab.networks.network import SegmentationNetwork
+from deeplab.networks.network import SegmentationNetwork, mixed_grids
 from deeplab.scoring.native.int8 import KINDS, Int8Error, int8_program
 from deeplab.scoring.native.layers import Layers, layers_of
 from deeplab.scoring.native.program import Program, bfloat16_program
@@ -60,13 +60,14 @@ class NativeNetwork(SegmentationNetwork):
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """x: B x 3 x H x W, RGB pixels as uint8, or normalised as float32. Computes in as many threads as torch does."""
         assert keep is None
+        x = x if x.dtype == torch.uint8 else x.float()
         if self.coded and x.dtype != torch.uint8:  # a pixel is its own code
             x = self.normalization.undo(x).round_().clamp_(0, 255).to(torch.uint8)
         pixels = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
         rows, columns = self.engine.size_of_scores(*pixels.shape[1:3])
         out = np.empty((len(pixels), self.classes, rows, columns), np.float32)
         self.engine.run(pixels, out, min(64, torch.get_num_threads()))
-        return torch.from_numpy(out)
+        return mixed_grids(torch.from_numpy(out), self.grids)
 
 
 def native_network(

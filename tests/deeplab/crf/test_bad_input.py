@@ -32,7 +32,7 @@ def test_bad_scores_are_refused(scores, message, backend):
         DenseCRF(backend=backend).labels(IMAGE, scores)
 
 
-@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize("mode", ["fast", "exact", "half"])
 @pytest.mark.parametrize("stride", [None, 2])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_one_bad_score_anywhere_is_found(value, stride, mode):

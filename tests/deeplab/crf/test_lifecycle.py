@@ -18,7 +18,7 @@ from deeplab.crf.native import engine_module
 from deeplab.crf.torch_lattice import mean_field
 from tests.deeplab.crf.conftest import painted, smooth_scores
 
-MODES = pytest.mark.parametrize("mode", ["fast", "exact"])
+MODES = pytest.mark.parametrize("mode", ["fast", "exact", "half"])
 
 
 @MODES

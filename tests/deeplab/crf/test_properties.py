@@ -11,7 +11,7 @@ from deeplab.crf import DenseCRF
 from tests.deeplab.crf.conftest import painted, smooth_scores
 from tests.examples import examples
 
-MODES = pytest.mark.parametrize("mode", ["fast", "exact"])
+MODES = pytest.mark.parametrize("mode", ["fast", "exact", "half"])
 
 
 def assert_distribution(marginals):
@@ -22,7 +22,8 @@ def assert_distribution(marginals):
 
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(["fast", "exact"]),
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1),
+    st.sampled_from(["fast", "exact", "half"]),
     st.floats(0.2, 1e4), st.floats(0.2, 1e4), st.floats(0.5, 1e4), st.floats(0, 50),
     st.sampled_from(["symmetric", "after", "before", "none"]), st.sampled_from([4, 8, 24]),
 )  # fmt: skip

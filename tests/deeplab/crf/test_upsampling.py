@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from deeplab.crf import DenseCRF
+from deeplab.placement import Placement
 from deeplab.scoring.multiscale import upsample
 from tests.deeplab.crf.conftest import painted, smooth_scores
 
@@ -23,7 +24,7 @@ def low_scores(classes, height, width, stride, seed=0):
 @pytest.mark.parametrize(("height", "width", "stride"), [(41, 57, 8), (50, 61, 8), (33, 20, 4), (8, 9, 8), (1, 30, 8)])
 def test_interpolation_is_the_predictors(height, width, stride, align_corners, backend):
     image, scores = painted(height, width), low_scores(6, height, width, stride)
-    full = upsample(scores, height, width, stride, align_corners)
+    full = upsample(scores, height, width, Placement.stepping(scores.shape[1:], 1 / stride, align_corners))
     expected = torch.from_numpy(full).softmax(0).numpy()
     crf = DenseCRF("exact", iterations=0, backend=backend)
     found = crf.marginals(image, scores, stride=stride, align_corners=align_corners)
@@ -54,14 +55,14 @@ def test_low_resolution_gives_what_the_upsampled_scores_give(mode):
     scores[6:] -= 10
     crf = DenseCRF(mode)
     low = crf.labels(image, scores, stride=8)
-    full = crf.labels(image, upsample(scores, 90, 120, 8))
+    full = crf.labels(image, upsample(scores, 90, 120, Placement.stepping(scores.shape[1:], 1 / 8)))
     assert (low == full).mean() > (0.999 if mode == "fast" else 0.99999)
 
 
 def test_probabilities_are_interpolated_as_probabilities():
     scores = low_scores(5, 41, 57, 8).astype(np.float32)
     probabilities = torch.from_numpy(scores).softmax(0).numpy()
-    expected = np.maximum(upsample(probabilities, 41, 57, 8), 1e-5)
+    expected = np.maximum(upsample(probabilities, 41, 57, Placement.stepping(probabilities.shape[1:], 1 / 8)), 1e-5)
     for mode in ("exact", "fast"):
         found = DenseCRF(mode, iterations=0).marginals(painted(41, 57), probabilities=probabilities, stride=8)
         np.testing.assert_allclose(found, expected / expected.sum(0), atol=1e-5)

@@ -1,4 +1,4 @@
-"""A built wheel in a clean environment: no compiler, numpy alone. Slow to build, so it is given: DEEPLAB_WHEEL=FILE."""
+"""A built wheel in a clean environment: no compiler, numpy alone. Slow to build, so `make wheel` names it: DEEPLAB_WHEEL=FILE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHEEL = os.environ.get("DEEPLAB_WHEEL")
 SMOKE = Path(__file__).parent / "smoke.py"
 
 
-@pytest.mark.skipif(not WHEEL, reason="no wheel: 'python -m build --wheel', then DEEPLAB_WHEEL=dist/....whl")
+@pytest.mark.skipif(not WHEEL, reason="no wheel: make wheel")
 def test_the_wheel_works_without_a_compiler_and_says_what_is_missing_without_its_engine(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab.classes import IGNORE
 from deeplab.data.augmentation import Augmentation
 
 PAD = (127.5, 104.2, 1.0)
@@ -100,3 +101,30 @@ def test_the_inputs_are_left_as_they_were(pair):
     Augmentation(33, (0.5, 1.5), PAD, colour=0.3)(image, labels, np.random.default_rng(0))
     np.testing.assert_array_equal(image, before[0])
     np.testing.assert_array_equal(labels, before[1])
+
+
+def test_class_crops_show_a_rare_class_as_often_as_a_common_one():
+    labels = np.zeros((200, 240), np.uint8)
+    labels[150:153, 7:10] = 1  # nine pixels of 48,000
+    labels[:20] = IGNORE
+    image = np.repeat(labels[..., None] * 90, 3, 2)
+
+    def shown(share, scales):
+        augment = Augmentation(40, scales, PAD, class_crops=share)
+        crops = [augment(image, labels, np.random.default_rng(n))[1] for n in range(200)]
+        return np.mean([(crop == 1).any() for crop in crops])
+
+    assert shown(1.0, (1.0,)) == pytest.approx(0.5, abs=0.1)
+    assert shown(1.0, (0.5, 1.5)) == pytest.approx(0.5, abs=0.1)
+    assert shown(0.5, (1.0,)) == pytest.approx(0.25, abs=0.1)
+    assert shown(0.0, (1.0,)) < 0.05
+
+
+def test_class_crops_of_an_image_without_labels_or_smaller_than_the_crop_are_plain_ones():
+    augment = Augmentation(40, (1.0,), PAD, mirror=False, class_crops=1.0)
+    image = np.zeros((30, 60, 3), np.uint8)
+    for labels in (np.full((30, 60), IGNORE, np.uint8), np.zeros((30, 60), np.uint8)):
+        _, crop = augment(image, labels, np.random.default_rng(0))
+        assert crop.shape == (40, 40)
+        assert (crop[:30] == labels[0, 0]).all()
+        assert (crop[30:] == IGNORE).all()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from deeplab.data.object_crops import ObjectCrops, cut, enlarged, jittered, overlap
+from deeplab.data.object_crops import ObjectCrops, cut, enlarged, jittered, overlap, proposed
+from deeplab.region_proposals import ProposalsUnavailable, ranked_boxes
 
 
 @pytest.fixture
@@ -35,7 +38,24 @@ def test_the_second_stage_keeps_every_label(rng):
     assert any({1, 2} <= set(np.unique(crops(np.zeros((60, 60, 3), np.uint8), labels, rng)[1]).tolist()) for _ in range(10))
 
 
-def test_second_stage_boxes_overlap_the_object_by_half(rng):
+def test_second_stage_boxes_are_edge_boxes_that_overlap_the_object_by_half(rng):
+    image = np.full((160, 200, 3), 90, np.uint8)
+    image[20:140, 30:160] = 200, 60, 60
+    box = (30, 20, 160, 140)
+    near = {tuple(other) for other in ranked_boxes(image, "edge-boxes", 2000).tolist() if overlap(tuple(other), box) >= 0.5}
+    drawn = {proposed(image, box, rng) for _ in range(20)}
+    assert len(drawn) > 1 and drawn <= near
+    assert overlap(proposed(image[:90], (0, 60, 20, 80), rng), (0, 60, 20, 80)) >= 0.5  # none is near: a box at random
+
+
+def test_the_second_stage_without_opencv_is_refused_before_it_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ProposalsUnavailable, match=r"deeplab-pipelines\[proposals\]"):
+        ObjectCrops(56, "proposals", (0, 0, 0))
+    ObjectCrops(56, "objects", (0, 0, 0))
+
+
+def test_random_boxes_overlap_the_object_by_half(rng):
     box = (10, 20, 60, 50)
     moved = [jittered(box, rng) for _ in range(200)]
     assert min(overlap(box, other) for other in moved) >= 0.5

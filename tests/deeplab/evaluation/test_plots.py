@@ -37,3 +37,10 @@ def test_the_confusion_matrix_shades_the_diagonal_and_the_confusions(classes):
     wrong = tuple(round(255 + (value - 255) * 0.75**0.5) for value in plots.LINES[1])
     assert len(pixels_of(picture, wrong))
     assert picture.width >= classes * 4
+
+
+def test_the_course_of_a_training_draws_higher_values_higher():
+    picture = plots.training_curves([{"step": s, "loss": 1.0, "mean_iou": s / 100} for s in (10, 20, 30)])
+    dots = pixels_of(picture, plots.LINES[0])
+    left, right = dots[dots[:, 1].argmin()], dots[dots[:, 1].argmax()]
+    assert right[0] < left[0]  # rows count downwards

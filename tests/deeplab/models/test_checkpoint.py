@@ -218,17 +218,23 @@ def test_weights_that_half_precision_cannot_hold_are_not_saved(tmp_path):
     assert not (tmp_path / "big").exists()
 
 
-def test_training_starts_from_a_model_with_its_head_where_the_classes_fit(saved, network):
+def test_training_starts_from_a_model_and_from_its_scores_of_the_classes_that_have_the_same_name(saved, network):
+    names = list(checkpoint.load(saved).classes.names)
     same = build("mobilenet-v2-aspp", 2)
-    assert "backbone and head" in initialise(same, saved)
+    assert "backbone and head" in initialise(same, saved, names)
     torch.testing.assert_close(same.head.branches[3].weight, network.head.branches[3].weight, rtol=1e-3, atol=1e-4)
-    other = build("mobilenet-v2-aspp", 5)
-    assert "the head is new" in initialise(other, saved)
+    other = build("mobilenet-v2-aspp", 3)
+    new = other.head.branches[3].weight[0].clone()
+    assert "scores of new classes: 1 of 3" in initialise(other, saved, ["roof", *names[::-1]])
+    torch.testing.assert_close(other.head.branches[3].weight[1:], network.head.branches[3].weight.flip(0), rtol=1e-3, atol=1e-4)
+    assert torch.equal(other.head.branches[3].weight[0], new)
+    with_other_head = build("mobilenet-v2-aspp-v3", 2)
+    assert "the head is new" in initialise(with_other_head, saved, names)
     torch.testing.assert_close(
         other.backbone.features[3].project[0].weight, network.backbone.features[3].project[0].weight, rtol=1e-3, atol=1e-4
     )
     with pytest.raises(WeightsError, match="do not fit ResNet"):
-        initialise(build("resnet50-aspp", 2), saved)
+        initialise(build("resnet50-aspp", 2), saved, names)
 
 
 @pytest.mark.drill

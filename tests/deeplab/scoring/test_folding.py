@@ -12,7 +12,8 @@ from deeplab.convolutions import onednn
 from deeplab.convolutions.dilated import few_outputs
 from deeplab.devices import best_precision
 from deeplab.scoring.batch_norm_folding import folded
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from deeplab.zoo import ARCHITECTURES, build
 
 NARROW = {"width": 1 / 16}

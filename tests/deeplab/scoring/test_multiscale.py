@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from deeplab.networks.resampling import resample
+from deeplab.placement import Placement
 from deeplab.scoring.multiscale import multiscale_scores, upsample, winning_classes
 from tests.examples import examples
 
@@ -50,13 +51,13 @@ def test_a_ramp_stays_the_ramp_at_any_size(height, width, scale):
 def test_pixel_8i_has_exactly_score_i(height, width):
     grid = -(-(height - 1) // 8) + 1, -(-(width - 1) // 8) + 1
     scores = np.random.default_rng(height * 64 + width).normal(size=(2, *grid)).astype(np.float16)
-    full = upsample(scores, height, width, 8)
+    full = upsample(scores, height, width, Placement.stepping(scores.shape[1:], 1 / 8))
     assert (full.shape, full.dtype) == ((2, height, width), np.float32)
     np.testing.assert_array_equal(full[:, ::8, ::8], scores[:, : (height - 1) // 8 + 1, : (width - 1) // 8 + 1])
 
 
 def test_reading_beyond_the_last_score_repeats_it():
-    np.testing.assert_allclose(upsample(np.array([[[1.0, 3.0]]]), 1, 12, 8)[0, 0, 8:], 3.0)
+    np.testing.assert_allclose(upsample(np.array([[[1.0, 3.0]]]), 1, 12, Placement.stepping((1, 2), 1 / 8))[0, 0, 8:], 3.0)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -74,7 +75,7 @@ def test_the_winning_class_of_a_large_map_is_that_of_the_whole_upsampled_map(siz
     first, second = np.sort(full, 0)[:-3:-1]
     decided = first - second > 1e-4
     assert decided.mean() > 0.99
-    labels = winning_classes(scores, *size, stride, align_corners)
+    labels = winning_classes(scores, *size, Placement.stepping(grid, 1 / stride, align_corners))
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels[decided], full.argmax(0)[decided])
 
@@ -82,11 +83,12 @@ def test_the_winning_class_of_a_large_map_is_that_of_the_whole_upsampled_map(siz
 def test_the_winning_class_of_a_large_map_takes_little_memory():
     """40 classes at 1200 x 1200 would be 230 MB of upsampled scores."""
     script = (
-        "import resource, torch, numpy as np; from deeplab.scoring.multiscale import winning_classes\n"
+        "import resource, torch, numpy as np; from deeplab.placement import Placement\n"
+        "from deeplab.scoring.multiscale import winning_classes\n"
         "torch.set_num_threads(1)\n"
         "scores = np.ones((40, 151, 151), np.float16)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "winning_classes(scores, 1200, 1200, 8)\n"
+        "winning_classes(scores, 1200, 1200, Placement.stepping((151, 151), 1 / 8))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -20,7 +20,8 @@ from deeplab.scoring.native.engine import NativeNetwork, builds, native_network
 from deeplab.scoring.native.int8 import Int8Error
 from deeplab.scoring.native.layers import layers_of
 from deeplab.scoring.native.program import bfloat16_program
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "pets" / "images"
 BFLOAT16 = pytest.mark.skipif(not builds("bfloat16"), reason="a processor with AVX-512 BF16 is needed")

@@ -8,7 +8,8 @@ import torch
 
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "pets" / "images"
 MIXED = [(40, 60), (33, 33), (40, 60), (1, 1), (70, 9), (38, 62), (1, 50)]

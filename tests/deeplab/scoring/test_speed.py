@@ -61,14 +61,12 @@ def test_every_stage_of_a_model_is_measured(photo):
     assert decode(encoded[0]).shape == (65, 90, 3) and encoded[0] != encoded[1]
     told: list[tuple[int, int]] = []
     crf = DenseCRF.named("kazuto")
-    found = speed.measure(
-        model.network, model.classes, encoded, device="cpu", crf=crf, rounds=2, watch=lambda done, total: told.append((done, total))
-    )
+    found = speed.measure(model, encoded, device="cpu", crf=crf, rounds=2, watch=lambda done, total: told.append((done, total)))
     assert set(found.seconds) == {"decode", "score", "refine", "encode"}
     assert all(value > 0 for value in found.seconds.values()) and found.utilisation > 0
     assert (found.images, found.pixels) == (2, 65 * 90) and told[-1] == (3, 3)
     with pytest.raises(ValueError, match="no photos"):
-        speed.measure(model.network, model.classes, [])
+        speed.measure(model, [])
 
 
 def test_the_script_for_a_gpu_runs_at_toy_size_on_a_cpu():

@@ -106,3 +106,18 @@ def test_staircase_drops_by_ten_every_two_thousand_steps():
 def test_warmup_rises_in_equal_steps_and_ends():
     assert [learning_rate.warmup(step, 4) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
     assert learning_rate.warmup(0, 0) == 1
+
+
+def test_class_weights_multiply_the_loss_of_a_classes_pixels_and_not_the_divisor(batch):
+    scores, labels = batch
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    parts = [np.where(labels == k, labels, 255) for k in range(4)]
+    tensors = torch.from_numpy(scores), torch.from_numpy(labels)
+    expected = (
+        sum(
+            float(weights[k]) * float(segmentation_loss(tensors[0], torch.from_numpy(part), normalize=False))
+            for k, part in enumerate(parts)
+        )
+        / (labels != 255).sum()
+    )
+    assert float(segmentation_loss(*tensors, class_weights=weights)) == pytest.approx(float(expected), rel=1e-5)

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deeplab.classes import ClassTable
 from deeplab.data.augmentation import Augmentation
 from deeplab.data.datasets import LabelledFolder
 from deeplab.models import checkpoint
-from deeplab.training.loop import Execution, Stopped, TrainingProgress, train
+from deeplab.training.loop import CURVES, Execution, Stopped, TrainingProgress, train
 from deeplab.training.optimizer import learning_rate_factor, parameter_groups, update_average
 from deeplab.training.presets import PRESETS, TrainingConfig
 from deeplab.training.sampling import Samples
@@ -95,6 +96,10 @@ def test_the_loss_falls_and_the_squares_are_found(run, tmp_path):
     assert best["mean_iou"] > 0.7
     log = [json.loads(line) for line in (tmp_path / "longer" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [30, 60]
+    means = [np.mean([step.loss for step in part]) for part in (steps[:30], steps[30:])]
+    assert [entry["loss"] for entry in log] == pytest.approx(means)
+    with Image.open(tmp_path / "longer" / CURVES) as picture:
+        assert picture.format == "PNG"
     assert max(entry["mean_iou"] for entry in log) == best["mean_iou"]
     assert best["split"] == "val"
 
@@ -231,7 +236,9 @@ def test_every_preset_names_itself_builds_and_crops_on_the_lattice(name):
     assert config.preset == name
     with torch.device("meta"):
         network = build(config.architecture, 3, **config.options)
+        saved = build(config.architecture, 3, **{**config.options, **config.saved_options})
     assert network.lattice_size(config.crop) == config.crop
+    assert saved.stride * saved.grids == network.stride  # what is scored at a finer stride than it was trained at says so
 
 
 def test_a_stop_during_validation_saves_the_step_and_the_validation_is_made_up_for(run, small_network, tmp_path):
@@ -292,6 +299,16 @@ def test_learnt_batch_norm_moves_and_frozen_stays(run, small_network):
         run(kind, replace(CONFIG, batch_norm=kind, steps=2), network=network)
         moved = [not torch.equal(network.backbone.state_dict()[key], value) for key, value in before.items()]
         assert all(moved) if kind == "sync" else not any(moved)
+
+
+def test_affine_batch_norm_learns_scale_and_shift_and_keeps_its_statistics(run, small_network):
+    network = small_network(classes=2)
+    before = {key: value.clone() for key, value in network.backbone.state_dict().items() if ".1." in key}
+    run("affine", replace(CONFIG, batch_norm="affine", steps=2), network=network)
+    moved = {key.rsplit(".", 1)[1]: not torch.equal(network.backbone.state_dict()[key], value) for key, value in before.items()}
+    assert moved == {
+        "weight": True, "bias": True, "running_mean": False, "running_var": False, "num_batches_tracked": False
+    }  # fmt: skip
 
 
 def test_classes_that_differ_are_refused(run, small_network):

@@ -54,7 +54,7 @@ def test_every_kind_is_trained_saved_loaded_and_scores(name, run, photo):
 def test_an_fcn_goes_on_from_its_coarser_stage(run):
     folder = run("fcn16s", **KINDS["fcn8s"])
     finer = build("fcn8s", 2, width=1 / 32)
-    assert "the others are new" in initialise(finer, folder)
+    assert "the others are new" in initialise(finer, folder, [])
     stored = checkpoint.load(folder).network
     assert torch.equal(finer.head.score_pool4.weight, stored.head.score_pool4.weight)
     assert not np.any(finer.head.score_pool3.weight.detach().numpy())

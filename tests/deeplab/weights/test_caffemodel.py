@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from deeplab.networks import resnet as resnet_module
+from deeplab.placement import Geometry
 from deeplab.weights import WeightsError, foreign_networks, import_file
 from deeplab.weights.caffemodel import parse, read_caffemodel
 from deeplab.zoo import build
@@ -86,6 +87,7 @@ def test_a_resnet_file_gives_caffes_own_forward(rng, saved, monkeypatch, assert_
     assert found.architecture == "resnet50-aspp"
     assert set(found.left_out) == {"res05_conv1", "res075_conv1"}
     assert found.network.normalization.mean == (104.008, 116.669, 122.675)
+    assert found.network.geometry == foreign_networks.OFFICIAL
 
     def conv_norm(x, name, stride, pad, hole):
         if name != "conv1":
@@ -131,6 +133,7 @@ def test_a_largefov_file_of_2014_gives_caffes_own_forward(rng, saved, narrow, as
     parts = [layer_v1(name, CONVOLUTION_V1, blobs) for name, blobs in layers.items()]
     found = import_file(saved(net([*parts, *([layer_v1("pool5a", 17)] if average else [])])), "caffe")
     assert found.architecture == ("vgg16-largefov" if average else "vgg16-v2-largefov")
+    assert found.network.geometry == foreign_networks.OFFICIAL
     w = tensors(layers)
     w["fc8"] = w["fc8_voc12"]
     x = torch.randn(1, 3, 49, 60)
@@ -171,6 +174,7 @@ def test_an_fcn8s_file_gives_its_forward(rng, saved, narrow, assert_close):
         layers[name] = [eye * reference.bilinear(side).numpy()]
     found = import_file(saved(net([layer(n, "Convolution", blobs) for n, blobs in layers.items()])), "caffe")
     assert found.architecture == "fcn8s"
+    assert found.network.geometry == Geometry()
     x = torch.randn(1, 3, 50, 41)
     assert_close(found.network(x), reference.fcn(x, {n: b for n, b in tensors(layers).items() if len(b) == 2}, 8, (1.0, 1.0)))
 

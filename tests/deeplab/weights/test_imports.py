@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from deeplab.networks import resnet as resnet_module
 from deeplab.weights import WeightsError, import_file, import_state_dict, import_weights, initialise, key_maps, read_pth
+from deeplab.weights.foreign_networks import OFFICIAL, OWN_SIZE
 from deeplab.weights.initialisation import fully_connected
 from deeplab.zoo import build
 from tests.deeplab.networks import reference
@@ -74,14 +75,14 @@ def layout(names: Callable[[str], tuple[str, str]], score: str, classes: int) ->
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("family", "names", "score", "aligned"),
-    [("kazuto", kazuto_names, "base.aspp.c", False), ("isht7", isht7_names, "Scale.layer5.conv2d_list.", True)],
+    ("family", "names", "score", "geometry"),
+    [("kazuto", kazuto_names, "base.aspp.c", OWN_SIZE), ("isht7", isht7_names, "Scale.layer5.conv2d_list.", OFFICIAL)],
 )
-def test_a_state_dict_in_that_layout_gives_the_reference_forward(family, names, score, aligned, monkeypatch, assert_close):
+def test_a_state_dict_in_that_layout_gives_the_reference_forward(family, names, score, geometry, monkeypatch, assert_close):
     monkeypatch.setitem(resnet_module.BLOCKS, 101, BLOCKS)
     weights = layout(names, score, 6)
     network = import_state_dict(weights, family)
-    assert (network.classes, network.align_corners, network.training) == (6, aligned, False)
+    assert (network.classes, network.geometry, network.training) == (6, geometry, False)
     assert network.normalization.mean == (104.008, 116.669, 122.675)
 
     def conv_norm(x, name, stride, pad, hole):
@@ -280,8 +281,8 @@ def test_the_imagenet_convolutions_start_every_vgg(shared):
         with torch.device("meta"):
             network = build(name, 3)
         network = network.to_empty(device="cpu")
-        assert "the 13 convolutions from" in initialise(network, path)
+        assert "the 13 convolutions from" in initialise(network, path, [])
         first = network.backbone.features[0].weight.detach()
         assert 0.1 < float(first.std()) < 1
     with pytest.raises(WeightsError, match=r"do not fit ResNet: .*conv1\.weight missing"):
-        initialise(build("resnet50-plain", 2), path)
+        initialise(build("resnet50-plain", 2), path, [])

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from deeplab.models import checkpoint
 from deeplab.weights import WeightsError
+from deeplab.weights.foreign_networks import OWN_SIZE
 from flows.cli import app
 
 runner = CliRunner()
@@ -37,7 +38,9 @@ def test_imported_weights_are_a_model_with_names_and_a_card(weights: Path, tmp_p
     assert model.classes.names[8] == "cat"
     assert model.card["data"]["licence"] == "BSD"
     assert model.card["init"] == "theirs.pth, family torchvision"
-    assert not model.network.align_corners
+    assert model.network.geometry == OWN_SIZE
+    assert model.card["geometry"]["padded"] is False
+    assert model.at_stride(32).network.geometry == OWN_SIZE
 
 
 def test_class_names_come_from_a_file_of_the_right_length(weights: Path, tmp_path: Path) -> None:

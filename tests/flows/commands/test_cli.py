@@ -44,6 +44,34 @@ def test_help_teaches_the_commands_and_the_exit_codes() -> None:
     assert "Exactly one row per image" in deeplab("segment", "--help").stdout
 
 
+def test_help_and_completion_wait_for_no_heavy_import_and_work_where_a_package_is_missing() -> None:
+    """`deeplab doctor` has to start where Ray or DuckDB cannot be imported."""
+    heavy = ("torch", "ray", "prefect", "pyarrow", "pandas", "duckdb", "deltalake", "boto3")
+    script = f"import sys, flows.cli; print(sorted(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_bare_command_greets_with_three_things_that_can_be_typed_as_they_stand() -> None:
+    done = deeplab()
+    assert (done.returncode, done.stderr) == (0, "")
+    commands = [line.strip().split("  ")[0] for line in done.stdout.splitlines() if line.startswith("  deeplab ")]
+    assert commands[0] == "deeplab segment examples/photos results/" and len(commands) == 3
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for command in commands:
+        assert deeplab(command.split()[1], "--help").returncode == 0
+    assert deeplab("--version").stdout.startswith("deeplab ")
+
+
+def test_a_shell_completes_commands_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_DEEPLAB_COMPLETE", "complete_bash")
+    for typed, expected in (("deeplab se", "segment"), ("deeplab segment --comm", "--commit-every")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        completions = deeplab().stdout.split()
+        assert expected in completions and "images" not in completions  # nothing but completions
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

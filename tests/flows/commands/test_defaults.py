@@ -12,7 +12,8 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from deeplab.scoring.predictor import Scoring
+from deeplab.models import checkpoint
+from deeplab.scoring.settings import Scoring
 from deeplab.training.loop import Execution
 from deeplab.training.presets import TrainingConfig, finetune
 from flows.cli import app
@@ -79,7 +80,7 @@ def test_a_command_without_options_has_the_defaults_of_the_schema(kind: type[Bas
             EvaluateOptions,
             ["auto, cpu or cuda. [default: auto]", "--trimap <int,...>", "(at least 1 and at most 1000)", "[default: no-crf]"],
         ),
-        (BenchmarkOptions, ["[MODEL]", "[default: pets]", "--count -n", "default synthetic ones"]),
+        (BenchmarkOptions, ["[MODEL]", "[default: voc]", "--count -n", "default synthetic ones"]),
         (TuneOptions, ["--write --no-write", "(at least 0 and at most 6). [default: 2]"]),
         (TrainOptions, ["0 is off (at least 0 and below 1).", "(at least 1).", "with --min-workers", "finetune"]),
         (RegisteredTraining, ["MODEL_OUT", "on --val-split is not worse", "[default: production]"]),
@@ -148,8 +149,9 @@ def test_commands_take_their_options_from_the_definition() -> None:
 def test_workers_get_objects_that_are_filled_from_the_options_and_have_the_same_defaults() -> None:
     plain, given = {"archive": "a", "results": "r"}, {"scales": (0.5, 1.0), "flip": True, "tile": 257, "overlap": 32}
     training = TrainOptions(dataset="d", model_out="o")
-    assert SegmentOptions(**plain).of_kind(Scoring) == EvaluateOptions(model="m", dataset="d").of_kind(Scoring) == Scoring()
-    assert SegmentOptions(**plain, **given).of_kind(Scoring) == Scoring(**given)
+    model = checkpoint.load("pets")
+    assert SegmentOptions(**plain).scoring(model) == EvaluateOptions(model="m", dataset="d").scoring(model) == Scoring()
+    assert SegmentOptions(**plain, **given).scoring(model) == Scoring(**given)
     assert training.of_kind(Execution) == Execution()
     for kind, options in ((Scoring, SegmentOptions), (Execution, TrainOptions)):
         assert {field.name for field in fields(kind)} <= set(options.model_fields)

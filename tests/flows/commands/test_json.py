@@ -21,7 +21,7 @@ def refuse(constant: str) -> None:
 def test_figures_of_a_split_without_labelled_pixels_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     result = Evaluation.empty(2, (3,))
     result.add(np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8))
-    about = {"model": "m", "images": 1, "dataset": "d", "split": "val", "scales": [1.0], "crf": None}
+    about = {"model": "m", "images": 1, "dataset": "d", "split": "val", "scored": "standard", "crf": None}
     summary = {**about, **result.summary(["ground", "square"])}
     print_json(summary)
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)

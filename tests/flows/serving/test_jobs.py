@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ import pytest
 from deeplab.models import checkpoint
 from flows.serving.cleanup import leave_nothing_behind
 from pipelines.cluster import connection, ray_jobs
+from pipelines.doctor import services
 from pipelines.options import RegisteredTraining, SegmentOptions
 from pipelines.table.results_table import ResultsTable
 from tests.flows.conftest import ROOT, SECRET, Prefect, Served
@@ -137,15 +139,18 @@ def test_a_missing_or_wrong_token_is_one_sentence(
     with pytest.raises(connection.ClusterError, match=message):
         ray_jobs.Jobs(nodes.url)
     joined = message.replace("this token", "the token that is set here")
-    with pytest.raises(connection.ClusterError, match=rf"{joined}.*\(InvalidAuthToken\): RAY_AUTH_TOKEN"):
-        connection._check(f"127.0.0.1:{nodes.gcs}")
+    (finding,) = services.ray(f"127.0.0.1:{nodes.gcs}")  # as `deeplab doctor` says it
+    assert finding.state == "failed"
+    assert re.search(rf"{joined}.*\(InvalidAuthToken\): RAY_AUTH_TOKEN", finding.value)
 
 
 JOIN = """
 import sys
 from pipelines.cluster import connection
+from pipelines.doctor import services
 with connection.session(sys.argv[1]):
     print(connection.resources())
+    print(*services.ray(sys.argv[1]), sep="\\n")
 """
 
 
@@ -162,6 +167,7 @@ def test_the_token_alone_joins_a_cluster_and_one_of_another_version_is_told_with
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert ("both must be the same" in done.stderr) is bool(version)
+    assert ("accepts the one that is set here" in done.stdout) is not bool(version)
 
 
 def test_a_place_that_is_no_jobs_api_is_one_sentence() -> None:

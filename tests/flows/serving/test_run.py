@@ -56,6 +56,7 @@ def test_a_run_from_a_shell_is_seen_and_cancelled_on_the_server(prefect_server: 
     assert 0 < len(uris(results)) < 24
 
 
+@pytest.mark.nightly
 def test_a_trained_model_takes_the_free_alias_and_is_reported_with_its_curves(prefect_server: Prefect, tmp_path: Path) -> None:
     init, registry = make_model(tmp_path / "start"), tmp_path / "registry"
     small = ("--steps", 2, "--batch-size", 2, "--crop", 65, "--loaders", 0)

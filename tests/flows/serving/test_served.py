@@ -130,6 +130,7 @@ def test_a_killed_run_is_crashed_and_the_next_goes_on_even_while_the_server_is_a
     assert len(uris(served.results)) == 12
 
 
+@pytest.mark.nightly
 def test_runs_of_any_deployment_on_one_table_wait_for_each_other_where_it_has_a_limit(served: Served) -> None:
     name = limit_name(filesystems.canonical(str(served.results)))
     with served.server.client() as client:

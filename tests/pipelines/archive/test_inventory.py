@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
+from PIL import Image
 
+from deeplab.images import heif
+from deeplab.images.decoding import decode
 from pipelines.archive import inventory
 from pipelines.archive.image_lists import MISSING, ArchiveError
 from pipelines.segment import plan
@@ -40,12 +46,28 @@ def test_any_file_name_comes_back_as_the_same_file(tmp_path: Path, name: str) ->
 
 def test_files_that_are_no_images_by_name_are_passed_over_and_counted(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "photos", 2)
-    for name in ("notes.txt", "Thumbs.db", "IMG_1.HEIC"):
+    for name in ("notes.txt", "Thumbs.db", "DSC_1.NEF"):
         (archive / name).write_bytes(b"x")
     (archive / ".hidden.jpg").write_bytes(b"x")
     found = inventory.take(str(archive), tmp_path / "i.parquet")
-    assert (found.images, found.passed_over) == (3, 2)  # HEIC is an image that cannot be decoded: it will be an error row
+    assert (found.images, found.passed_over) == (3, 2)  # NEF is an image that cannot be decoded: it will be an error row
     assert len(listed(archive, tmp_path, include=("*",))) == 5
+
+
+def test_photos_of_phones_cameras_and_converters_lie_in_one_folder_and_decode(tmp_path: Path) -> None:
+    rgb = np.asarray(Image.open(io.BytesIO(photo(1))))
+    heif.register()
+    archive = tmp_path / "photos"
+    archive.mkdir()
+    for name in ("IMG_1.HEIC", "IMG_2.JPG", "3.png", "4.heif", "5.avif"):
+        Image.fromarray(rgb).save(archive / name)
+    tifffile.imwrite(archive / "6.tif", np.moveaxis(rgb, 2, 0).astype(np.uint16) * 257, photometric="rgb", planarconfig="separate")
+    (archive / "7.jxl").write_bytes(imagecodecs.jpegxl_encode(rgb))
+    uris = listed(archive, tmp_path)
+    assert len(uris) == 7
+    for uri in uris:
+        error = np.abs(decode(filesystems.read_versioned(uri)[0]) - rgb.astype(float))
+        assert error.mean() < 8, uri
 
 
 def test_include_exclude_and_limit_choose_by_name_and_path(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,12 +140,10 @@ def test_with_gpus_a_large_image_is_done_where_it_is_scored(archive: Path, resul
     import ray
 
     from deeplab.models import checkpoint
-    from deeplab.scoring.predictor import Scoring
     from pipelines.segment.poison import Register
 
-    loaded = checkpoint.load(model)
-    scoring = Scoring(tile=193, overlap=64)
-    task = stages.Task(loaded.classes, 8, True, scoring, None, 1_000_000, "run", 1, large_pixels=LARGE)
+    options = SegmentOptions(archive="a", results="r", model=str(model), tile=193, overlap=64, crf=False, max_pixels=1_000_000)
+    task = replace(segment.task_of(segment.begin(options)), large_pixels=LARGE)
     register = ray.remote(num_cpus=0)(Register).remote()
     paths = [archive / name for name in ("small.jpg", "tiles.tif", "damaged.tif")]
     block = pa.table(

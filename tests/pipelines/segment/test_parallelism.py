@@ -32,6 +32,8 @@ def test_a_cluster_short_of_memory_works_at_fewer_images_at_a_time() -> None:
     assert parallelism(Resources(4, 0, plenty, plenty)).slots == 4
     assert parallelism(Resources(4, 0, 2 * PROCESS_BYTES, 2 * PROCESS_BYTES)).slots == 2
     assert (parallelism(Resources(4, 0, 0, 0)).slots, parallelism(Resources(4, 0, 0, 0)).memory) == (4, 0)  # nodes that do not say
+    assert parallelism(Resources(4, 0, 4 * PROCESS_BYTES, 4 * PROCESS_BYTES), 6_000_000).slots == 4  # a bundled model
+    assert parallelism(Resources(4, 0, 4 * PROCESS_BYTES, 4 * PROCESS_BYTES), 773_000_000).slots == 1  # EDeconvNet
 
 
 @pytest.mark.parametrize(

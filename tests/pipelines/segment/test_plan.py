@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipelines.archive.inventory import SCHEMA
 from pipelines.segment import plan
 from pipelines.table.commit import write_part
+from pipelines.table.replacement import MaskSettings, Replacement
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
 from tests.examples import examples
@@ -63,10 +64,53 @@ def test_the_plan_is_the_set_difference(tmp_path_factory: pytest.TempPathFactory
     root = tmp_path_factory.mktemp("plan")
     table = table_with(root / "t", [(uri, version, status) for (uri, version), status in done.items()])
     todo = plan.make(
-        write_inventory(root / "i.parquet", list(archive.items())), table, MODEL, root / "p.parquet", retry_errors=retry
+        write_inventory(root / "i.parquet", list(archive.items())), table, MODEL, root / "p.parquet", Replacement(errors=retry)
     )
     counted = {key for key, status in done.items() if status == "ok" or not retry}
     assert sorted(planned(todo)) == sorted(set(archive.items()) - counted)
+
+
+def made_with(path: Path, rows: dict[str, tuple[str | None, str | None]]) -> ResultsTable:
+    """A table of ok rows with their (scored, refined)."""
+    table = ResultsTable.ensure(str(path))
+    base = {"version": "1", "status": "ok", "run": "old", "segmented_at": datetime.now(UTC)}
+    made = [{**base, "uri": uri, "scored": scored, "refined": refined} for uri, (scored, refined) in rows.items()]
+    part = write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA))
+    table.commit("old", 1, [part.add_action(MODEL)], model=MODEL)
+    return table
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_masks_made_with_other_settings_are_counted_or_with_redo_made_again(tmp_path: Path, redo: bool) -> None:
+    same = {
+        "a": ("standard stride8 scales1 tile1025/128 bfloat16", "fast i10"),
+        "b": ("standard stride8 scales1 tile1025/128 float32", "fast i10"),  # auto takes what the device is best at
+        "c": ("best stride8 scales1 tile1025/128 float32", "exact i10 and fast i10"),  # the word alone is no setting
+    }
+    other = {
+        "d": ("draft stride16 scales1 tile1025/128 bfloat16", "fast i10"),
+        "e": ("standard stride8 scales0.5/1 max tile1025/128 bfloat16", "fast i10"),
+        "f": ("standard stride8 scales1 tile1025/128 bfloat16", None),
+        "g": ("standard stride8 scales1 tile1025/128 bfloat16", "fast i5"),
+        "h": (None, "fast i10"),  # an earlier release did not tell
+    }
+    table = made_with(tmp_path / "t", {**same, **other})
+    wanted = MaskSettings("standard stride8 scales1 tile1025/128 auto", ("fast i10", "exact i10"))
+    inventory = write_inventory(tmp_path / "i.parquet", [(uri, "1") for uri in [*same, *other, "new"]])
+    replacing = Replacement("now", others_than=wanted if redo else None)
+    todo = plan.make(inventory, table, MODEL, tmp_path / "p.parquet", replacing, wanted)
+    assert {uri for uri, _ in planned(todo)} == ({"new", *other} if redo else {"new"})
+    assert todo.made_otherwise == (0 if redo else len(other))
+    exactly = MaskSettings("standard stride8 scales1 tile1025/128 float32", ("fast i10", "exact i10"), precision="float32")
+    assert plan.make(inventory, table, MODEL, tmp_path / "p.parquet", settings=exactly).made_otherwise == len(other) + 1
+
+
+def test_a_run_that_goes_on_does_not_make_its_own_masks_again(tmp_path: Path) -> None:
+    """A mask of the run whose CRF fell back to another engine looks like one of other settings."""
+    table = made_with(tmp_path / "t", {"a": ("x", None), "b": ("x", None)})
+    inventory = write_inventory(tmp_path / "i.parquet", [("a", "1"), ("b", "1")])
+    replacing = Replacement("old", others_than=MaskSettings("y"))
+    assert plan.make(inventory, table, MODEL, tmp_path / "p.parquet", replacing, MaskSettings("y")).images == 0
 
 
 def test_rows_of_another_model_do_not_count(tmp_path: Path) -> None:

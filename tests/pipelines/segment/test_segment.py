@@ -15,7 +15,9 @@ from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
-from deeplab.scoring.predictor import Predictor, Scoring
+from deeplab.models.checkpoint import ModelError
+from deeplab.scoring.predictor import Predictor
+from deeplab.scoring.settings import Scoring
 from pipelines.options import SegmentOptions
 from pipelines.segment.run import SegmentProgress, TooManyErrors, segment
 from pipelines.table.results_table import ResultsTable
@@ -59,7 +61,7 @@ def test_masks_are_those_of_the_predictor_and_the_crf_on_the_same_photos(tmp_pat
         assert row["model"] == checkpoint.load(model).label
         total += found.size
     assert summary.class_shares["background"] + summary.class_shares["cat"] + summary.class_shares["dog"] == pytest.approx(1)
-    assert seen[-1] == SegmentProgress("commit", 5, 5, 0, 5, summary.version)
+    assert seen[-1] == SegmentProgress("commit", 5, 5, 0, 5, summary.version, seconds=summary.seconds_by_stage)
     assert (summary.commits, sum(summary.images_by_node.values())) == (1, 5)
     assert {"read", "decode", "score", "refine", "encode"} <= set(summary.seconds_by_stage)
 
@@ -169,6 +171,31 @@ def test_error_rows_are_left_alone_until_they_are_asked_for_again(tmp_path: Path
     fixed = segment(options(archive, results, model, retry_errors=True))
     assert (fixed.images, fixed.errors) == (1, 0)
     assert rows(results)["late.jpg"]["status"] == "ok"
+
+
+def test_settings_are_in_the_row_and_masks_of_other_settings_are_made_again_only_with_redo(tmp_path: Path, model: Path) -> None:
+    archive, results = make_archive(tmp_path / "photos", 3), tmp_path / "results"
+    plain = options(archive, results, model, quality="draft", precision="float32")
+    assert segment(plain).images == 3
+    assert {row["scored"] for row in rows(results).values()} == {"draft stride16 scales1 tile1025/128 float32"}
+    draft_masks = {name: row["mask"] for name, row in rows(results).items()}
+    (archive / "new.jpg").write_bytes(photo(9))
+    better = options(archive, results, model, scales=(0.5, 1.0), flip=True, crf=True, precision="float32")
+    summary = segment(better)
+    assert (summary.images, summary.made_otherwise) == (1, 3)
+    redone = segment(better.model_copy(update={"redo": True}))
+    assert (redone.images, redone.already, redone.made_otherwise) == (3, 1, 0)
+    made = {name: (row["scored"], row["refined"]) for name, row in rows(results).items()}
+    settings = ("standard stride8 scales0.5/1 max flip tile1025/128 float32", DenseCRF.named("kazuto").short())
+    assert made == dict.fromkeys([*draft_masks, "new.jpg"], settings)
+    assert all(rows(results)[name]["mask"] != mask for name, mask in draft_masks.items())
+    assert segment(better.model_copy(update={"redo": True})).images == 0
+
+
+def test_an_output_stride_that_the_network_cannot_have_is_refused_before_anything_is_done(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ModelError, match=r"mobilenet-v2-aspp cannot have output stride 4; 8, 16, 32 are accepted"):
+        segment(options(make_archive(tmp_path / "photos", 1), tmp_path / "results", model, output_stride=4))
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_photo_above_the_tile_limit_gets_a_whole_mask(tmp_path: Path, model: Path) -> None:

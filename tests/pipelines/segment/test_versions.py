@@ -20,7 +20,8 @@ from pipelines.segment import plan
 from pipelines.segment.run import SegmentProgress, segment
 from pipelines.storage import filesystems
 from pipelines.table import counts
-from pipelines.table.commit import Committer, PartFile, row_key, without_errors, write_part
+from pipelines.table.commit import Committer, PartFile, row_key, without_rows, write_part
+from pipelines.table.replacement import Replacement
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import ADDED, FILE_SCHEMA, FORMAT, FORMAT_KEY, MODEL_KEY, SCHEMA
 from pipelines.upkeep import verification
@@ -88,7 +89,8 @@ def test_a_run_adds_the_columns_once_and_every_reader_sees_old_and_new_files(old
         assert sorted(zip(*data.to_table(columns=["uri", "read_version"]).to_pydict().values(), strict=True)) == expected
         assert verification.verify(ResultsTable.open(older.uri)).problems == []
         compact(ResultsTable.open(older.uri))
-    assert pq.read_schema(Path(place) / next(iter(ResultsTable.open(older.uri).files(MODEL)))).names[-1] == "read_version"
+    names = pq.read_schema(Path(place) / next(iter(ResultsTable.open(older.uri).files(MODEL)))).names
+    assert names[-len(ADDED) :] == [field.name for field in ADDED]
 
 
 FILTERS = [
@@ -118,7 +120,7 @@ def test_error_rows_and_doubles_are_found_in_files_of_an_earlier_release(older: 
     committer.add([mine])
     assert committer.commit().left_out == 1
     table.refresh()
-    parts, removes = without_errors(table, MODEL, [row_key("file:///b", "1"), row_key("file:///c", "1")])
+    parts, removes = without_rows(table, MODEL, [row_key("file:///b", "1"), row_key("file:///c", "1")], Replacement(errors=True))
     table.commit("retry", 1, [part.add_action(MODEL) for part in parts], removes, model=MODEL)
     assert table.query("SELECT uri FROM results ORDER BY 1").fetchall() == [("file:///a",), ("file:///c",)]
 
@@ -132,7 +134,7 @@ def test_rows_count_by_the_version_that_was_listed_and_by_the_one_that_was_read(
     def todo(retry: bool = False) -> set[tuple[str, str]]:
         wanted = set()
         for image in listed:  # one by one, as one inventory has one version of an image
-            made = plan.make(write_inventory(tmp_path / "i", [image]), table, MODEL, tmp_path / "p", retry_errors=retry)
+            made = plan.make(write_inventory(tmp_path / "i", [image]), table, MODEL, tmp_path / "p", Replacement(errors=retry))
             wanted |= set(planned(made))
         return wanted
 
@@ -142,7 +144,7 @@ def test_rows_count_by_the_version_that_was_listed_and_by_the_one_that_was_read(
     assert todo(retry=True) == set(listed) - done
     # What another run brought is left out by the same rule, and a retry takes the error row out by it.
     mine = part(table, *((uri, version, None, "ok") for uri, version in listed), run="mine")
-    parts, removes = without_errors(table, MODEL, [row_key("file:///b", "2")])
+    parts, removes = without_rows(table, MODEL, [row_key("file:///b", "2")], Replacement(errors=True))
     assert [kept.rows for kept in parts] == [2] and len(removes) == 1
     committer = Committer(table.uri, MODEL, "mine", 0)
     committer.add([mine])

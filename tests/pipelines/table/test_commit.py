@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pipelines.storage.storage_errors import StorageError
 from pipelines.table.commit import Committer, PartFile, write_part
+from pipelines.table.replacement import MaskSettings, Replacement
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA
 from pipelines.table.table_errors import CommitConflict
@@ -32,9 +34,9 @@ MODEL = "m@000000000000"
 IMAGES = [f"file:///{letter}" for letter in "abcd"]  # few, so that writers meet
 
 
-def part(table: ResultsTable, run: str, rows: dict[str, str]) -> PartFile:
-    """A part file of images with their status."""
-    base = {"version": "1", "error": "decode: empty", "run": run, "segmented_at": datetime.now(UTC)}
+def part(table: ResultsTable, run: str, rows: dict[str, str], scored: str = "new") -> PartFile:
+    """A part file of images with their status; `scored`: their settings."""
+    base = {"version": "1", "error": "decode: empty", "scored": scored, "run": run, "segmented_at": datetime.now(UTC)}
     made = [{**base, "uri": uri, "status": status} for uri, status in rows.items()]
     return write_part(table.uri, MODEL, pa.Table.from_pylist(made, schema=FILE_SCHEMA), {"score": 1.0}, {"here": len(rows)})
 
@@ -134,11 +136,33 @@ def test_a_retry_replaces_error_rows_in_the_same_commit_also_when_they_were_comp
     for image in "abc":
         first.add([part(table, "one", {f"file:///{image}": "error"})])
         first.commit()
-    retry = Committer(table.uri, MODEL, "two", first.done.version or 0, replacing=True)
+    retry = Committer(table.uri, MODEL, "two", first.done.version or 0, Replacement(errors=True))
     compaction.compact(ResultsTable.open(table.uri))
     retry.add([part(table, "two", {"file:///a": "ok", "file:///b": "error"})])
     assert (retry.commit().images, retry.done.left_out) == (2, 0)
     assert stored(table.uri) == {"file:///a": ("ok", "two"), "file:///b": ("error", "two"), "file:///c": ("error", "one")}
+
+
+def test_redo_replaces_masks_of_other_settings_in_the_same_commit_and_no_others(table: ResultsTable) -> None:
+    first = Committer(table.uri, MODEL, "one", table.version)
+    first.add([part(table, "one", {"file:///a": "ok", "file:///b": "error", "file:///c": "ok"}, "old")])
+    first.add([part(table, "one", {"file:///d": "ok"}, "new")])
+    first.commit()
+    redo = Replacement("two", others_than=MaskSettings("new"))
+    planned = first.done.version or 0
+    second = Committer(table.uri, MODEL, "two", planned, redo)
+    other = Committer(table.uri, MODEL, "three", planned, replace(redo, run="three"))  # with the same plan, at the same time
+    for committer in (second, other):
+        committer.add([part(table, committer.run, {"file:///a": "ok", "file:///c": "ok"}, "new")])
+    compaction.compact(ResultsTable.open(table.uri))
+    before = ResultsTable.open(table.uri).version
+    assert (second.commit().images, second.done.version) == (2, before + 1)
+    assert (other.commit().images, other.done.left_out) == (0, 2)
+    rows = {"file:///a": ("ok", "two"), "file:///b": ("error", "one"), "file:///c": ("ok", "two"), "file:///d": ("ok", "one")}
+    assert stored(table.uri) == rows
+    third = Committer(table.uri, MODEL, "four", table.version)  # planned first, and only fills gaps
+    third.add([part(table, "four", {"file:///a": "ok"}, "old")])
+    assert (third.commit().images, stored(table.uri)) == (0, rows)
 
 
 def test_a_part_that_vacuum_took_away_is_not_named(table: ResultsTable) -> None:
@@ -184,7 +208,7 @@ class Interleavings(RuleBasedStateMachine):
         rows = stored(self.uri)
         left = {image: "" for image in IMAGES if image not in rows or (replacing and rows[image][0] == "error")}
         run = f"run-{len(self.writers)}-{table.version}"
-        self.writers.append((Committer(self.uri, MODEL, run, table.version, replacing), left, set()))
+        self.writers.append((Committer(self.uri, MODEL, run, table.version, Replacement(run, errors=replacing)), left, set()))
 
     @precondition(lambda self: self.writers)
     @rule(data=st.data())

@@ -16,7 +16,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from pipelines.storage import filesystems, storage_errors
-from pipelines.table.commit import row_key, without_errors, write_part
+from pipelines.table.commit import row_key, without_rows, write_part
+from pipelines.table.replacement import Replacement
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.schema import FILE_SCHEMA, SCHEMA
 from pipelines.table.table_errors import CommitConflict, ResultsError
@@ -111,7 +112,7 @@ def test_the_log_carries_counts_and_ranges_for_readers_that_skip_files(table: Re
 def test_replacing_error_rows_is_one_step_and_leaves_the_others(table: ResultsTable) -> None:
     put(table, "chunk-1", ("a", "ok"), ("b", "error"), ("c", "error"))
     opened = ResultsTable.open(table.uri)
-    kept, removes = without_errors(opened, MODEL, [row_key("file:///b", "1"), row_key("file:///a", "1")])
+    kept, removes = without_rows(opened, MODEL, [row_key("file:///b", "1"), row_key("file:///a", "1")], Replacement(errors=True))
     part = write_part(table.uri, MODEL, rows(("b", "ok")))
     opened.commit("chunk-2", 1, [each.add_action(MODEL) for each in (*kept, part)], removes, model=MODEL)
     assert opened.version == table.version + 1

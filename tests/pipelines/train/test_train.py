@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from deeplab.errors import UserError
 from deeplab.models import checkpoint
+from deeplab.training.adaptation import LEAST_STEPS
 from deeplab.training.loop import Stopped, TrainingProgress
 from deeplab.training.saved_states import TrainingError
 from pipelines.options import TrainOptions
@@ -50,7 +52,33 @@ def test_a_preset_is_overridden_by_what_is_given_only(tmp_path: Path) -> None:
     config = configuration(options(tmp_path, precision="bfloat16", clip_norm=0.0, schedule="step", objective="official", ema=0.0))
     assert (config.steps, config.precision, config.clip_norm) == (2, "bfloat16", 0.0)
     assert (config.schedule, config.objective, config.ema) == ("step", "official", 0.0)
-    assert (config.preset, config.learning_rate) == ("finetune", 1.5e-4)
+    assert (config.preset, config.learning_rate) == ("finetune", 1e-3)
+
+
+def test_steps_and_class_weights_follow_from_the_data_and_a_resumed_run_has_those_it_began_with(tmp_path: Path) -> None:
+    """The squares have a smaller share of the pixels than the ground, so they weigh more; --steps wins over the preset's rule."""
+    asked: list[int] = []
+    seen: list[object] = []
+    given = options(tmp_path, steps=None, validate_every=100)
+    with pytest.raises(Stopped):
+        train(given, seen.append, lambda: len(asked) > 1 or bool(asked.append(1)))
+    (started,) = [event.text for event in seen if isinstance(event, Notice) and event.phase == "start"]
+    assert f"{LEAST_STEPS} steps of 4 crops of 33, rate 0.001" in started  # voc knows neither the ground nor squares
+    record = json.loads((tmp_path / "out" / "training.json").read_text())["config"]
+    ground, square = record["class_weights"]
+    assert record["steps"] == LEAST_STEPS
+    assert 0 < ground < 1 < square
+    with pytest.raises(Stopped):
+        train(given.model_copy(update={"resume": True}), stop=lambda: True)
+    again = json.loads((tmp_path / "out" / "training.json").read_text())["config"]
+    assert again == record
+    assert configuration(options(tmp_path, steps=7)).passes == 0
+    assert configuration(options(tmp_path, learning_rate=0.5)).known_classes_rate == 1
+
+
+def test_a_preset_without_weights_of_its_own_asks_for_them(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"preset resnet101-v2 has no weights to start from: name them with --init"):
+        train(options(tmp_path, preset="resnet101-v2"))
 
 
 def test_a_training_on_s3_stops_goes_on_and_leaves_a_model_there(s3: str, tmp_path: Path) -> None:
