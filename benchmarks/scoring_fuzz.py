@@ -9,6 +9,7 @@ process; the seed of the last line printed repeats it. docs/performance.md says 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 
 import numpy as np
@@ -63,8 +64,9 @@ def random_call(rng: np.random.Generator) -> float:
     assert coarse is not None
     with torch.inference_mode():
         exact = network(network.normalization.apply(x))
-    error = float((coarse(x) - exact).norm() / exact.norm())
-    assert error < 0.2, f"bfloat16 is {error:.3f} from float32"
+        theirs = copy.deepcopy(network).to(torch.bfloat16)(network.normalization.apply(x).to(torch.bfloat16)).float()
+    error, in_torch = (float((scores - exact).norm() / exact.norm()) for scores in (coarse(x), theirs))
+    assert error < 1.5 * in_torch + 0.02, f"bfloat16 is {error:.3f} from float32, in torch {in_torch:.3f}"
     return error
 
 

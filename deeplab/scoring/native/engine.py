@@ -11,7 +11,7 @@ from torch import nn
 
 from deeplab.networks.network import SegmentationNetwork, mixed_grids
 from deeplab.scoring.native.int8 import KINDS, Int8Error, int8_program
-from deeplab.scoring.native.layers import layers_of
+from deeplab.scoring.native.layers import Layers, layers_of
 from deeplab.scoring.native.program import Program, bfloat16_program
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class NativeNetwork(SegmentationNetwork):
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """x: B x 3 x H x W, RGB pixels as uint8, or normalised as float32. Computes in as many threads as torch does."""
         assert keep is None
+        x = x if x.dtype == torch.uint8 else x.float()
         if self.coded and x.dtype != torch.uint8:  # a pixel is its own code
             x = self.normalization.undo(x).round_().clamp_(0, 255).to(torch.uint8)
         pixels = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
@@ -78,29 +79,31 @@ def native_network(
     but the network is of another kind, or its ranges are not known.
     """
     if precision == "int8":
-        require_int8(network, device)
-    names = builds(precision) if device.type == "cpu" else []
-    if precision == "bfloat16" and build is None and torch.cpu._is_amx_tile_supported():
-        return None  # oneDNN's products on AMX's tiles are ahead: `pets` on the examples 0.021 s, here 0.028 on a Zen 4
-    layers = layers_of(network) if names else None
-    if layers is None:
-        return None
-    if precision == "int8":
+        layers = require_int8(network, device)
         assert network.quantization is not None
-        return NativeNetwork(network, int8_program(layers, network.quantization), build or names[0])
-    return NativeNetwork(network, bfloat16_program(layers), build or names[0])
+        return NativeNetwork(network, int8_program(layers, network.quantization), build or builds("int8")[0])
+    names = builds(precision) if device.type == "cpu" else []
+    if not names or (build is None and torch.cpu._is_amx_tile_supported()):
+        return None  # oneDNN's products on AMX's tiles are ahead: `pets` on the examples 0.021 s, here 0.028 on a Zen 4
+    known = layers_of(network)
+    return NativeNetwork(network, bfloat16_program(known), build or names[0]) if known else None
 
 
-def require_int8(network: SegmentationNetwork, device: torch.device = CPU, ranges: bool = True) -> None:
-    """Int8Error, with what to do, unless the network can be computed in int8 here. ranges: whether it must have a quantization."""
+def require_int8(network: SegmentationNetwork, device: torch.device = CPU, ranges: bool = True) -> Layers:
+    """The layers of a network that can be computed in int8 here; else Int8Error with what to do.
+
+    ranges: whether it must have a quantization.
+    """
     if device.type != "cpu":
         raise Int8Error(f"precision int8: it is for CPUs; on {device.type} float16 is accepted")
     if not builds("int8"):
         raise Int8Error("precision int8: the scoring engine is not built for this Python; install the package with pip")
-    if layers_of(network) is None:
+    layers = layers_of(network)
+    if layers is None:
         raise Int8Error(f"precision int8: {KINDS} are accepted; this network is of another kind")
     if ranges and network.quantization is None:
         raise Int8Error("precision int8: this model has no ranges for it; `deeplab quantize MODEL PHOTOS` finds and writes them")
+    return layers
 
 
 def slow_int8() -> str | None:

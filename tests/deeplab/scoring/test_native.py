@@ -67,11 +67,6 @@ def pixels(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tens
     return x.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def reference(net: SegmentationNetwork, x: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return net(net.normalization.apply(x))
-
-
 def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
     assert ours.shape == exact.shape and ours.dtype == torch.float32
     return float((ours - exact).norm() / exact.norm())
@@ -92,31 +87,25 @@ CASES = [
 ]
 
 
-@BFLOAT16
+@pytest.mark.parametrize("head", ["aspp", "pooling"])
 @pytest.mark.parametrize(("height", "width", "stride", "padding", "classes", "rates"), CASES)
-def test_bfloat16_is_the_network_up_to_rounding(height, width, stride, padding, classes, rates):
-    for head in ("aspp", "pooling"):
-        net = network(classes, stride, padding, head, rates)
-        x = pixels(height, width, count=2)
-        native = native_network(net, "bfloat16", build=builds("bfloat16")[0])
+def test_every_build_gives_the_scores_of_the_network_and_all_of_int8_the_same(height, width, stride, padding, classes, rates, head):
+    net = network(classes, stride, padding, head, rates, MOBILE if stride == 16 else TENSORFLOW)
+    x = pixels(height, width, count=2)
+    with torch.inference_mode():
+        exact = net(net.normalization.apply(x))
+    for build in builds("bfloat16"):
+        native = native_network(net, "bfloat16", build=build)
         assert native is not None
-        exact = reference(net, x)
         assert error(native(x), exact) < 0.07  # two of three digits of bfloat16, through 54 layers
         torch.testing.assert_close(native(net.normalization.apply(x)), native(x), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("height", "width", "stride", "padding", "classes", "rates"), CASES)
-def test_int8_is_the_same_in_all_builds_and_near_the_network(height, width, stride, padding, classes, rates):
-    for head in ("aspp", "pooling"):
-        net = network(classes, stride, padding, head, rates, MOBILE if stride == 16 else TENSORFLOW)
-        net.quantization = calibrated(net, [x.numpy() for x in pixels(81, 73, 1, seed=1).permute(0, 2, 3, 1)])
-        x = pixels(height, width, count=2)
-        results = [native_network(net, "int8", build=build)(x) for build in builds("int8")]  # type: ignore[misc]
-        assert results
-        for other in results[1:]:
-            torch.testing.assert_close(other, results[0], rtol=0, atol=0)
-        if min(height, width) > 40:  # small ones are mostly border, which the calibration hardly saw
-            assert error(results[0], reference(net, x)) < 0.25
+    net.quantization = calibrated(net, [x.numpy() for x in pixels(65, 57, seed=1).permute(0, 2, 3, 1)])
+    results = [native_network(net, "int8", build=build)(x) for build in builds("int8")]  # type: ignore[misc]
+    assert results
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+    if min(height, width) > 40:  # small ones are mostly border, which the calibration hardly saw
+        assert error(results[0], exact) < 0.3
 
 
 def photos(count: int) -> list[np.ndarray]:
