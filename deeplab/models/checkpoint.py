@@ -238,6 +238,10 @@ def parse(folder: Path, card_bytes: bytes, weight_bytes: bytes) -> Model:
 def _assembled(folder: Path, card: Card, tensors: Mapping[str, torch.Tensor], sha256: str) -> Model:
     """The model of a card and its weights. Raises ModelError."""
     try:
+        tensors, quantization = taken_apart(tensors)
+    except ValueError as error:
+        raise ModelError(f"{folder / WEIGHTS}: {error}; `deeplab quantize` writes them again") from error
+    try:
         classes = ClassTable(
             tuple(entry["name"] for entry in card["classes"]),
             tuple(cast(tuple[int, int, int], tuple(entry["colour"])) for entry in card["classes"]),

@@ -94,13 +94,13 @@ def test_every_build_gives_the_scores_of_the_network_and_all_of_int8_the_same(he
     x = pixels(height, width, count=2)
     with torch.inference_mode():
         exact = net(net.normalization.apply(x))
-    for build in builds("bfloat16"):
-        native = native_network(net, "bfloat16", build=build)
+    for instructions in builds("bfloat16"):
+        native = native_network(net, "bfloat16", build=instructions)
         assert native is not None
         assert error(native(x), exact) < 0.07  # two of three digits of bfloat16, through 54 layers
         torch.testing.assert_close(native(net.normalization.apply(x)), native(x), rtol=0, atol=0)
     net.quantization = calibrated(net, [x.numpy() for x in pixels(65, 57, seed=1).permute(0, 2, 3, 1)])
-    results = [native_network(net, "int8", build=build)(x) for build in builds("int8")]  # type: ignore[misc]
+    results = [native_network(net, "int8", build=name)(x) for name in builds("int8")]  # type: ignore[misc]
     assert results
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=0)
