@@ -107,8 +107,9 @@ def print_summary(summary: Summary) -> None:
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     meanwhile = f", {summary.elsewhere} got it from another run meanwhile" if summary.elsewhere else ""
+    replaced = f", {summary.replaced} of them in place of an earlier row" if summary.replaced else ""
     already = f"{summary.already} had a row before{meanwhile}"
-    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors; {already}")
+    table.add_row("images", f"{summary.images} done, {summary.errors} of them errors{replaced}; {already}")
     for reason, count in summary.errors_by_reason.items():
         table.add_row("", f"{count} x {escape(reason)}")
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds_by_stage.items())
@@ -122,7 +123,12 @@ def print_summary(summary: Summary) -> None:
     table.add_row("model", summary.model)
     table.add_row("table", f"{place} (version {summary.version})")
     stdout.print(table)
-    stdout.print("open it:", style="dim")
-    query = f'ResultsTable.open({place!r}).query("SELECT * EXCLUDE mask FROM results LIMIT 5").df()'
-    program = f"from pipelines.table.results_table import ResultsTable; print({query})"
-    stdout.print(f"  python -c {shlex.quote(program)}", soft_wrap=True, markup=False)
+    if summary.other_versions:
+        versions = ", ".join(summary.other_versions)
+        stdout.print(
+            f"the table also has rows of {escape(versions)}, another version of this model; `deeplab drop-model` removes them",
+            soft_wrap=True,
+        )
+    stdout.print("look at them:", style="dim")
+    place = shlex.quote(place)
+    stdout.print(f"  deeplab show {place} -o sheet.png\n  deeplab report {place} -o report/", soft_wrap=True, markup=False)

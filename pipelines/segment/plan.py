@@ -32,7 +32,7 @@ class Plan:
 
     `version`: the table's, when the plan was made; `done`: images of the archive that already have a row; `archive`: all of its
     images. `made_otherwise`: of the images that are done, how many have a mask made with other settings than the run's,
-    which are `other_settings`.
+    which are `other_settings`. `replaced`: images to do whose row will give way.
     """
 
     path: Path
@@ -43,6 +43,7 @@ class Plan:
     archive: int
     made_otherwise: int = 0
     other_settings: tuple[str, ...] = ()
+    replaced: int = 0
 
     def blocks(self, slots: int, images: int, size: float) -> Iterator[pa.Table]:
         """The plan in blocks of SCHEMA, each of at most `images` images and about `size` encoded bytes, for `slots` tasks.
@@ -102,6 +103,7 @@ def make(
         source = connection.read_parquet(str(inventory), file_row_number=True)
         connection.register("inventory", source)
         connection.execute("CREATE TABLE done (uri VARCHAR, version VARCHAR, otherwise BOOLEAN)")
+        connection.execute("CREATE TABLE given_way (uri VARCHAR, version VARCHAR)")
         other_settings = list[str]()
         if table is not None:
             connection.register("results", table.dataset(model))
@@ -114,6 +116,8 @@ def make(
                 otherwise = f"(status = 'ok' AND {OTHERWISE})" if len(others) else "FALSE"
                 replaced = [otherwise] * (replacing.others_than is not None) + ["status <> 'ok'"] * replacing.errors
                 kept = f"(NOT ({' OR '.join(replaced)}) OR run = '{replacing.run}')" if replaced else "TRUE"
+                if replaced:
+                    connection.execute(f"INSERT INTO given_way {done_versions(where=f'NOT {kept}')}")
                 for made, where in (("FALSE", f"NOT {otherwise}"), ("TRUE", otherwise))[: 2 if len(others) else 1]:
                     rows = done_versions(where=f"{kept} AND {where}")
                     connection.execute(f"INSERT INTO done SELECT uri, version, {made} FROM ({rows})")
@@ -128,6 +132,7 @@ def make(
         missing.write_parquet(str(path), compression="zstd")
         others = "SELECT count(*) FROM latest SEMI JOIN (FROM done WHERE otherwise) USING (uri, version)"
         other_masks = connection.execute(others).fetchone()[0]
+        given_way = connection.execute("SELECT count(*) FROM latest SEMI JOIN given_way USING (uri, version)").fetchone()[0]
         archive = connection.execute("SELECT count(DISTINCT uri) FROM inventory").fetchone()[0]
     images = pq.read_metadata(path).num_rows
     return Plan(
@@ -139,4 +144,5 @@ def make(
         archive,
         other_masks,
         tuple(other_settings),
+        given_way,
     )

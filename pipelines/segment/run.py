@@ -62,7 +62,8 @@ class Summary:
     """The result of a run.
 
     `images`, `errors`: its rows in the table; `already`: images that had a row before; `elsewhere`: images whose row another run
-    committed meanwhile; `made_otherwise`: images left as they are whose mask was made with `other_settings`; `passed_over`: files
+    committed meanwhile; `made_otherwise`: images left as they are whose mask was made with `other_settings`; `replaced`: images whose earlier row gave way;
+    `other_versions`: labels in the table of models of the same name; `passed_over`: files
     left out by name; `outputs`: files and folders left out as outputs of this program;
     `bound`: the stage that limited its speed.
     """
@@ -80,6 +81,8 @@ class Summary:
     elsewhere: int = 0
     made_otherwise: int = 0
     other_settings: Sequence[str] = ()
+    replaced: int = 0
+    other_versions: Sequence[str] = ()
     commits: int = 0
     errors_by_reason: Mapping[str, int] = field(default_factory=dict)
     class_shares: Mapping[str, float] = field(default_factory=dict)
@@ -286,6 +289,8 @@ def check(run: Run, listed: Inventory, todo: Plan, outcome: Outcome) -> Summary:
         elsewhere=committed.left_out,
         made_otherwise=todo.made_otherwise,
         other_settings=todo.other_settings,
+        replaced=todo.replaced if images else 0,
+        other_versions=[name for name in table.models() if name != label and name.partition("@")[0] == label.partition("@")[0]],
         commits=committed.commits,
         errors_by_reason=counts.errors_by_reason(table, label, run.id) if errors else {},
         class_shares=counts.class_shares(table, label, run.id) if images else {},
