@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deeplab import text_lists
+from deeplab.errors import UserError
 
 # Listing an archive skips folders that contain the first, and in other folders the files that the second names.
 MARKER, MARKED_FILES = ".deeplab-output", ".deeplab-output-files"
@@ -84,7 +85,9 @@ class LocalFiles:
 
 
 def as_files(place: str | Path | Files) -> Files:
-    """LocalFiles for a local path; Files are returned as they are."""
+    """LocalFiles for a local path; Files are returned as they are. UserError for a URI."""
+    if isinstance(place, str | Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(place)):
+        raise UserError(f"{place}: a folder of this machine is accepted; `deeplab train` and the model registry write to stores")
     return LocalFiles(place) if isinstance(place, str | Path) else place
 
 

@@ -14,7 +14,7 @@ from deeplab.images.bit_depth import rgb
 from deeplab.images.decoding import MAX_PIXELS, Header, decode, header
 from deeplab.images.preview import picture
 
-ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Image.Image
 ACCEPTED = "a path, the bytes of an image file, an H x W x 3 uint8 array or a Pillow image"
 
 
@@ -50,9 +50,12 @@ class ImageSource:
     """One image, which can be read more than once. TypeError if it is of no accepted kind."""
 
     def __init__(self, image: ImageLike) -> None:
+        if isinstance(image, bytearray | memoryview):
+            image = bytes(image)
         if not isinstance(image, str | os.PathLike | bytes | np.ndarray | Image.Image):
             raise TypeError(f"{type(image).__name__}: {ACCEPTED} is accepted")
-        self.image = image
+        # Images are taken ahead: the loop that yields them may fill its array again meanwhile.
+        self.image = image.copy() if isinstance(image, np.ndarray) else image
 
     @property
     def name(self) -> str:
@@ -69,7 +72,7 @@ class ImageSource:
             if isinstance(self.image, np.ndarray):
                 return Opened(None, None, _checked(self.image))
             if isinstance(self.image, Image.Image):
-                return Opened(None, None, np.array(rgb(ImageOps.exif_transpose(self.image))))
+                return Opened(None, None, _checked(np.array(rgb(ImageOps.exif_transpose(self.image)))))
         except MemoryError:
             raise
         except Exception as error:  # Pillow decodes only now, and its decoders raise almost anything

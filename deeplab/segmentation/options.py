@@ -23,7 +23,7 @@ class MaskOptions:
     """
 
     quality: Quality = "standard"
-    """"draft" (several times as fast), "standard" or "best" (slow)."""
+    """"draft" (about twice as fast), "standard" or "best" (half as fast)."""
     output_stride: int | None = None
     """Pixels of the input for each score: 8 or 16; without a quality that says otherwise the model's own."""
     scales: tuple[float, ...] | None = None
@@ -50,8 +50,21 @@ class MaskOptions:
     """Images with more pixels are refused."""
 
     def __post_init__(self) -> None:
+        kinds: dict[str, tuple[type, ...]] = {
+            "output_stride": (int, type(None)),
+            "flip": (bool, type(None)),
+            "crf": (bool,),
+            "tile": (int,),
+            "overlap": (int,),
+            "max_pixels": (int,),
+            "scales": (list, tuple, type(None)),
+        }
+        for name, types in kinds.items():
+            if not isinstance(value := getattr(self, name), types) or (bool not in types and isinstance(value, bool)):
+                known = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
+                raise TypeError(f"{name} {value!r}: {known} is accepted")
         if self.scales is not None:
-            object.__setattr__(self, "scales", tuple(self.scales))
+            object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         accepted: dict[str, tuple[object, ...]] = {
             "quality": tuple(QUALITIES),
             "crf_params": (*PARAMETER_SETS, "card"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import entry_points
+from io import IOBase
 from pathlib import Path
 from typing import Any, overload
 
@@ -88,9 +89,9 @@ class Segmenter:
         do, and TypeError for an image of another kind.
         """
         maker = self._maker(MaskOptions.named(**options))
-        if isinstance(image, str | os.PathLike | bytes | np.ndarray | Image.Image):
+        if isinstance(image, str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | Image.Image):
             return maker.one(ImageSource(image))
-        if not isinstance(image, Iterable):
+        if not isinstance(image, Iterable) or isinstance(image, IOBase | Mapping):  # a file would be iterated by lines
             raise TypeError(f"{type(image).__name__}: {ACCEPTED} is accepted, or several of them")
         return maker.many(image, progress)
 

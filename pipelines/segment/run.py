@@ -62,9 +62,9 @@ class Summary:
     """The result of a run.
 
     `images`, `errors`: its rows in the table; `already`: images that had a row before; `elsewhere`: images whose row another run
-    committed meanwhile; `made_otherwise`: images left as they are whose mask was made with `other_settings`; `replaced`: images whose earlier row gave way;
-    `other_versions`: labels in the table of models of the same name; `passed_over`: files
-    left out by name; `outputs`: files and folders left out as outputs of this program;
+    committed meanwhile; `made_otherwise`: images left as they are whose mask was made with `other_settings`; `replaced`: images
+    whose earlier row gave way; `other_versions`: labels in the table of models of the same name; `passed_over`: files left out by
+    name; `outputs`: files and folders left out as outputs of this program;
     `bound`: the stage that limited its speed.
     """
 

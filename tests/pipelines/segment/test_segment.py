@@ -184,7 +184,7 @@ def test_settings_are_in_the_row_and_masks_of_other_settings_are_made_again_only
     summary = segment(better)
     assert (summary.images, summary.made_otherwise) == (1, 3)
     redone = segment(better.model_copy(update={"redo": True}))
-    assert (redone.images, redone.already, redone.made_otherwise) == (3, 1, 0)
+    assert (redone.images, redone.already, redone.made_otherwise, redone.replaced) == (3, 1, 0, 3)
     made = {name: (row["scored"], row["refined"]) for name, row in rows(results).items()}
     settings = ("standard stride8 scales0.5/1 max flip tile1025/128 float32", DenseCRF.named("kazuto").short())
     assert made == dict.fromkeys([*draft_masks, "new.jpg"], settings)
