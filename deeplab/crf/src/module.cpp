@@ -107,7 +107,7 @@ public:
                           freeze,
                           block_lanes,
                           threads};
-        Scores grid{scores.data(),     int(classes),       int(scores.shape(1)), int(scores.shape(2)),
+        Scores grid{scores.data(),     int(classes),      int(scores.shape(1)), int(scores.shape(2)),
                     {step_y, shift_y}, {step_x, shift_x}, probabilities,        full_size};
         uint8_t* labels8 = nullptr;
         uint16_t* labels16 = nullptr;
@@ -197,11 +197,10 @@ NB_MODULE(_engine, m) {
     nb::class_<PyEngine>(m, "Engine")
         .def(nb::init<const std::string&>(), nb::arg("build") = "auto")
         .def("refine", &PyEngine::refine, nb::arg("image"), nb::arg("scores"), nb::kw_only(), nb::arg("step_y"), nb::arg("shift_y"),
-             nb::arg("step_x"), nb::arg("shift_x"),
-             nb::arg("probabilities"), nb::arg("full_size"), nb::arg("out"), nb::arg("iterations"), nb::arg("pos_w"),
-             nb::arg("pos_x"), nb::arg("pos_y"), nb::arg("bi_w"), nb::arg("bi_x"), nb::arg("bi_y"), nb::arg("bi_r"),
-             nb::arg("bi_g"), nb::arg("bi_b"), nb::arg("normalization"), nb::arg("fast"), nb::arg("half"), nb::arg("prune"),
-             nb::arg("freeze"), nb::arg("block_lanes"), nb::arg("threads"))
+             nb::arg("step_x"), nb::arg("shift_x"), nb::arg("probabilities"), nb::arg("full_size"), nb::arg("out"),
+             nb::arg("iterations"), nb::arg("pos_w"), nb::arg("pos_x"), nb::arg("pos_y"), nb::arg("bi_w"), nb::arg("bi_x"),
+             nb::arg("bi_y"), nb::arg("bi_r"), nb::arg("bi_g"), nb::arg("bi_b"), nb::arg("normalization"), nb::arg("fast"),
+             nb::arg("half"), nb::arg("prune"), nb::arg("freeze"), nb::arg("block_lanes"), nb::arg("threads"))
         .def_prop_ro("bytes", &PyEngine::bytes)
         .def("release", &PyEngine::release);
     nb::class_<PyFilter>(m, "Filter")
