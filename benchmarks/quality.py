@@ -28,6 +28,8 @@ BESIDE = Path(__file__).resolve().parents[2] / "shared"
 # Of `deeplab benchmark`, and so of `segment` and `evaluate`.
 SETTINGS: dict[str, dict[str, object]] = {
     "draft": {"quality": "draft"},
+    "draft, int8": {"quality": "draft", "precision": "int8"},
+    "int8": {"precision": "int8"},
     "stride 16, no CRF": {"output_stride": 16, "crf": False},
     "stride 16": {"output_stride": 16},
     "stride 8, no CRF": {"output_stride": 8, "crf": False},

@@ -23,7 +23,7 @@ class MaskOptions:
     """
 
     quality: Quality = "standard"
-    """"draft" (about twice as fast), "standard" or "best" (half as fast)."""
+    """"draft" (about twice as fast), "standard" or "best" (two to four times as long)."""
     output_stride: int | None = None
     """Pixels of the input for each score: 8 or 16; without a quality that says otherwise the model's own."""
     scales: tuple[float, ...] | None = None

@@ -65,7 +65,7 @@ class ScoringOptions(Options):
 
     quality: Quality = Field(
         default="standard",
-        description="draft (about twice as fast), standard or best (half as fast); sets what is not set: "
+        description="draft (about twice as fast), standard or best (two to four times as long); sets what is not set: "
         "output_stride, scales, fusion, flip and crf_mode",
     )
     output_stride: int | None = Field(
