@@ -6,6 +6,7 @@ and all are safe to repeat.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pipelines.segment.stages import Task
 
 # Advice that Ray Data appends to an exception.
+CHAIN = "The above exception was the direct cause of the following exception:"
 RAY_ADVICE = ("To change retry attempts", "Failed to apply UDF transform")
 
 
@@ -234,7 +236,7 @@ def execute(run: Run, todo: Plan, watch: Watch = unwatched) -> Outcome:
             root = _root_cause(error)
             passing = filesystems.passes(root) or not isinstance(root, UserError | OSError)
             raise SegmentError(
-                f"the run stopped, {done}{lost} (the same command continues from there): {last_line(root, RAY_ADVICE)}", passing
+                f"the run stopped, {done}{lost} (the same command continues from there): {_reason(error, root)}", passing
             ) from error
         report()
         sentence = ""
@@ -343,6 +345,15 @@ def segment(options: SegmentOptions, watch: Watch = unwatched) -> Summary:
         listed = take_inventory(run, folder, watch)
         todo = make_plan(run, listed, folder, watch)
         return check(run, listed, todo, execute(run, todo, watch))
+
+
+def _reason(error: BaseException, root: BaseException) -> str:
+    """Class and message of what ended the stream, in one line. Where Ray Data lost a worker's exception, its text still has it."""
+    parts = str(error).split(CHAIN)
+    if type(root).__name__ != "UserCodeException" or len(parts) < 2:
+        return last_line(root, RAY_ADVICE)
+    lines = [line.strip() for line in parts[-2].splitlines() if line.strip()]
+    return re.sub(r"^[\w.]+\.(\w+: )", r"\1", lines[-1])[:500]
 
 
 def _root_cause(error: BaseException) -> BaseException:

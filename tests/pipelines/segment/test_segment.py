@@ -205,6 +205,19 @@ def test_a_photo_above_the_tile_limit_gets_a_whole_mask(tmp_path: Path, model: P
     assert masks.decode_png(rows(tmp_path / "results")["large.jpg"]["mask"]).shape == (300, 500)  # type: ignore[arg-type]
 
 
+def test_the_reason_of_a_run_that_ends_early_is_that_of_the_worker(tmp_path: Path) -> None:
+    import ray
+
+    from pipelines.segment.run import _reason, _root_cause
+
+    def fail(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise ModelError("the model is damaged")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.data.range(2).map_batches(fail).materialize()
+    assert _reason(caught.value, _root_cause(caught.value)) == "ModelError: the model is damaged"
+
+
 def test_images_that_another_run_did_meanwhile_are_left_out_and_counted(tmp_path: Path, model: Path) -> None:
     archive = make_archive(tmp_path / "photos", 4)
     results = tmp_path / "results"
