@@ -100,13 +100,13 @@ def ranked_boxes(image: np.ndarray, method: Method, count: int) -> np.ndarray:
         small = max(1, round(width / reduction)), max(1, round(height / reduction))
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
     if method == "edge-boxes":
-        found, _ = cv2.ximgproc.createEdgeBoxes(maxBoxes=count).getBoundingBoxes(*gradient_edges(image))
+        ranked, _ = cv2.ximgproc.createEdgeBoxes(maxBoxes=count).getBoundingBoxes(*gradient_edges(image))
     else:
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
         search.switchToSelectiveSearchFast()
-        found = search.process()
-    boxes = np.array(found, np.int32).reshape(-1, 4)
+        ranked = search.process()
+    boxes = np.array(ranked, np.int32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # from left, top, width, height
     if method == "selective-search":
         left, top, right, bottom = boxes.T

@@ -17,6 +17,7 @@ from deeplab.devices import device_named
 from deeplab.errors import ImageError, UserError
 from deeplab.images.decoding import EXTENSIONS
 from deeplab.models import checkpoint
+from deeplab.models.card import FORMAT, Card
 from deeplab.models.checkpoint import Model
 from deeplab.scoring import speed
 from deeplab.scoring.speed import Estimate, Speed
@@ -73,7 +74,7 @@ def _model(name: str) -> tuple[Model, str]:
         return model, model.label
     classes = ClassTable.from_names([f"class {index}" for index in range(CLASSES)])
     network = zoo.build(name, CLASSES, seed=0).eval()
-    card = checkpoint.Card(format=checkpoint.FORMAT, name=name, architecture={"name": name}, classes=[])
+    card = Card(format=FORMAT, name=name, architecture={"name": name}, classes=[])
     return Model(name, network, classes, card, digest=""), f"{name}, {CLASSES} classes, random weights"
 
 

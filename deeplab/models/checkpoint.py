@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from deeplab.classes import ClassTable
 from deeplab.crf.parameters import PARAMETER_SETS, CRFParameters
 from deeplab.errors import UserError
 from deeplab.files import STAGED, Files, LocalFiles, as_files
+from deeplab.models.card import FORMAT, Card, CardMember, Rule
 from deeplab.models.quantized_weights import taken_apart, with_quantization
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.placement import Geometry
@@ -26,65 +27,15 @@ from deeplab.region_proposals import Proposals
 from deeplab.safe_names import InvalidName, model_name
 from deeplab.zoo import build
 
-FORMAT = "deeplab-model/1"
 WEIGHTS, CARD = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_sha256"  # key in the card: the weights that it belongs to
 TRAINING = "training.json"  # the record of the training run that writes a folder (deeplab.training.saved_states)
 BUNDLED = Path(__file__).parent
 OUTPUT_STRIDES = (8, 16, 32)
-Rule = Literal["mean", "product"]  # how the scores of an ensemble's members become one (deeplab.scoring.model_predictor)
 
 
 class ModelError(UserError):
     """A model cannot be used; the message names the folder, what is wrong and what is accepted."""
-
-
-class CardArchitecture(TypedDict):
-    """The zoo's name of a network, and its options."""
-
-    name: str
-    options: NotRequired[dict[str, Any]]
-
-
-class CardClass(TypedDict):
-    """A class and its colour (R, G, B, 0..255); the position in the list is its id."""
-
-    name: str
-    colour: list[int]
-
-
-class CardMember(TypedDict):
-    """One model of an ensemble: its label when it was taken in, and its own card."""
-
-    label: str
-    card: Card
-
-
-class CardEnsemble(TypedDict):
-    """An ensemble's members, whose weights have the keys 0.KEY, 1.KEY, ... in the one weights file, and their rule."""
-
-    rule: Rule
-    members: list[CardMember]
-
-
-class Card(TypedDict):
-    """model.json: what must be known to use a model, and where it comes from. An ensemble has no architecture of its own."""
-
-    format: str
-    name: str
-    architecture: NotRequired[CardArchitecture]
-    ensemble: NotRequired[CardEnsemble]
-    proposals: NotRequired[dict[str, Any]]
-    classes: list[CardClass]
-    geometry: NotRequired[dict[str, Any]]  # entries of deeplab.placement.Geometry that differ from the architecture's
-    summary: NotRequired[str]
-    licence: NotRequired[str]
-    data: NotRequired[dict[str, Any]]
-    training: NotRequired[dict[str, Any]]
-    metrics: NotRequired[dict[str, Any]]
-    crf: NotRequired[dict[str, Any]]
-    quantization: NotRequired[dict[str, Any]]
-    weights_sha256: NotRequired[str]
 
 
 @dataclass

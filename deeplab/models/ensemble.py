@@ -9,7 +9,8 @@ from safetensors.torch import load as load_tensors
 
 from deeplab.files import Files
 from deeplab.models import checkpoint
-from deeplab.models.checkpoint import WEIGHTS_DIGEST, Card, CardMember, Model, ModelError, Rule
+from deeplab.models.card import Card, CardMember, Rule
+from deeplab.models.checkpoint import WEIGHTS_DIGEST, Model, ModelError
 
 
 def save(place: str | Path | Files, name: str, sources: Sequence[tuple[Path, bytes, bytes]], rule: Rule) -> tuple[Model, ...]:

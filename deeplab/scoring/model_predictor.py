@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from deeplab.models.checkpoint import Model, Rule
+from deeplab.models.card import Rule
+from deeplab.models.checkpoint import Model
 from deeplab.networks.deconvnet import SIDE
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.full_resolution import FullResolutionPredictor

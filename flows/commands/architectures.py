@@ -80,7 +80,7 @@ def ensemble(
     from typing import get_args
 
     from deeplab.models import ensemble as ensembles
-    from deeplab.models.checkpoint import Rule
+    from deeplab.models.card import Rule
     from deeplab.safe_names import model_name, name_after
     from pipelines.storage.model_registry import read_model
 
