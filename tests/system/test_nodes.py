@@ -158,7 +158,8 @@ def test_scorers_refine_where_they_are_told_to(start: Start, tmp_path: Path, clu
         shutil.copy(path, archive)
     (archive / "broken.jpg").write_bytes(b"no photo")
     results = tmp_path / "results"
-    arguments = ("--crf-backend", "torch", "--max-error-rate", "0.5", "--address", cluster.address, "--json")  # type: ignore[attr-defined]
+    arguments = ("--model", "pets", "--crf-backend", "torch", "--max-error-rate", "0.5", "--json")
+    arguments += ("--address", cluster.address)  # type: ignore[attr-defined]
     process = start("segment", str(archive), str(results), *arguments)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err

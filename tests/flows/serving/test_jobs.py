@@ -57,6 +57,7 @@ def rows(results: Path) -> list[dict[str, Any]]:
 
 def here_and_now(server: Prefect, command: str, chosen: SegmentOptions, log: str) -> Any:
     arguments = [chosen.archive, chosen.results, "--model", chosen.model, "--commit-every", 0.5, "--no-crf", "--scales", "1"]
+    arguments += ["--precision", "float32"]
     arguments += ["--address", chosen.address] if chosen.address else []
     return server.deeplab(*command.split(), *arguments, log=log)
 
