@@ -216,11 +216,10 @@ class Served:
 
 
 def serve(server: Prefect, folder: Path, name: str, *arguments: object) -> Served:
-    """12 photos in blocks of 4, served by `deeplab serve` in a session of its own. A block is some seconds' work (the own
-    kernels would be too fast), in which a test can do what it does to the run."""
+    """12 photos in blocks of 4, served by `deeplab serve` in a session of its own. A block is some seconds' work, in which a
+    test can do what it does to the run."""
     made = Served(server, name, make_archive(folder / "photos", 12, scale=20), folder / "results", make_model(folder / "tiny"))
-    settings = ["--set", "commit_every=0.5", "--set", "crf=false", "--set", "scales=[1]", "--set", "precision=float32"]
-    settings += ["--name", name, "--limit", 2, *arguments]
+    settings = ["--set", "commit_every=0.5", "--set", "crf=false", "--set", "scales=[1]", "--name", name, "--limit", 2, *arguments]
     log = f"{name}.log"
     process = server.deeplab("serve", made.archive, made.results, "--model", made.model, *settings, log=log)
 
