@@ -62,6 +62,7 @@ def here_and_now(server: Prefect, command: str, chosen: SegmentOptions, log: str
     return server.deeplab(*command.split(), *arguments, log=log)
 
 
+@pytest.mark.nightly
 def test_a_job_outlives_its_watcher_the_next_run_takes_it_up_and_the_table_is_that_of_a_local_run(
     served: Served, nodes: RayCluster, jobs: ray_jobs.Jobs, tmp_path: Path
 ) -> None:
