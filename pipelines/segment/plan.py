@@ -118,9 +118,9 @@ def make(
                 kept = f"(NOT ({' OR '.join(replaced)}) OR run = '{replacing.run}')" if replaced else "TRUE"
                 if replaced:
                     connection.execute(f"INSERT INTO given_way {done_versions(where=f'NOT {kept}')}")
-                for made, where in (("FALSE", f"NOT {otherwise}"), ("TRUE", otherwise))[: 2 if len(others) else 1]:
+                for is_otherwise, where in (("FALSE", f"NOT {otherwise}"), ("TRUE", otherwise))[: 2 if len(others) else 1]:
                     rows = done_versions(where=f"{kept} AND {where}")
-                    connection.execute(f"INSERT INTO done SELECT uri, version, {made} FROM ({rows})")
+                    connection.execute(f"INSERT INTO done SELECT uri, version, {is_otherwise} FROM ({rows})")
         connection.execute(
             """
             CREATE VIEW latest AS
