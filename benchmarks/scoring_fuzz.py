@@ -3,7 +3,7 @@
     python benchmarks/scoring_fuzz.py --minutes 30 [--seed 0]
 
 Networks are MobileNetV2 of random stride, padding, head, classes and rates; images have sides of 1 to 150 pixels. A crash ends the
-process; the seed of the last line printed repeats it. docs/performance.md says how to run it under the sanitizers.
+process; the seed of the last line printed repeats it. docs/crf.md says how to run it under the sanitizers.
 """
 
 from __future__ import annotations
