@@ -3,7 +3,7 @@
 # ceph-mon ceph-osd ceph-mgr). Ready after about 12 seconds; what it stores is gone when it is stopped.
 #
 #   tests/ceph.sh /tmp/ceph 7480                     # or with TLS: tests/ceph.sh /tmp/ceph 7480 key-and-certificate.pem
-#   DEEPLAB_TEST_S3=http://127.0.0.1:7480 .venv/bin/python -m pytest tests/pipelines/test_s3.py
+#   DEEPLAB_TEST_S3=http://127.0.0.1:7480 .venv/bin/python -m pytest tests/pipelines/{storage,archive,train} tests/system/test_{s3,secrets}.py
 #   kill $(cat /tmp/ceph/run/*.pid)
 set -eu
 [ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
