@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,14 @@ from deeplab.weights.foreign_networks import OWN_SIZE
 from flows.cli import app
 
 runner = CliRunner()
+PAGE = Path(__file__).parents[3] / "docs" / "family.md"
+
+
+def printed(row: dict[str, Any]) -> list[str]:
+    """A row of `models --all` as the page has it: parameters in millions, and no cell for a figure that the papers lack."""
+    sizes = [f"{row['parameters'] / 1e6:.1f}", f"{row['gflop']:.0f}", str(row["field_of_view"] or "image")]
+    figures = [f"{row[name]:.{digits}f}" for name, digits in (("val", 2), ("val_crf", 2), ("test", 1)) if row[name] is not None]
+    return [row["name"], str(row["stride"]), *sizes, *figures]
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +73,12 @@ def test_weights_of_another_family_leave_nothing_behind(weights: Path, tmp_path:
     assert runner.invoke(app, ["import-weights", str(weights), str(tmp_path / "out"), "--family", "x"]).exit_code == 2
 
 
-def test_all_architectures_are_listed_with_size_and_figures() -> None:
+def test_all_architectures_are_listed_with_size_and_figures_in_the_command_and_its_page() -> None:
     done = runner.invoke(app, ["models", "--all", "--json"])
     assert done.exit_code == 0, done.output
     rows = {row["name"]: row for row in json.loads(done.stdout)}
+    table = re.findall(r"^    (\S+ +\d+ +\d+\.\d .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line.split() for line in table] == [printed(row) for row in rows.values()]
     assert rows["vgg16-largefov"]["parameters"] == 20_505_429
     assert (rows["vgg16-aspp-l"]["val"], rows["vgg16-aspp-l"]["val_crf"]) == (68.96, 71.57)
     assert rows["resnet101-aspp"]["gflop"] > rows["resnet50-aspp"]["gflop"] > rows["mobilenet-v2-aspp"]["gflop"]
