@@ -18,9 +18,10 @@ CRF_INLINE void share(size_t count, size_t grain, int part, int parts, size_t& f
     if (to > count) to = count;
 }
 
+// Prefetches a row. Rows of 16 lanes are one line of the cache; others may cross into the next.
 template <int L> CRF_INLINE void touch(const float* row) {
     __builtin_prefetch(row);
-    if constexpr (L > 12) __builtin_prefetch(row + 16);
+    if constexpr (L > 4 && L != 16) __builtin_prefetch(row + L - 1);
 }
 
 template <int L, int N> void blur_runs(float* a, const uint32_t* ids, size_t from, size_t to) {

@@ -66,7 +66,8 @@ public:
     Buffer<float> weight;              // points x (D + 1)
     Buffer<uint32_t> vertices_before;  // [k]: vertices touched before point 64 k; ids are in the order of first touch
     Chains chains[D + 1];
-    Buffer<float> ones;  // scratch: the splat of ones, until `filter_ones` blurs it
+    Buffer<uint32_t> runs;  // scratch, for a part of another lattice
+    Buffer<float> ones;     // scratch: the splat of ones, until `filter_ones` blurs it
 
     // features(first, float8[D]): features of the points first .. first+7, in units of the deviations; lanes past
     // the end may hold anything finite. Throws OutOfMemory; returns too_large or key_range if ids or keys do not suffice.
@@ -138,10 +139,18 @@ public:
     // The factor on a splat, blur and slice that compensates for the gain of the D + 1 blurs (Adams et al. 2010).
     static float gain() { return 1.0f / (1.0f + std::pow(2.0f, -float(D))); }
 
+    // Vertices on runs, and the runs that are longer than four, over all directions.
+    size_t links() const {
+        size_t n = 0;
+        for (const Chains& c : chains) n += c.used[0] + c.used[1] + c.used[2] + c.used[3];
+        return n;
+    }
+
     void release() {
         id.release();
         weight.release();
         vertices_before.release();
+        runs.release();
         ones.release();
         for (Chains& c : chains) {
             for (Buffer<uint32_t>& b : c.runs) b.release();
@@ -149,7 +158,7 @@ public:
         }
     }
     size_t bytes() const {
-        size_t n = id.bytes() + weight.bytes() + vertices_before.bytes() + ones.bytes();
+        size_t n = id.bytes() + weight.bytes() + vertices_before.bytes() + runs.bytes() + ones.bytes();
         for (const Chains& c : chains) n += c.bytes();
         return n;
     }

@@ -130,6 +130,8 @@ void splat_share(const Lattice<D>& lattice, float* a, const Factors* factors, co
         const uint32_t* id = ids + p * (D + 1);
         Row<L> q = Row<L>::load(rows + k * L) * (D == 5 ? factors[p].splat5 : factors[p].splat2);
         if (parts == 1) {
+            if (k + 4 < count)
+                for (int r = 0; r <= D; ++r) touch<L>(a + size_t(ids[(list ? list[k + 4] : k + 4) * (D + 1) + r]) * L);
             scatter<L, D + 1>(a, id, weights + p * (D + 1), q);
             continue;
         }
@@ -176,6 +178,7 @@ void update_fast(const Field& field, float* logits, const uint32_t* list, size_t
                  float* changes, Survivors& out) {
     for (size_t k = from; k < to; ++k) {
         size_t p = list ? list[k] : k;
+        if (k + 4 < to) prefetch_rows<L>(field, list ? list[k + 4] : k + 4);
         float rest = field.rest ? field.rest[p] : 0.0f;
         Row<L> x = Row<L>::load(logits + p * L);
         Row<L> sent = message<L>(field, p), y = x + sent, change;
