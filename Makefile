@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test drills nightly lint docs wheel system bench pets clean
+.PHONY: help setup demo test drills nightly lint docs screenshots wheel system bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
@@ -14,6 +14,7 @@ help:
 	@echo "make nightly the drills that take minutes each or resemble others, property tests with all their examples, make system"
 	@echo "make lint    ruff, mypy and clang-format"
 	@echo "make docs    the pages of docs/ as a site, build/site/index.html"
+	@echo "make screenshots  the pictures of the docs, taken again: Prefect's pages, the report, a sheet (docs/images/*.webp)"
 	@echo "make wheel   dist/....whl, tried in empty environments from another folder"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
 	@echo "make bench   the benchmarks that the README's figures come from"
@@ -57,6 +58,9 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
+
+screenshots: $(READY)
+	$(BIN)/python -m tests.screenshots
 
 wheel: $(READY)
 	rm -f dist/*.whl

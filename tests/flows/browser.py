@@ -54,14 +54,15 @@ class Browser:
 
 
 @contextmanager
-def browser(program: str, base: str, pictures: Path) -> Iterator[Browser]:
-    """A browser with a profile of its own, for the body."""
+def browser(program: str, base: str, pictures: Path, width: int = 1400, height: int = 1000, scale: int = 1) -> Iterator[Browser]:
+    """A browser with a profile of its own, for the body. `scale`: pixels of a picture for each of the page's."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         context = play.chromium.launch_persistent_context(
-            pictures / "profile", executable_path=program, args=SWITCHES, viewport={"width": 1400, "height": 1000}
-        )
+            pictures / "profile", executable_path=program, args=SWITCHES,
+            viewport={"width": width, "height": height}, device_scale_factor=scale,
+        )  # fmt: skip
         try:
             yield Browser(context, base, pictures)
         finally:
