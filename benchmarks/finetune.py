@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from deeplab import weights, zoo
 from deeplab.classes import ClassTable
@@ -64,6 +65,10 @@ class Tiles:
 
     def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
         return self.pairs[index]
+
+    def decode_picture(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[Image.Image, np.ndarray]:
+        image, labels = self.pairs[index]
+        return Image.fromarray(image), labels
 
 
 def recipes(steps: int, crop: int, imagenet: str) -> dict[str, tuple[TrainingConfig, str]]:

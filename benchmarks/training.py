@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--crop", type=int, default=161)
     parser.add_argument("--precision", default="bfloat16")
-    parser.add_argument("--loaders", type=int, default=1)
+    parser.add_argument("--loaders", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     gpu = torch.cuda.is_available()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 
 from deeplab.errors import UserError
@@ -34,3 +38,12 @@ def best_precision(device: torch.device) -> str:
         return "float16"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if device.type == "cpu" and fast else "float32"
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: those that it is bound to, and no more than the quota of its control group."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no Linux, or the quota is "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        cpus = min(cpus, max(1, quota // period))
+    return cpus

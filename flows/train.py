@@ -63,6 +63,7 @@ def train(options: RegisteredTraining, watcher: Watcher) -> dict[str, Any]:
         parts = [f"step {progress.step:,} of {progress.steps:,}", f"loss {progress.loss:.4f}"]
         if progress.validation:
             parts.append(f"validation mIoU {progress.validation['mean_iou']:.4f}")
+            parts += [waiting] if (waiting := pace.waiting()) else []
         if (left := pace.left()) is not None:
             parts.append(f"about {duration(left)} left")
         watcher.show(min(99.0, 100 * progress.step / progress.steps), ", ".join(parts), log=progress.validation is not None)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from deeplab.classes import IGNORE
 from deeplab.data import layouts
 from deeplab.data.layouts import DatasetError
 from deeplab.errors import ImageError
 from deeplab.files import Files, as_files
-from deeplab.images.decoding import decode, decode_labels, header
+from deeplab.images.decoding import decode_labels, decode_picture, header
 
 
 class LabelledFolder:
@@ -39,10 +40,12 @@ class LabelledFolder:
         self.stems = [stem for stem, _, _ in listing.pairs]
         self.images = [image for _, image, _ in listing.pairs]
         self.labels = [labels for _, _, labels in listing.pairs]
-        # Class id of each label value; -1 for values that are not accepted.
+        # Class id of each label value. Values that are not accepted are 255 among the ids, and not in `accepts`.
         values = listing.values or {value: value for value in [*range(len(self.classes)), IGNORE]}
-        self.ids = np.full(256, -1, np.int16)
+        self.ids, self.accepts = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
         self.ids[list(values)] = list(values.values())
+        self.accepts[list(values)] = True
+        self.renamed = listing.values is not None
         own = [value for value in values if value != IGNORE]
         self.accepted = f"{min(own)}..{max(own)}" + (f" and {IGNORE}" + " (ignored)" * (not listing.values)) * (IGNORE in values)
 
@@ -65,27 +68,33 @@ class LabelledFolder:
 
     def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Image and labels of pair `index` from the bytes of its files. Raises DatasetError, which names the file at fault."""
+        picture, ids = self.decode_picture(index, image_bytes, label_bytes)
+        return np.array(picture), ids
+
+    def decode_picture(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[Image.Image, np.ndarray]:
+        """As `decode`, the image as Pillow's picture of mode RGB."""
         path = f"{self.files}/{self.labels[index]}"
         try:
-            image = decode(image_bytes)
+            picture = decode_picture(image_bytes)
         except ImageError as error:
             raise DatasetError(f"{self.files}/{self.images[index]}: {error}") from error
         try:
             values = decode_labels(label_bytes)
         except ImageError as error:
             raise DatasetError(f"{path}: {error}") from error
-        if values.shape != image.shape[:2]:
+        size = picture.height, picture.width
+        if values.shape != size:
             stored = header(image_bytes)
-            if stored is not None and stored.orientation >= 5 and values.shape == image.shape[1::-1]:
+            if stored is not None and stored.orientation >= 5 and values.shape == size[::-1]:
                 raise DatasetError(
                     f"{path}: labels are {values.shape}, as the image is stored; with its EXIF orientation {stored.orientation} "
-                    f"it is {image.shape[:2]} (rows, columns): turn the labels, too, or write the image without that tag"
+                    f"it is {size} (rows, columns): turn the labels, too, or write the image without that tag"
                 )
-            raise DatasetError(f"{path}: labels are {values.shape}, the image is {image.shape[:2]} (rows, columns)")
-        ids = self.ids[values]
-        if (ids < 0).any():
-            raise DatasetError(f"{path}: value {values[ids < 0][0]}; {self.accepted} are accepted")
-        return image, ids.astype(np.uint8)
+            raise DatasetError(f"{path}: labels are {values.shape}, the image is {size} (rows, columns)")
+        wrong = ~self.accepts[values] if self.renamed else (values >= len(self.classes)) & (values != IGNORE)
+        if wrong.any():
+            raise DatasetError(f"{path}: value {values[wrong][0]}; {self.accepted} are accepted")
+        return picture, self.ids[values] if self.renamed else values
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self[index] for index in range(len(self)))
@@ -105,7 +114,8 @@ class LabelledFolder:
 class Labelled(Protocol):
     """One split of a data set: item i is (RGB H x W x 3 uint8, labels H x W uint8); `remote` as in deeplab.files.
 
-    `encoded` returns the bytes of item i, which `decode` turns into the item; both raise DatasetError.
+    `encoded` returns the bytes of item i, which `decode` turns into the item, and `decode_picture` into the item with Pillow's
+    picture of mode RGB for pixels; all raise DatasetError.
     """
 
     classes: list[str]
@@ -120,3 +130,5 @@ class Labelled(Protocol):
     def encoded(self, index: int) -> tuple[bytes, bytes]: ...
 
     def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def decode_picture(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[Image.Image, np.ndarray]: ...

@@ -29,7 +29,7 @@ def overlap(one: Box, other: Box) -> float:
 
 @dataclass(frozen=True)
 class ObjectCrops:
-    """One crop of one object: H x W x 3 and H x W in, crop x crop x 3 and crop x crop out.
+    """One crop of one object: a picture and H x W in, crop x crop x 3 and crop x crop out.
 
     The labels have no instances, so an object is all pixels of one class in a photo; a photo without objects is used
     whole. `stage` "objects": the object's box, enlarged by 1.2; pixels of other classes become background (0).
@@ -49,8 +49,9 @@ class ObjectCrops:
         if self.stage == "proposals":
             require_opencv()
 
-    def __call__(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, picture: Image.Image, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """`rng` is the only source of randomness."""
+        image = np.asarray(picture)
         height, width = labels.shape
         present = [int(value) for value in np.unique(labels) if value not in (0, IGNORE)]
         box: Box = (0, 0, width, height)
@@ -62,11 +63,11 @@ class ObjectCrops:
             if self.stage == "objects":
                 labels = np.where((labels == chosen) | (labels == IGNORE), labels, 0).astype(np.uint8)
         side = round(self.crop * RESIZED)
-        picture = Image.fromarray(cut(image, box, np.round(self.pad))).resize((side, side), Image.Resampling.BILINEAR)
+        pixels = Image.fromarray(cut(image, box, np.round(self.pad))).resize((side, side), Image.Resampling.BILINEAR)
         classes = Image.fromarray(cut(labels, box, IGNORE)).resize((side, side), Image.Resampling.NEAREST)
         top, left = (int(rng.integers(0, side - self.crop + 1)) for _ in range(2))
         part = np.s_[top : top + self.crop, left : left + self.crop]
-        out_image, out_labels = np.asarray(picture)[part], np.asarray(classes)[part]
+        out_image, out_labels = np.asarray(pixels)[part], np.asarray(classes)[part]
         if self.mirror and rng.random() < 0.5:
             out_image, out_labels = out_image[:, ::-1], out_labels[:, ::-1]
         return np.ascontiguousarray(out_image), np.ascontiguousarray(out_labels)

@@ -62,4 +62,4 @@ def rgb(image: Image.Image, blend: bool = True) -> Image.Image:
             white = Image.new("RGBA", part.size, (255, 255, 255, 255))
             flat.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
         return flat
-    return image.convert("RGB")
+    return image if mode == "RGB" else image.convert("RGB")

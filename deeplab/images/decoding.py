@@ -95,6 +95,24 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     of JPEG XL), more than `max_pixels`, and files whose reader is not installed: rasterio for TIFFs and JPEG 2000
     that only GDAL reads correctly, pillow-heif, imagecodecs (JPEG XL).
     """
+    decoded = _decoded(data, max_pixels)
+    array = decoded if isinstance(decoded, np.ndarray) else np.array(decoded)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ImageError(f"has no pixels (decoded to shape {array.shape})")
+    return array
+
+
+def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The pixels of `decode` as Pillow's picture of mode RGB, for those who resize it or cut from it: a copy less."""
+    decoded = _decoded(data, max_pixels)
+    picture = Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
+    if 0 in picture.size:
+        raise ImageError(f"has no pixels ({picture.width} x {picture.height})")
+    return picture
+
+
+def _decoded(data: bytes, max_pixels: int) -> Image.Image | np.ndarray:
+    """An RGB picture, or its H x W x 3 pixels where another library than Pillow decoded them."""
     if not data:
         raise ImageError("empty file (0 bytes)")
     if jpeg_xl.is_jpeg_xl(data):
@@ -133,10 +151,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if heif.NOT_BUILT_IN in str(error):
             raise ImageError(f"a HEIF file is read if its pictures are HEVC, here: {one_line(error)}") from error
         raise ImageError(f"damaged: {one_line(error)}") from error
-    array = np.array(_upright(pixels, orientation))
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ImageError(f"has no pixels (decoded to shape {array.shape})")
-    return array
+    return _upright(pixels, orientation)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -214,8 +229,10 @@ def decode_labels(data: bytes) -> np.ndarray:
             if image.mode not in ("P", "1", "L", "I;16", "I"):
                 raise ImageError(f"labels are palette or grey PNG, this is mode {image.mode}")
             values = np.array(image)
-            if image.mode == "L":
-                return values // np.uint8(255 // (2**bits - 1))
+            if image.mode == "L" and bits < 8:
+                values //= np.uint8(255 // (2**bits - 1))
+            if values.dtype == np.uint8:
+                return values
     except ImageError:
         raise
     except (OSError, ValueError, SyntaxError, IndexError, struct.error, zlib.error) as error:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 
 from deeplab.classes import ClassTable
 from deeplab.contact_sheet import contact_sheet
@@ -36,6 +34,7 @@ from deeplab.networks.network import SegmentationNetwork
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
 from deeplab.training import saved_states
+from deeplab.training.loading import batches_of, default_loaders
 from deeplab.training.losses import labelled_pixels
 from deeplab.training.objective import training_loss
 from deeplab.training.optimizer import learning_rate_factor, optimizer_of, update_average
@@ -44,7 +43,6 @@ from deeplab.training.sampling import Samples, Shares
 from deeplab.training.saved_states import TrainingError
 
 SHOWN = 6  # validation images on the sheet of sample predictions
-LOADER_GRACE_SECONDS = 120  # from SIGTERM until a loader process ends by itself if its parent has not ended it
 METRICS, SAMPLES, CURVES = "metrics.jsonl", "samples", "samples/curves.png"
 
 
@@ -82,13 +80,14 @@ class TrainingProgress:
 class Execution:
     """How a run is executed, which does not change what it computes (up to the rounding of sums).
 
-    `device`: auto, cpu or cuda. `loaders`: processes per worker that read and augment ahead, 0 for none. `accumulate`:
+    `device`: auto, cpu or cuda. `loaders`: processes per worker that read and augment ahead, 0 for none,
+    None for `deeplab.training.loading.default_loaders`. `accumulate`:
     forward and backward passes per worker and optimizer step. `compile`: use torch.compile. The state is saved at every
     validation and, if not 0, every `checkpoint_every` steps; the newest `keep` states are kept.
     """
 
     device: str = "auto"
-    loaders: int = 1
+    loaders: int | None = None
     accumulate: int = 1
     compile: bool = False
     checkpoint_every: int = 0
@@ -187,7 +186,8 @@ def train(
         augment = ObjectCrops(config.crop, config.sampling, mean, config.mirror)
     samples = Samples(training, augment, config)
     shares = Shares(config.batch_size, start, config.steps, ranks.rank, ranks.size, execution.accumulate)
-    batches = _batches(samples, shares, execution.loaders, device)
+    loaders = default_loaders(device) if execution.loaders is None else execution.loaders
+    batches = batches_of(samples, shares, loaders, device)
 
     def diverged(reason: str, step: int) -> TrainingError:
         numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
@@ -323,37 +323,6 @@ def _dropout(config: TrainingConfig, numbers: list[int], network: SegmentationNe
     channels = int(network.backbone.channels)  # type: ignore[arg-type]
     masks = [np.random.default_rng([config.seed, 4, number]).random(channels) >= config.dropout for number in numbers]
     return torch.from_numpy(np.stack(masks).astype(np.float32) / (1 - config.dropout))
-
-
-def _batches(samples: Samples, shares: Shares, loaders: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of the shares in order. Errors in files are one line, even from a loader process."""
-    # Clients of object stores do not survive a fork.
-    context = "forkserver" if loaders and samples.data.remote else None
-    loader = DataLoader(
-        samples,
-        batch_sampler=shares,
-        num_workers=loaders,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_stop_signals,
-        multiprocessing_context=context,
-    )
-    try:
-        yield from loader
-    except UserError as error:
-        lines = str(error).strip().splitlines()
-        raise type(error)(lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    """In a loader process: leave it to the parent to end this process.
-
-    Ctrl-C, a closed terminal, systemd and Slurm signal the parent and its children alike, but the parent needs batches until
-    it has saved its state. Then it ends the loaders, which also end if it dies.
-    """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    # SIGTERM is also the parent's last resort, so it takes effect, but late.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LOADER_GRACE_SECONDS))
 
 
 def _jpeg(shown: list[tuple[str, np.ndarray, np.ndarray]], classes: ClassTable, title: str) -> bytes:

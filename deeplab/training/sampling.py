@@ -39,7 +39,8 @@ class Samples(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([self.seed, 2, number])
-        image, labels = self.augment(*self.data[self.image_of(number)], rng)
+        index = self.image_of(number)
+        image, labels = self.augment(*self.data.decode_picture(index, *self.data.encoded(index)), rng)
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels)
 
 

@@ -45,7 +45,8 @@ def train(options: TrainOptions) -> None:
                 note = f"  val mIoU {progress.validation['mean_iou']:.4f}"
                 left = pace.left() if progress.step < progress.steps else None
                 ahead = f", about {duration(left)} left" if left is not None else ""
-                display.progress.console.print(f"step {progress.step}: loss {progress.loss:.4f},{note}{ahead}")
+                waiting = f", {share}" if (share := pace.waiting()) else ""
+                display.progress.console.print(f"step {progress.step}: loss {progress.loss:.4f},{note}{ahead}{waiting}")
             display.update("training", progress.step, progress.steps, f"loss {progress.loss:.4f}{note}")
 
         try:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from deeplab.training.loop import TrainingProgress
 
 TIMED_STEPS = 5  # after the first, which also starts the loaders and plans the convolutions
+STARVED = 0.05  # share of the time waiting for data from which on more loaders help
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -29,6 +30,7 @@ class TrainingPace:
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.validations: list[float] = []
+        self.waits: list[float] = []  # of as many steps, for data
         self.last: TrainingProgress | None = None
         self.announced = False
 
@@ -44,6 +46,7 @@ class TrainingPace:
         gap, steps = progress.at - before.at, progress.step - before.step
         if before.validation is None:
             self.steps = [*self.steps[-99:], gap / steps]
+            self.waits = [*self.waits[-99:], progress.waited]
         elif self.steps:
             self.validations.append(max(0.0, gap - steps * statistics.median(self.steps)))
         if self.announced or (len(self.steps) < TIMED_STEPS and progress.step < progress.steps):
@@ -57,6 +60,13 @@ class TrainingPace:
             f"{statistics.median(self.steps):.2f} s a step: about {duration(left)} for the remaining "
             f"{progress.steps - progress.step:,} steps{besides}"
         )
+
+    def waiting(self) -> str:
+        """The share of the last hundred steps' time that was spent waiting for data, in words; empty before the second step."""
+        if not self.steps:
+            return ""
+        share = min(1.0, sum(self.waits) / max(sum(self.steps), 1e-9))
+        return f"{share:.0%} of the time waiting for data" + (": more --loaders help" if share >= STARVED else "")
 
     def left(self) -> float | None:
         """Seconds until the end, validations included once one was timed; None before the second step."""

@@ -131,9 +131,10 @@ def scoring_engine() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """Cores and memory, as this process may use them."""
+    from deeplab.devices import available_cpus
     from pipelines.segment.parallelism import PROCESS_BYTES
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cpus()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup_limit()
     bytes_ = min(total, limit or total)

@@ -47,7 +47,13 @@ class PresetOptions(Options):
 class ExecutionOptions(Options):
     """How a training runs; deeplab.training.loop.Execution documents the fields."""
 
-    loaders: int = Field(default=1, ge=0, le=64, description="Processes that read and augment ahead, per worker")
+    loaders: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Processes that read and augment ahead, per worker; default on a GPU the worker's share of its machine's "
+        "CPUs, less one, 1 to 8, and on a CPU 1",
+    )
     accumulate: int = Field(
         default=1, ge=1, le=4096, description="Passes per worker and optimizer step: more need less memory, with the same result"
     )

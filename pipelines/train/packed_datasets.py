@@ -20,7 +20,7 @@ from deeplab.data.datasets import LabelledFolder
 from deeplab.data.layouts import DatasetError
 from deeplab.errors import ImageError
 from deeplab.files import Files, mark_output
-from deeplab.images.decoding import decode, decode_labels
+from deeplab.images.decoding import decode_labels, decode_picture
 from deeplab.masks import encode_png
 from pipelines.storage import filesystems
 
@@ -161,15 +161,20 @@ class Packed:
 
     def decode(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Image and labels of pair `index` from their bytes. DatasetError that names the pair."""
+        picture, labels = self.decode_picture(index, image_bytes, label_bytes)
+        return np.array(picture), labels
+
+    def decode_picture(self, index: int, image_bytes: bytes, label_bytes: bytes) -> tuple[Image.Image, np.ndarray]:
+        """As `decode`, the image as Pillow's picture of mode RGB."""
         where = self._where(index)
         try:
-            image, labels = decode(image_bytes), decode_labels(label_bytes)
+            picture, labels = decode_picture(image_bytes), decode_labels(label_bytes)
         except ImageError as error:
             raise DatasetError(f"{where}: {error}") from error
         wrong = (labels >= len(self.classes)) & (labels != IGNORE)
-        if labels.shape != image.shape[:2] or wrong.any():
+        if labels.shape != (picture.height, picture.width) or wrong.any():
             raise DatasetError(f"{where}: labels of {labels.shape} with values that are not classes; the pack is damaged")
-        return image, labels
+        return picture, labels
 
     def _where(self, index: int) -> str:
         return f"{self.place}/{self.rows[index][0]}, pair {self.stems[index]}"

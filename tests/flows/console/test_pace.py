@@ -37,3 +37,16 @@ def test_the_course_is_drawn_from_the_first_to_the_last_validation() -> None:
     assert course([2.0, 1.0, 0.0], [0.1, 0.2, 0.3]) == "loss 2.000 █▅▁ 0.000, mIoU 0.100 ▁▅█ 0.300"
     assert course([1.0], [0.5]) == "loss 1.000 ▁ 1.000, mIoU 0.500 ▁ 0.500"
     assert [duration(s) for s in (5, 200, 18720)] == ["5 s", "3 min 20 s", "5 h 12 min"]
+
+
+def test_the_share_of_waiting_is_of_the_steps_times_and_says_what_helps() -> None:
+    pace = TrainingPace()
+    assert pace.waiting() == ""
+    for step in range(1, 22):
+        pace.add(
+            TrainingProgress(step, 300, 1.0, 0.1, at=2.0 * step, waited=30.0 if step == 1 else 0.5)
+        )  # the first starts the loaders
+    assert pace.waiting() == "25% of the time waiting for data: more --loaders help"
+    for step in range(22, 130):
+        pace.add(TrainingProgress(step, 300, 1.0, 0.1, at=2.0 * step, waited=0.02))
+    assert pace.waiting() == "1% of the time waiting for data"
