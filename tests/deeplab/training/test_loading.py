@@ -19,7 +19,7 @@ from deeplab.training.sampling import Samples, Shares
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(
-    preset="tiny", architecture="mobilenet-v2-aspp", steps=9, batch_size=4, crop=129, validate_every=9,
+    preset="tiny", architecture="mobilenet-v2-aspp", steps=5, batch_size=8, crop=129, validate_every=5,
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_the_cpus_of_a_process_are_at_least_one_and_no_more_than_it_is_bound_to(
 
 def test_a_device_that_needs_less_than_the_loaders_make_does_not_wait(labelled_folder, small_network, tmp_path):
     """The device only sleeps, four times as long as a batch takes to load here; without loaders it waits for each batch."""
-    root = labelled_folder(4, side=320)
+    root = labelled_folder(4, side=500)
     samples = samples_of(root)
     began = time.perf_counter()
     for number in range(4 * CONFIG.batch_size):
