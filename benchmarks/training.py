@@ -93,7 +93,8 @@ def main() -> None:
         crop=args.crop, precision=args.precision, loaders=args.loaders, validate_every=args.steps, skip_broken=True,
     )  # fmt: skip
     where = torch.cuda.get_device_name() if gpu else platform.machine()
-    print(f"{where}: {args.preset}, batch {args.batch_size}, crop {args.crop}, {args.precision}, {args.loaders} loaders")
+    print(f"{where}: {args.preset}, batch {args.batch_size}, crop {args.crop}, {args.precision}, ", end="")
+    print(f"{'default' if args.loaders is None else args.loaders} loaders")
     ratios, quiet, waits, rates = [], [], [], []
     with connection.session(cpus=1):
         for repeat in range(args.repeats):

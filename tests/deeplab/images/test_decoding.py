@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deeplab.errors import ImageError
-from deeplab.images.decoding import decode, decode_labels
+from deeplab.images.decoding import decode, decode_labels, decode_picture
 from tests.examples import examples
 
 
@@ -50,6 +50,8 @@ def test_every_odd_file_is_accepted_or_refused_as_the_manifest_says(shared):
             width, height = height, width
         image = decode(data)
         assert (image.shape, image.dtype) == ((height, width, 3), np.uint8), row["file"]
+        picture = decode_picture(data)
+        assert picture.mode == "RGB" and np.array_equal(picture, image), row["file"]
 
 
 def test_no_odd_file_takes_much_memory(shared):
