@@ -194,7 +194,7 @@ def main() -> None:
             medians = {name: statistics.median(values) for name, values in seconds.items()}
             for name, median in medians.items():
                 ratio = statistics.median(other / own for other, own in zip(seconds[name], seconds["ours"], strict=True))
-                print(f"  {name:22} {1 / median:6.0f} crops/s and core, {1000 * median:5.2f} ms; {ratio:.2f} of ours")
+                print(f"  {name:22} {1 / median:6.0f} crops/s and core, {1000 * median:5.2f} ms, {ratio:.2f} times ours")
         for name, milliseconds in parts(data, arguments.rounds).items():
             print(f"  {name:32} {milliseconds:5.2f} ms")
 
