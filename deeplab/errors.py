@@ -1,4 +1,4 @@
-"""The base class of all foreseen errors, and any error as one line of text."""
+"""The base class of all foreseen errors, and any error as one line of text; counted things in a sentence."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class UserError(Exception):
 
 class ImageError(ValueError):
     """The bytes are not an accepted image; the message is one line with the reason."""
+
+
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """A number with its noun: 1 file, 2,000 files. `more`: the plural, if it is not the singular with an s."""
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
 
 
 def one_line(error: BaseException, length: int = 200) -> str:

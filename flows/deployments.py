@@ -1,5 +1,6 @@
 """Deployments of all flows, and what `deeplab setup-prefect` creates on a Prefect server."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
@@ -63,6 +64,21 @@ def deployments(
             )
         )
     return served
+
+
+def next_run(deployment: RunnerDeployment) -> str | None:
+    """When a deployment runs next, as a line for a person; None if it has no schedule."""
+    if not deployment.schedules:
+        return None
+    from prefect.server.schemas import schedules
+
+    (planned,) = deployment.schedules
+    kinds = schedules.CronSchedule, schedules.IntervalSchedule, schedules.RRuleSchedule
+    (kind,) = (kind for kind in kinds if kind.__name__ == type(planned.schedule).__name__)
+    dates = asyncio.run(kind(**planned.schedule.model_dump(exclude_none=True)).get_dates(1))
+    when = f"{dates[0]:%Y-%m-%d %H:%M:%S} {dates[0].tzname()}" if dates else "never"
+    off = "the schedule is off until --active, or until it is switched on in the UI; then the "
+    return f"{deployment.flow_name}/{deployment.name}: {'' if planned.active else off}next run: {when}"
 
 
 def _is_active(deployment: str) -> bool:

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from deeplab.errors import counted
 from flows.serving.cleanup import leave_nothing_behind
 from flows.watching.progress import Watcher, best_effort, slug
 from pipelines.options import EvaluateOptions
@@ -21,7 +22,8 @@ def score(options: EvaluateOptions, watcher: Watcher) -> dict[str, Any]:
 
 def figures_table(figures: dict[str, Any]) -> str:
     """The figures of an evaluation as Markdown."""
-    lines = [f"# {figures['model']} on {figures['split']}", "", f"{figures['images']:,} images of `{figures['dataset']}`", ""]
+    images = f"{counted(figures['images'], 'image')} of `{figures['dataset']}`"
+    lines = [f"# {figures['model']} on {figures['split']}", "", images, ""]
     lines += ["| class | IoU |", "|---|---:|"]
     lines += [f"| {name} | {'-' if value is None else f'{value:.4f}'} |" for name, value in figures["iou"].items()]
     for key in ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):
@@ -47,4 +49,4 @@ def evaluate_model(options: EvaluateOptions) -> State[dict[str, Any]]:
     with Watcher(f"progress-{key}") as watcher:
         figures = score(options, watcher)
         make_report(figures, f"evaluation-{key}")
-    return Completed(message=f"mIoU {figures['mean_iou']:.4f} on {figures['images']} images", data=figures)
+    return Completed(message=f"mIoU {figures['mean_iou']:.4f} on {counted(figures['images'], 'image')}", data=figures)

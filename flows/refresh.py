@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from deeplab.errors import counted
 from flows.options import ReportOptions
 from flows.segment import segment_archive
 from flows.serving.cleanup import leave_nothing_behind
@@ -26,5 +27,5 @@ def refresh(
     """The alias is read after the training, so that a model that was just promoted segments the images."""
     trained = train_model(train) if train is not None else None
     summary = segment_archive(segment, report)
-    outcome = f"{summary['model']}: {summary['images']} images done, {summary['errors']} of them errors"
+    outcome = f"{summary['model']}: {counted(summary['images'], 'image')} done, {summary['errors']} of them errors"
     return Completed(message=outcome, data={"trained": trained, "segmented": summary})

@@ -12,6 +12,7 @@ from prefect.events import emit_event
 from prefect.runtime import task_run
 from prefect.states import Completed
 
+from deeplab.errors import counted
 from flows.options import ReportOptions
 from flows.serving.cleanup import leave_nothing_behind
 from flows.serving.settings import hourly_price, one_at_a_time
@@ -133,10 +134,11 @@ def segment_archive(options: SegmentOptions, report: ReportOptions = ReportOptio
             raise
         make_report(summary, report)
     emit_event("deeplab.segmentation.finished", resource, payload=asdict(summary))
-    others = f"; {summary.made_otherwise} have masks made with other settings (redo)" if summary.made_otherwise else ""
+    others = f"; masks made with other settings: {summary.made_otherwise} (redo)" if summary.made_otherwise else ""
     if not summary.images:
-        return Completed(message=f"nothing to do: all {summary.already} images have a row{others}", data=asdict(summary))
-    done = f"{summary.images} images done, {summary.errors} of them errors, {summary.already} had a row before"
+        have = counted(summary.already, "image has", "images have")
+        return Completed(message=f"nothing to do: {have} a row, none is left{others}", data=asdict(summary))
+    done = f"{counted(summary.images, 'image')} done, {summary.errors} of them errors, {summary.already} had a row before"
     if summary.elsewhere:
         done += f", {summary.elsewhere} got it from another run meanwhile"
     return Completed(message=f"{done}; table version {summary.version}{others}", data=asdict(summary))

@@ -25,7 +25,7 @@ from deeplab.networks.network import SegmentationNetwork
 from deeplab.placement import Geometry
 from deeplab.region_proposals import Proposals
 from deeplab.safe_names import InvalidName, model_name
-from deeplab.zoo import build
+from deeplab.zoo import ARCHITECTURES, build
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 WEIGHTS_DIGEST = "weights_sha256"  # key in the card: the weights that it belongs to
@@ -143,7 +143,8 @@ def find(reference: str | Path) -> Path:
         return BUNDLED / str(reference)
     path = Path(reference)
     if not path.exists():
-        raise ModelError(f"no model {reference}: give a model folder or one of the bundled models: {', '.join(bundled())}")
+        kind = "it is an architecture, which becomes a model by `deeplab train`; " if str(reference) in ARCHITECTURES else ""
+        raise ModelError(f"no model {reference}: {kind}give a model folder or one of the bundled models: {', '.join(bundled())}")
     if path.is_file():
         raise ModelError(f"{path} is a file; a model is a folder with {WEIGHTS} and {CARD} (pickles are never loaded)")
     return path

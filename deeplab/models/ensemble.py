@@ -17,10 +17,12 @@ def save(place: str | Path | Files, name: str, sources: Sequence[tuple[Path, byt
     """Copy models, each as `checkpoint.read` returns it, into one folder; returns them. Weights are copied bit by bit.
 
     Raises ModelError like `checkpoint.parse` and `checkpoint.write`, for fewer than two models, and for classes that differ in
-    name or order, with the first difference.
+    name or order, with the first difference. A member's own folder is no place for the ensemble.
     """
     if len(sources) < 2:
         raise ModelError(f"{place}: an ensemble of {len(sources)} models; two or more are accepted")
+    if isinstance(place, str | Path) and any(Path(place).resolve() == folder.resolve() for folder, _, _ in sources):
+        raise ModelError(f"{place} is one of the members, which would be lost; choose another folder")
     members = tuple(checkpoint.parse(*source) for source in sources)
     first = members[0]
     for member in members[1:]:

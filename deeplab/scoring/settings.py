@@ -10,6 +10,7 @@ from deeplab.images.decoding import LEAST_STRIDE
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Fusion = Literal["max", "mean"]
 Quality = Literal["draft", "standard", "best"]
+SCALES = 0.1, 4.0  # the least and the largest: smaller ones leave a photo a handful of scores
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Scoring:
     """How a network is applied to an image. ValueError for values out of range."""
 
     scales: tuple[float, ...] = (1.0,)
-    """Factors of the input, each above 0 and at most 4."""
+    """Factors of the input, each from 0.1 to 4."""
     flip: bool = False
     """Also score the mirror image, and average."""
     fusion: Fusion = "max"
@@ -31,8 +32,8 @@ class Scoring:
     """Pixels that neighbouring tiles share."""
 
     def __post_init__(self) -> None:
-        if not self.scales or any(not 0 < scale <= 4 for scale in self.scales):
-            raise ValueError(f"scales {self.scales}: one or more factors above 0 and at most 4 are accepted")
+        if not self.scales or any(not SCALES[0] <= scale <= SCALES[1] for scale in self.scales):
+            raise ValueError(f"scales {self.scales}: one or more factors from {SCALES[0]:g} to {SCALES[1]:g} are accepted")
         if self.fusion not in get_args(Fusion):
             raise ValueError(f"fusion {self.fusion!r}: 'max' and 'mean' are accepted")
         if self.precision not in get_args(Precision):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ class ImageSource:
             raise
         except Exception as error:  # Pillow decodes only now, and its decoders raise almost anything
             raise Unusable("decode", error) from error
+        if not self.name:
+            raise Unusable("read", FileNotFoundError(errno.ENOENT, f"an empty path; {ACCEPTED} is accepted", ""))
         try:
             encoded = self.image if isinstance(self.image, bytes) else Path(self.image).read_bytes()
         except (OSError, ValueError) as error:

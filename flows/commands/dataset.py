@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json
 from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options.shared import DataSetOptions
@@ -86,7 +87,8 @@ def _print(result: Inspection) -> None:
     summary = _summary(result)
     heights, widths = zip(*(result.sizes or {(0, 0): 0}), strict=True)
     stdout.print(
-        f"[bold]{escape(result.split)}[/]: {result.pairs} pairs, {len(result.broken)} broken; {len(result.sizes)} sizes, "
+        f"[bold]{escape(result.split)}[/]: {counted(result.pairs, 'pair')}, {len(result.broken)} broken; "
+        f"{counted(len(result.sizes), 'size')}, "
         f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide; {summary['ignored_share']:.1%} ignored"
     )
     table = plain_table("class", "share", "images")
@@ -117,4 +119,4 @@ def pack(
     opened = [LabelledFolder(files, split.strip(), layout) for split in splits.split(",")]
     with bar("pairs") as display:
         pairs = run(opened, out, tile, report=lambda done, total: display.update("packing", done, total))
-    stdout.print(f"{escape(str(out))}: {pairs} pairs")
+    stdout.print(f"{escape(str(out))}: {counted(pairs, 'pair')}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json, with_options
 from flows.console.terminal import bar, plain_table, print_json, stdout
 from pipelines.options import EvaluateOptions, QuantizeOptions, TuneOptions
@@ -72,10 +73,10 @@ def _print(summary: dict[str, Any]) -> None:
     for key, value in summary["iou"].items():
         table.add_row(escape(key), *map(_figure, (value, before["iou"][key]) if before else (value,)))
     source = f"the masks of {summary['results']}" if "results" in summary else summary["scored"]
-    about = f"{summary['model']} on {summary['images']} images of {summary['dataset']}/{summary['split']}"
+    about = f"{summary['model']} on {counted(summary['images'], 'image')} of {summary['dataset']}/{summary['split']}"
     stdout.print(escape(f"{about}, {source}, CRF {summary['crf'] or 'off'}"))
     if summary.get("without_mask"):
-        stdout.print(f"[yellow]{summary['without_mask']} images have an error row[/]: all their pixels count as missed")
+        stdout.print(f"[yellow]{counted(summary['without_mask'], 'image')} with an error row[/]: all pixels there count as missed")
     stdout.print(table)
     for key in ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"):
         earlier = f" (before the CRF {_figure(before[key])})" if before and key in before else ""
@@ -105,7 +106,7 @@ def tune_crf(options: TuneOptions, as_json: Json = False) -> None:
     searched = winner["searched_on"]
     stdout.print(
         f"{winner['crf']}: mIoU {winner['mean_iou']:.4f}, without a CRF {winner['mean_iou_before']:.4f}, "
-        f"on {searched['images']} images of {searched['split']}, the best of {searched['candidates']}"
+        f"on {counted(searched['images'], 'image')} of {searched['split']}, the best of {searched['candidates']}"
     )
     if winner["written"]:
         stdout.print(f"written into the card of {escape(winner['model'])}; --crf-params card uses it")
@@ -125,11 +126,10 @@ def quantize(options: QuantizeOptions, as_json: Json = False) -> None:
         print_json(result)
         return
     stdout.print(
-        f"labels equal to float32's: {result['labels_equal']:.2%} on {result['held_back']} photos that were held back, "
+        f"labels equal to float32's: {result['labels_equal']:.2%} on {counted(result['held_back'], 'photo')} held back, "
         f"{result['labels_equal_worst']:.2%} on the worst"
     )
     if figures := result.get("mean_iou"):
-        stdout.print(
-            f"mIoU {figures['int8']:.4f} on {figures['images']} images of {figures['split']}, float32 {figures['float32']:.4f}"
-        )
+        images = f"{counted(figures['images'], 'image')} of {figures['split']}"
+        stdout.print(f"mIoU {figures['int8']:.4f} on {images}, float32 {figures['float32']:.4f}")
     stdout.print(f"{escape(result['model'])} (was {escape(result['was'])}) is in {escape(result['written'])}", soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json, with_options
 from flows.commands.serve import ServerError, require_server
 from flows.console.error_messages import without_secrets
@@ -46,7 +47,8 @@ def benchmark(options: BenchmarkOptions, as_json: Json = False) -> None:
 
 def _print(result: Benchmark) -> None:
     speed, estimate = result.speed, result.estimate
-    stdout.print(f"{escape(result.model)}: {speed.images} photos of {speed.pixels / 1e6:.2f} million pixels, {speed.precision}")
+    photos = f"{counted(speed.images, 'photo')} of {speed.pixels / 1e6:.2f} million pixels"
+    stdout.print(f"{escape(result.model)}: {photos}, {speed.precision}")
     table = plain_table("stage", "where", "ms an image", "images/s", left=("where",))
     stages = [(stage, speed.device if stage == "score" else "one core", value) for stage, value in speed.seconds.items()]
     if speed.refine_device is not None:
@@ -57,11 +59,11 @@ def _print(result: Benchmark) -> None:
     rate = speed.flops / speed.seconds["score"] / 1e9
     product = f"{speed.utilisation:.0%} of the {speed.peak / 1e9:.0f} that a matrix product of that precision reaches there"
     stdout.print(f"the network takes {speed.flops / 1e9:.1f} GFLOP an image: {rate:.0f} GFLOP/s, {product}", soft_wrap=True)
-    machine = f"{estimate.cores} core{'s' if estimate.cores != 1 else ''}" + (f" and {estimate.gpus} GPUs" if estimate.gpus else "")
+    machine = counted(estimate.cores, "core") + (f" and {counted(estimate.gpus, 'GPU')}" if estimate.gpus else "")
     stdout.print(f"on {machine}: {estimate.images_per_second:.1f} images/s, bound by {estimate.bound}")
     cost = f", {estimate.cost:.2f} at that hourly price" if estimate.cost is not None else ""
     stdout.print(
-        f"{estimate.images:,} images: {estimate.hours:.1f} hours{cost} (without reading images and starting workers)",
+        f"{counted(estimate.images, 'image')}: {estimate.hours:.1f} hours{cost} (without reading images and starting workers)",
         soft_wrap=True,
     )
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json
-from flows.commands.results import Model, Results
-from flows.console.terminal import bar, print_json, stderr, stdout
+from flows.commands.results import Model, Results, print_left_out
+from flows.console.terminal import bar, print_json, stdout
 
 
 def report(
@@ -37,13 +38,9 @@ def report(
     if as_json:
         print_json({**written.facts.json(), "page": str(written.page), "cards": written.cards, "gone": written.gone})
         return
-    for uri, reason in list(written.gone.items())[:10]:
-        stderr.print(f"{escape(uri)}: {escape(reason)}")
-    if len(written.gone) > 10:
-        stderr.print(f"... and {len(written.gone) - 10} more photos that cannot be shown; the page has their masks")
-    stdout.print(
-        f"{written.facts.images} images, {written.cards} of them in the gallery: {escape(str(written.page))}", soft_wrap=True
-    )
+    print_left_out(written.gone, len(written.gone))
+    images = counted(written.facts.images, "image")
+    stdout.print(f"{images}, {written.cards} of them in the gallery: {escape(str(written.page))}", soft_wrap=True)
 
 
 def view(

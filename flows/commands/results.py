@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json
 from flows.console.terminal import bar, plain_table, print_json, stderr, stdout
 from pipelines.exports.formats import FORMATS
@@ -57,9 +59,9 @@ def status(
         for reason, count in entry["errors_by_reason"].items():
             stdout.print(f"  {count} x {escape(reason)}  [dim]({escape(entry['model'])})[/]")
     if archive is not None:
-        counted = contents["archive"]
+        found = contents["archive"]
         stdout.print(
-            f"{escape(counted['archive'])}: {counted['images']} images, {counted['done']} done, {counted['pending']} pending"
+            f"{escape(found['archive'])}: {counted(found['images'], 'image')}, {found['done']} done, {found['pending']} pending"
         )
 
 
@@ -78,9 +80,20 @@ def show(
         raise typer.BadParameter(f"{out}: .png or .jpg is accepted", param_hint="--out")
     table = ResultsTable.open(results)
     shown = sample_sheet.show(table, table.pick_model(model), out, count, worst)
-    for uri, reason in shown.skipped.items():
-        stderr.print(f"left out {escape(uri)}: {escape(reason)}")
-    stdout.print(f"{shown.files} photos on {escape(str(out))}")
+    print_left_out(shown.skipped, len(shown.skipped))
+    stdout.print(f"{counted(shown.files, 'photo')} on {escape(str(out))}")
+
+
+def print_left_out(skipped: Mapping[str, str], count: int) -> None:
+    """One line for each reason, however many images have it. `skipped`: URI -> reason, of the first of `count` images."""
+    by_reason: dict[str, list[str]] = {}
+    for uri, reason in skipped.items():
+        by_reason.setdefault(reason.replace(uri, "it"), []).append(uri)
+    for reason, uris in by_reason.items():
+        places = uris[0] if len(uris) == 1 else f"{counted(len(uris), 'image')}, such as {uris[0]}"
+        stderr.print(f"left out {escape(places)}: {escape(reason)}", soft_wrap=True)
+    if count > len(skipped):
+        stderr.print(f"left out {count - len(skipped):,} more")
 
 
 def _format(name: str) -> str:
@@ -111,11 +124,8 @@ def export(
     if as_json:
         print_json({"format": form, "folder": str(folder), "model": label, **asdict(done)})
     else:
-        for uri, reason in done.skipped.items():
-            stderr.print(f"left out {escape(uri)}: {escape(reason)}")
-        if done.left_out > len(done.skipped):
-            stderr.print(f"left out {done.left_out - len(done.skipped)} more")
-        stdout.print(f"{done.files} file{'s' if done.files != 1 else ''} in {escape(str(folder))}")
+        print_left_out(done.skipped, done.left_out)
+        stdout.print(f"{counted(done.files, 'file')} in {escape(str(folder))}")
     if done.left_out and not done.images:
         stderr.print("[red]error[/]: no image could be exported")
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from flows.commands.evaluate import Plots, draw, evaluate, with_curve
 from flows.commands.parameters import Json, Settings, options_of, with_options
-from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, segment
+from flows.commands.segment import DONE, FAILED, TOO_MANY_ERRORS, print_summary, require_archive, segment
 from flows.commands.serve import require_server
 from flows.console.signals import INTERRUPTED
 from flows.console.terminal import print_json, stderr, stdout
@@ -79,6 +79,7 @@ def print_state(state: State[Any], code: int) -> None:
 @app.command("segment", help=segment.__doc__)
 @with_options
 def run_segment(options: SegmentOptions, as_json: Json = False) -> None:
+    require_archive(options)
     from flows.segment import segment_archive
     from pipelines.segment.run import Summary
 
@@ -125,6 +126,7 @@ def run_refresh(
     as_json: Json = False,
 ) -> None:
     """Train (with --train), then segment new and changed images with --model, usually REGISTRY@ALIAS."""
+    require_archive(options)
     from flows.refresh import refresh
 
     training = None

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json, with_options
 from flows.console.terminal import bar, print_json, shares, stderr, stdout
 from pipelines.options import SegmentOptions
@@ -33,6 +34,7 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     deeplab segment 'photos/**/*.jpg' results/ --model my-model --no-crf
     deeplab segment s3://bucket/photos s3://bucket/results --address ray-head:6379[/]
     """
+    require_archive(options)
     from pipelines.segment.run import TooManyErrors, note
     from pipelines.segment.run import segment as run
 
@@ -70,6 +72,14 @@ def segment(options: SegmentOptions, as_json: Json = False) -> None:
     raise typer.Exit(code)
 
 
+def require_archive(options: SegmentOptions) -> None:
+    """ArchiveError for a local archive that does not exist, before torch, Ray or a server; a job's archive is its cluster's."""
+    from pipelines.archive import inventory
+
+    if not (options.address or "").startswith("http"):
+        inventory.require(options.archive)
+
+
 def _details(progress: SegmentProgress, max_error_rate: float, committed_at: float | None) -> dict[str, Text]:
     """The lines below the bar. `committed_at`: of time.monotonic, None before the first commit."""
     share = progress.errors / max(progress.committed, 1)
@@ -91,19 +101,25 @@ def print_summary(summary: Summary) -> None:
 
     place = delta_location(summary.results)
     if summary.passed_over:
-        stdout.print(f"{summary.passed_over} files without an image's extension were passed over (--include '*' takes them)")
+        files = counted(summary.passed_over, "file")
+        stdout.print(f"passed over {files} without an image's extension (--include '*' takes them)")
     if summary.outputs:
-        stdout.print(f"{summary.outputs} folders or files that deeplab wrote were passed over (to segment one, name it as ARCHIVE)")
-    if summary.made_otherwise:
+        outputs = counted(summary.outputs, "folder or file", "folders or files")
+        stdout.print(f"passed over {outputs} that deeplab wrote (to segment one, name it as ARCHIVE)")
+    if number := summary.made_otherwise:
         others = " or ".join(summary.other_settings[:2]) + ", ..." * (len(summary.other_settings) > 2)
         stdout.print(
-            f"{summary.made_otherwise:,} images have masks made with {escape(others)}; --redo makes them again", soft_wrap=True
+            f"{counted(number, 'image has a mask', 'images have masks')} made with {escape(others)}; --redo makes "
+            f"{'it' if number == 1 else 'them'} again",
+            soft_wrap=True,
         )
     if not summary.images and summary.elsewhere:
-        stdout.print(f"another run brought the rows of all {summary.elsewhere} images meanwhile (model {summary.model})")
+        rows = counted(summary.elsewhere, "image that was left", "images that were left")
+        stdout.print(f"another run brought the rows of {rows} meanwhile (model {summary.model})")
         return
     if not summary.images:
-        stdout.print(f"nothing to do: all {summary.already} images of the archive have a row in {place} (model {summary.model})")
+        have = counted(summary.already, "image of the archive has", "images of the archive have")
+        stdout.print(f"nothing to do: {have} a row in {place}, none is left (model {summary.model})")
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     meanwhile = f", {summary.elsewhere} got it from another run meanwhile" if summary.elsewhere else ""

@@ -8,7 +8,6 @@ from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
-from pydantic import ValidationError
 
 from deeplab.errors import UserError
 from flows.commands.parameters import Settings, options_of, parse_settings
@@ -17,6 +16,8 @@ from pipelines.options import SegmentOptions
 from pipelines.options.inference import DEFAULT_MODEL
 
 ANSWER_SECONDS = 10.0
+CRON = "minute, hour, day of the month, month and day of the week are accepted: '0 3 * * *' is every night at three"
+RRULE = "rules of RFC 5545 are accepted, such as 'FREQ=WEEKLY;BYDAY=MO;BYHOUR=3;BYMINUTE=0;BYSECOND=0'"
 
 
 class ServerError(UserError):
@@ -70,11 +71,14 @@ def serve(
     require_server()
     from prefect import serve as run
 
-    from flows.deployments import deployments
+    from flows.deployments import deployments, next_run
 
+    served = deployments(segmentation, name, schedule, active)
+    if line := next_run(served[-1]):
+        stdout.print(line, soft_wrap=True, markup=False)
     # Each run is a process of its own, which would otherwise import from the current folder first.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    run(*deployments(segmentation, name, schedule, active), limit=limit, pause_on_shutdown=False)
+    run(*served, limit=limit, pause_on_shutdown=False)
 
 
 def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezone: str) -> dict[str, str | timedelta] | None:
@@ -93,13 +97,15 @@ def _schedule(cron: str | None, interval: int | None, rrule: str | None, timezon
     from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
 
     try:
-        if cron:
+        if cron is not None:
             CronSchedule(cron=cron)
-        if rrule:
+    except ValueError as error:
+        raise typer.BadParameter(f"{cron!r}: {CRON}", param_hint="--cron") from error
+    try:
+        if rrule is not None:
             RRuleSchedule(rrule=rrule)
     except ValueError as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise typer.BadParameter(f"{cron or rrule}: {reason}", param_hint=hint) from error
+        raise typer.BadParameter(f"{rrule!r}: {RRULE}", param_hint="--rrule") from error
     return schedule if interval else {**schedule, "timezone": timezone}
 
 

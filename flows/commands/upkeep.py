@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from deeplab.errors import counted
 from flows.commands.parameters import Json
 from flows.commands.results import Exclude, Include, Model, Results, patterns
 from flows.console.terminal import bar, print_json, stdout
@@ -41,10 +42,9 @@ def verify(
             stdout.print(escape(problem), style="red", soft_wrap=True)
         if result.count > len(result.problems):
             stdout.print(f"... and {result.count - len(result.problems)} more")
-        pending = "" if result.pending is None else f", {result.pending} images of the archive without a row"
-        stdout.print(
-            f"{result.rows} rows in {result.files} files: {result.count or 'no'} problem{'s' if result.count != 1 else ''}{pending}"
-        )
+        pending = "" if result.pending is None else f", {counted(result.pending, 'image')} of the archive without a row"
+        place = f"{counted(result.rows, 'row')} in {counted(result.files, 'file')}"
+        stdout.print(f"{place}: {counted(result.count, 'problem') if result.count else 'no problems'}{pending}")
     raise typer.Exit(1 if result.count or result.pending else 0)
 
 
@@ -59,7 +59,7 @@ def compact(
 
     table = ResultsTable.open(results)
     done = compaction.compact(table, table.pick_model(model) if model else None, target_mb << 20)
-    stdout.print(f"{done['removed']} files became {done['added']}; version {table.version}")
+    stdout.print(f"{counted(done['removed'], 'file')} became {done['added']}; version {table.version}")
 
 
 def vacuum(
@@ -83,7 +83,7 @@ def vacuum(
         stdout.print(escape(file), soft_wrap=True)
     if len(files) > 20:
         stdout.print(f"... and {len(files) - 20} more")
-    stdout.print(f"{len(files)} files {'deleted' if delete else 'can be deleted; --delete does that'}")
+    stdout.print(f"{counted(len(files), 'file')} {'deleted' if delete else 'can be deleted; --delete does that'}")
 
 
 def repair(
@@ -105,8 +105,8 @@ def repair(
     for entry in done.left:
         stdout.print(escape(str(entry)), style="red", soft_wrap=True)
     stdout.print(
-        f"{done.restored} files with {done.rows} rows restored, {done.forgotten} removed, {len(done.left)} left; "
-        f"version {table.version}"
+        f"{counted(done.restored, 'file')} with {counted(done.rows, 'row')} restored, {done.forgotten} removed, "
+        f"{len(done.left)} left; version {table.version}"
     )
     raise typer.Exit(1 if done.left else 0)
 
@@ -130,4 +130,4 @@ def drop_model(
     label = table.pick_model(model)
     if not yes and not typer.confirm(f"remove all rows of {label} from {table.uri}?"):
         raise typer.Exit(1)
-    stdout.print(f"{compaction.drop_model(table, label)} rows of {escape(label)} dropped; version {table.version}")
+    stdout.print(f"{counted(compaction.drop_model(table, label), 'row')} of {escape(label)} dropped; version {table.version}")

@@ -33,8 +33,15 @@ def debugging() -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: the message of our own errors, type and message of others."""
-    return without_secrets(described(error, sys.maxsize))[:400]
+    """An error in one line: the message of our own errors, place and reason for a file's, type and message of others."""
+    return without_secrets(_of_a_place(error) or described(error, sys.maxsize))[:400]
+
+
+def _of_a_place(error: BaseException) -> str:
+    """What the system refused to do with a file or folder of this machine, for the user to change; empty for other errors."""
+    if not isinstance(error, OSError) or not error.strerror or not isinstance(error.filename, str | bytes):
+        return ""
+    return f"{os.fsdecode(error.filename)}: cannot be read or written ({error.strerror})"
 
 
 def without_secrets(text: str) -> str:
@@ -67,7 +74,7 @@ def keep(error: BaseException) -> Path | None:
 
 def message(error: BaseException) -> str:
     """`describe`; for an unexpected error also the file that has the full text."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or _of_a_place(error):
         return describe(error)
     path = keep(error)
     return f"{describe(error)}; full text: {path}" if path else f"{describe(error)}; --debug prints the full text"

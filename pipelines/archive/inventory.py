@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deeplab.errors import counted
 from deeplab.files import MARKER, marked_files
 from deeplab.images.decoding import EXTENSIONS
 from pipelines.archive import image_lists, s3_inventory, shards
@@ -82,10 +83,32 @@ def take(
         uri, _, version = first_unlisted
         raise ArchiveError(f"{archive}: no images found; {uri}: {read(uri, version)[2]}")
     if not images:
-        hint = f"; {passed_over} files were passed over by name (--include '*' takes them)" if passed_over else ""
-        hint += f"; {len(outputs)} outputs of deeplab were passed over (name their folder to take them)" if outputs else ""
+        hint = f"; passed over by name: {counted(passed_over, 'file')} (--include '*' takes them)" if passed_over else ""
+        if outputs:
+            hint += f"; passed over: {counted(len(outputs), 'output')} of deeplab (to take one, name its folder)"
         raise ArchiveError(f"{archive}: no images found{hint}; accepted are {' '.join(EXTENSIONS)}")
     return Inventory(path, images, passed_over, len(outputs))
+
+
+def require(archive: str) -> None:
+    """ArchiveError if a local archive does not exist: at once, before anything is loaded or started for it."""
+    if not _elsewhere(archive) and not (_is_glob(archive) or filesystems.local_path(archive).expanduser().exists()):
+        raise _no_archive(archive)
+
+
+def _elsewhere(archive: str) -> bool:
+    return filesystems.is_s3(archive) or archive.rsplit("/", 1)[-1] == s3_inventory.NAME
+
+
+def _is_glob(archive: str) -> bool:
+    return any(character in archive for character in "*?[")
+
+
+def _no_archive(archive: str) -> ArchiveError:
+    return ArchiveError(
+        f"{archive}: no such folder or file; a folder, a glob, a .tar or .zip, a .txt list, a .parquet inventory or s3:// "
+        "is accepted"
+    )
 
 
 def _matches(relative: str, include: tuple[str, ...], exclude: tuple[str, ...], listed: Listed) -> bool:
@@ -153,13 +176,10 @@ def _entries(archive: str, output: Callable[[str], None] = lambda place: None) -
         yield from _named(image_lists.from_list(path))
     elif os.path.isfile(path):
         yield from _named(image_lists.looked_up([filesystems.canonical(str(path))]))
-    elif any(character in archive for character in "*?["):
+    elif _is_glob(archive):
         yield from ((uri, (uri, size, version), False) for uri, size, version in image_lists.from_glob(str(path)))
     else:
-        raise ArchiveError(
-            f"{archive}: no such folder or file; a folder, a glob, a .tar or .zip, a .txt list, a .parquet inventory or s3:// "
-            "is accepted"
-        )
+        raise _no_archive(archive)
 
 
 def _named(entries: Iterable[Entry]) -> Iterator[Named]:

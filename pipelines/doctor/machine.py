@@ -77,7 +77,7 @@ def torch() -> Iterator[Finding]:
     try:
         module = import_module("torch")
     except Exception as error:  # a library that is missing or built for another machine raises anything
-        yield Finding("torch", "failed", described(error), "no network can run", "pip install torch torchvision")
+        yield Finding("torch", "failed", described(error), "no network can run", "pip install torch")
         return
     yield Finding("torch", "ok", str(module.__version__))
     names = [name for name, asked in INSTRUCTIONS.items() if getattr(module.cpu, asked, bool)()]

@@ -12,7 +12,8 @@ from pipelines.exports.source import Masks
 
 
 def png(source: Masks) -> None:
-    """The PNG of the table, unchanged: 8-bit with the class palette, 16-bit grey above 256 classes."""
+    """The PNG of the table, unchanged: 8-bit with the class palette, 16-bit grey above 256 classes. classes.txt names the ids."""
+    source.write_classes()
     for mask in source:
         source.target(mask, ".png").write_bytes(mask.png)
         source.wrote(1)
@@ -33,7 +34,8 @@ def overlay(source: Masks) -> None:
 
 
 def geotiff(source: Masks) -> None:
-    """A TIFF with the georeference of the image, if it has one."""
+    """A TIFF with the georeference of the image, if it has one. classes.txt names the ids."""
+    source.write_classes()
     for mask in source:
         target = source.target(mask, ".tif")
         if (encoded := source.photo(mask)) is None:

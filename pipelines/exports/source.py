@@ -22,6 +22,7 @@ from pipelines.table import newest_masks
 from pipelines.table.results_table import ResultsTable
 from pipelines.table.table_errors import ResultsError
 
+CLASSES = "classes.txt"
 NAMED = 1000  # skipped images that are named; all are counted
 
 
@@ -140,6 +141,18 @@ class Masks:
         """Mark the files as ours, unless the whole folder is marked."""
         if not self.own:
             mark_files(self.targets)
+
+    def write_classes(self) -> None:
+        """Write classes.txt, the name of a class a line in the order of ids, as data sets have it.
+
+        ResultsError if `folder` has one with other names: masks of two models would lie side by side.
+        """
+        path = self.folder / CLASSES
+        text = "".join(f"{' '.join(name.split())}\n" for name in self.classes.names)
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+            raise ResultsError(f"{self.folder}: its {CLASSES} names other classes than {self.model}; choose another folder")
+        LocalFiles(self.folder).write(CLASSES, text.encode())
+        self.done.files += 1
 
     def refuse_earlier(self, pattern: str) -> None:
         """ResultsError if `folder` holds numbered files of an earlier export, which this one might not all replace."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from deeplab.crf import PARAMETER_SETS, Refinement
 from deeplab.images.decoding import LEAST_STRIDE
-from deeplab.scoring.settings import Fusion, Precision, Quality, Scoring
+from deeplab.scoring.settings import SCALES, Fusion, Precision, Quality, Scoring
 from deeplab.segmentation.options import MaskOptions
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ScoringOptions(Options):
     output_stride: int | None = Field(
         default=None, ge=1, le=64, description="Pixels of the input for each score: 8 or 16; default by quality, or the model's own"
     )
-    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] | None = Field(
+    scales: tuple[Annotated[float, Field(ge=SCALES[0], le=SCALES[1])], ...] | None = Field(
         default=None, min_length=1, max_length=8, description="Scales of the input; 0.5,0.75,1 is DeepLab v2's MSC; default 1"
     )
     flip: bool | None = Field(default=None, description="Also score the mirror image and average")

@@ -57,7 +57,9 @@ class ResultsTable:
         try:
             delta = DeltaTable(location, version=version, storage_options=filesystems.delta_options(uri, patient))
         except TableNotFoundError as error:
-            raise ResultsError(f"{uri}: no results table here; `deeplab segment ARCHIVE {uri}` creates one") from error
+            other = "the folder holds something else: name the one that `deeplab segment` wrote"
+            advice = f"`deeplab segment ARCHIVE {uri}` creates one" if _is_free(uri) else other
+            raise ResultsError(f"{uri}: no results table here; {advice}") from error
         except (DeltaError, OSError) as error:
             raise delta_trouble(uri, "the table cannot be read", error) from error
         table_format = delta.metadata().configuration.get(FORMAT_KEY)
@@ -82,7 +84,7 @@ class ResultsTable:
         location = filesystems.delta_location(uri)  # refuses an impossible place before anything is created there
         if not filesystems.is_s3(uri):
             path = filesystems.local_path(uri)
-            if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "_delta_log").is_dir()):
+            if not _is_free(uri) and not (path / "_delta_log").is_dir():
                 raise ResultsError(f"{path}: holds something other than a results table; choose an empty or new folder")
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ class ResultsTable:
         else:
             s3.require_conditional_put(uri)
         if not _is_table(uri):
-            if filesystems.is_s3(uri) and not s3.is_free(uri) and not _is_table(uri):  # another run may just have created it
+            if filesystems.is_s3(uri) and not _is_free(uri) and not _is_table(uri):  # another run may just have created it
                 raise ResultsError(f"{uri}: holds something other than a results table; choose an empty or new prefix")
             try:
                 DeltaTable.create(
@@ -291,6 +293,14 @@ class ResultsTable:
 
 def _accepted(labels: Collection[str]) -> str:
     return f"there are: {', '.join(labels) or 'none'}"
+
+
+def _is_free(uri: str) -> bool:
+    """Whether a place is nowhere yet, or an empty folder or prefix."""
+    if filesystems.is_s3(uri):
+        return s3.is_free(uri)
+    path = filesystems.local_path(uri)
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _is_table(uri: str) -> bool:

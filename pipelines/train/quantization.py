@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load as load_tensors
 
-from deeplab.errors import ImageError, UserError
+from deeplab.errors import ImageError, UserError, counted
 from deeplab.evaluation.metrics import Confusion
 from deeplab.images.decoding import EXTENSIONS, decode
 from deeplab.models import checkpoint
@@ -77,8 +77,8 @@ def quantize(options: QuantizeOptions, report: Report = lambda phase, done, tota
         agreement.add(int8.labels([photos[i]])[0], exact.labels([photos[i]])[0])
     if agreement.mean < options.least:
         raise QuantizationError(
-            f"{model.label}: int8 gives {agreement.mean:.2%} of float32's labels on {agreement.photos} photos that were held back; "
-            f"at least {options.least:.2%} is wanted: give photos that resemble those to segment, or lower --least"
+            f"{model.label}: int8 gives {agreement.mean:.2%} of float32's labels on {counted(agreement.photos, 'photo')} held "
+            f"back; at least {options.least:.2%} is wanted: give photos that resemble those to segment, or lower --least"
         )
     entry: dict[str, Any] = {
         "photos": len(used),
@@ -105,7 +105,7 @@ def _photos(folder: Path, count: int) -> list[np.ndarray]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if len(paths) < 2:
         accepted = f"two or more ({', '.join(EXTENSIONS[:6])}, ...) are needed, a few dozen are better"
-        raise QuantizationError(f"{folder}: holds {len(paths)} photos; {accepted}")
+        raise QuantizationError(f"{folder}: holds {counted(len(paths), 'photo')}; {accepted}")
     count = min(count, len(paths))
     photos = []
     for path in (paths[i * len(paths) // count] for i in range(count)):
