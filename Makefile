@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test drills nightly lint docs screenshots wheel system bench pets clean
+.PHONY: help setup demo test drills nightly lint docs screenshots wheel system image bench pets clean
 
 help:
 	@echo "make demo    set up, segment the example photos, write demo/sheet.png"
@@ -17,6 +17,7 @@ help:
 	@echo "make screenshots  the pictures of the docs, taken again: Prefect's pages, the report, a sheet (docs/images/*.webp)"
 	@echo "make wheel   dist/....whl, tried in empty environments from another folder"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
+	@echo "make image   infra/Dockerfile built and used without a registry or a daemon (root, buildah, mmdebstrap); ten minutes or more"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
 	@echo "make clean   remove .venv, build/, dist/ and demo/"
@@ -71,6 +72,11 @@ wheel: $(READY)
 system: $(READY)
 	@mkdir -p build
 	@set -o pipefail; $(BIN)/python -m tests.nightly.whole_system 2>&1 | tee build/system.log
+
+# IMAGE='--build-arg TORCH_INDEX=...' passes arguments of the Dockerfile. The log is build/image.log as well.
+image: $(READY)
+	@mkdir -p build
+	@set -o pipefail; $(BIN)/python -m tests.nightly.image $(IMAGE) 2>&1 | tee build/image.log
 
 bench: $(READY)
 	$(BIN)/python benchmarks/pipeline.py

@@ -58,9 +58,18 @@ def test_the_image_takes_what_it_needs_and_nothing_private() -> None:
     assert taken >= {"deeplab", "pipelines", "flows", "pyproject.toml", "constraints.txt", "CMakeLists.txt", "infra/prefect.yaml"}
     assert all((ROOT / name).exists() for name in taken)
     text = (INFRA / "Dockerfile").read_text()
-    assert {"constraints.txt", "build-constraints.txt"} <= taken and "HEALTHCHECK" in text
+    assert "HEALTHCHECK" in text
     pinned = (ROOT / "constraints.txt").read_text()
-    assert re.search(r"^torch==", pinned, re.M) and re.search(r"^torchvision==", pinned, re.M)
+    assert re.search(r"^torch==", pinned, re.M)
+
+
+def test_a_volume_of_the_image_lies_on_a_folder_that_its_user_owns() -> None:
+    """A new volume gets the owner of the folder below it; where there is none, it is root's, and nothing can be written."""
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    ours = [service for service in services.values() if service["image"].startswith("deeplab:")]
+    places = [volume.split(":")[1] for service in ours for volume in service.get("volumes", [])]
+    owned = re.findall(r"install -d -o 1000 -g 1000 (\S+)", (INFRA / "Dockerfile").read_text())
+    assert places and set(places) <= set(owned)
 
 
 # One machine

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,14 @@ STATE = ROOT / "build" / "image"
 # Photos, and what the bundled model must see in each of them, on at least a twentieth of it.
 PHOTOS = {"cat.jpg": "cat", "dog.jpg": "dog", "horses.jpg": "horse"}
 PROGRAMS = {"buildah": "buildah", "mmdebstrap": "mmdebstrap", "unshare": "util-linux", "setpriv": "util-linux", "ip": "iproute2"}
+# Of every Debian: C, C++ and zlib, which dpkg and apt need.
+ALWAYS = {"libc6", "libgcc-s1", "libstdc++6", "zlib1g"}
+RAY = "ray start --head --port=6379 --num-cpus=0 --dashboard-host=127.0.0.1"
+PREFECT = "prefect server start --host 127.0.0.1 --port 4200"
+HEALTHY = "python -c 'import urllib.request as r; r.urlopen(\"http://127.0.0.1:4200/api/health\", timeout=5)' 2>/dev/null"
 DISK = 20e9  # bytes
 TAG = "localhost/deeplab:drill"
+STATE_OF_PREFECT = "/home/deeplab/.prefect"
 
 started = time.monotonic()
 
@@ -87,6 +94,25 @@ def check(container: Container, *command: str) -> str:
     return done.stdout
 
 
+def check_libraries(container: Container) -> None:
+    """What the packages take from the system comes with every Debian, or the Dockerfile installs it; the base may not have more."""
+    script = (
+        f"find /opt/deeplab -name '*.so*' -type f | xargs -n 50 ldd 2>/dev/null | awk '$3 ~ /^{chr(92)}//{{print $3}}' | sort -u"
+    )
+    libraries = [path for path in check(container, "sh", "-c", script).split() if not path.startswith("/opt/deeplab/")]
+    names = [f"*/{Path(path).name}" for path in libraries]
+    packages = {line.split(":")[0] for line in check(container, "dpkg-query", "-S", *names).splitlines()}
+    installed = set(re.findall(r"[\w.+-]+", " ".join(re.findall(r"--no-install-recommends (.*?) &&", DOCKERFILE.read_text()))))
+    assert packages <= ALWAYS | installed, f"the Dockerfile installs no {', '.join(packages - ALWAYS - installed)}"
+    tell(f"libraries of Debian that are used: {', '.join(sorted(packages))}")
+
+
+def check_servers(container: Container) -> None:
+    """The roles that listen: a Ray head, and a Prefect server with its state in a volume."""
+    check(container, "sh", "-c", f"{RAY} && ray health-check --address 127.0.0.1:6379 && ray status && ray stop")
+    check(container, "sh", "-c", f"{PREFECT} & for try in $(seq 300); do {HEALTHY} && exit 0; sleep 1; done; exit 1")
+
+
 def look_at_masks(folder: Path) -> None:
     for photo, name in PHOTOS.items():
         with Image.open(folder / photo.replace(".jpg", ".png")) as mask, Image.open(ROOT / "examples" / "photos" / photo) as image:
@@ -98,15 +124,18 @@ def look_at_masks(folder: Path) -> None:
 
 def use(root: Path, images: Images) -> None:
     """Every role of the image, as its own user who may write to /tmp and to the results alone."""
-    photos, results = images.folder / "photos", images.folder / "results"
-    photos.mkdir()
-    results.mkdir()
+    photos, results, volume = (images.folder / name for name in ("photos", "results", "volume"))
+    for folder in (photos, results, volume):
+        folder.mkdir()
     for name in PHOTOS:
         shutil.copy(ROOT / "examples" / "photos" / name, photos)
     config = images.describe(TAG)["config"]
     user = int(config["User"])
     os.chown(results, user, user)
+    owner = (root / STATE_OF_PREFECT.lstrip("/")).stat()  # a new volume gets the owner of the folder below it
+    os.chown(volume, owner.st_uid, owner.st_gid)
     container = Container(root, config, (Mount(photos, "/tmp/photos"), Mount(results, "/tmp/results", writable=True)))
+    server = Container(root, config, (Mount(volume, STATE_OF_PREFECT, writable=True),))
 
     for place in ("/home/deeplab/x", "/opt/deeplab/x", "/x", "/tmp/photos/x"):
         assert container.run("touch", place).returncode, f"{place} could be written"
@@ -114,6 +143,7 @@ def use(root: Path, images: Images) -> None:
     check(container, *config["Healthcheck"]["Test"][1:])
     check(container, "python", "-c", "import rasterio, imagecodecs, pillow_heif, pycocotools")
     check(container, *config["Cmd"])
+    check_libraries(container)
 
     summary = json.loads(check(container, "deeplab", "segment", "/tmp/photos", "/tmp/results/table", "--json"))
     assert (summary["images"], summary["errors"]) == (len(PHOTOS), 0), summary
@@ -124,6 +154,7 @@ def use(root: Path, images: Images) -> None:
     check(container, "deeplab", "report", "/tmp/results/table", "-o", "/tmp/results/report")
     check(container, "deeplab", "run", "segment", "/tmp/photos", "/tmp/results/flow")
     check(container, "deeplab", "doctor", "/tmp/photos", "/tmp/results/table")
+    check_servers(server)
     shutil.copytree(results, STATE / "results", dirs_exist_ok=True)
 
 
