@@ -64,11 +64,11 @@ ROOMS = {
     "flows/watching": "pipelines/table pipelines/cluster pipelines/options pipelines/segment pipelines/exports pipelines/report "
     "flows/console",
     "flows/serving": "deeplab pipelines/cluster pipelines/options flows/console flows/watching",
-    "flows": "deeplab/evaluation deeplab/training pipelines/storage pipelines/archive pipelines/cluster pipelines/options "
+    "flows": "deeplab deeplab/evaluation deeplab/training pipelines/storage pipelines/archive pipelines/cluster pipelines/options "
     "pipelines/segment pipelines/train flows/console flows/watching flows/serving",
     "flows/deployments": "pipelines/storage pipelines/options flows/watching flows/serving flows",
     "flows/commands": "deeplab deeplab/zoo deeplab/models deeplab/weights deeplab/data deeplab/evaluation deeplab/training "
-    "pipelines/storage pipelines/table pipelines/options pipelines/segment pipelines/upkeep "
+    "pipelines/storage pipelines/archive pipelines/table pipelines/options pipelines/segment pipelines/upkeep "
     "pipelines/train pipelines/exports pipelines/report pipelines/doctor pipelines/benchmark flows/console "
     "flows/serving "
     "flows flows/deployments",

@@ -102,7 +102,7 @@ def print_summary(summary: Summary) -> None:
     place = delta_location(summary.results)
     if summary.passed_over:
         files = counted(summary.passed_over, "file")
-        stdout.print(f"passed over {files} without an image's extension (--include '*' takes them)")
+        stdout.print(f"passed over {files} without an image's extension (--include '*' takes every file)")
     if summary.outputs:
         outputs = counted(summary.outputs, "folder or file", "folders or files")
         stdout.print(f"passed over {outputs} that deeplab wrote (to segment one, name it as ARCHIVE)")

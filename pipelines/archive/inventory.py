@@ -83,9 +83,9 @@ def take(
         uri, _, version = first_unlisted
         raise ArchiveError(f"{archive}: no images found; {uri}: {read(uri, version)[2]}")
     if not images:
-        hint = f"; passed over by name: {counted(passed_over, 'file')} (--include '*' takes them)" if passed_over else ""
+        hint = f"; {counted(passed_over, 'file')} passed over by name (--include '*' takes every file)" if passed_over else ""
         if outputs:
-            hint += f"; passed over: {counted(len(outputs), 'output')} of deeplab (to take one, name its folder)"
+            hint += f"; {counted(len(outputs), 'output')} of deeplab passed over (to take one, name its folder)"
         raise ArchiveError(f"{archive}: no images found{hint}; accepted are {' '.join(EXTENSIONS)}")
     return Inventory(path, images, passed_over, len(outputs))
 

@@ -29,9 +29,9 @@ class Format:
 
 
 FORMATS = {
-    "png": Format("a palette PNG per image, pixel value = class id, and classes.txt", "image_files.png"),
+    "png": Format("palette PNGs, pixel value = class id, and classes.txt", "image_files.png"),
     "overlay": Format("the photo with its mask on top, as JPEG", "image_files.overlay"),
-    "geotiff": Format("a TIFF per image with its coordinate system, and classes.txt", "image_files.geotiff", rasterio=True),
+    "geotiff": Format("TIFFs with the images' coordinates, and classes.txt", "image_files.geotiff", rasterio=True),
     "coco-rle": Format("coco.json, annotations with compressed RLE", "coco.rle"),
     "coco-panoptic": Format("panoptic.json and RGB PNGs, a segment per class", "coco.panoptic"),
     "geojson": Format("polygons in WGS 84, a file per georeferenced image", "polygons.geojson", rasterio=True),

@@ -173,7 +173,7 @@ def main() -> int:
             base = base_name(DOCKERFILE.read_text())
             images.make_base(base)
             tell(f"a bare Debian with python in place of {base}")
-            images.build(TAG, arguments.build_arg)
+            images.build(TAG, arguments.build_arg, STATE / "build.log")
             tell(f"built {DOCKERFILE.relative_to(ROOT)}")
             list_layers(images)
             root = Path(images.buildah("mount", images.buildah("from", "--pull-never", TAG)))

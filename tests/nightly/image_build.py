@@ -31,8 +31,9 @@ class Layer:
 def base_name(dockerfile: str) -> str:
     """The one image that all stages begin from, such as python:3.11-slim-bookworm."""
     values = dict(re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.M))
-    names = {re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], name) for name in re.findall(r"^FROM (\S+)", dockerfile, re.M)}
-    (name,) = names
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", dockerfile, re.M)
+    bases = {re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], base) for base, _ in stages}
+    (name,) = bases - {stage for _, stage in stages}
     return name
 
 
@@ -81,18 +82,32 @@ class Images:
         self.buildah("config", "--created-by", f"stand-in for {name}", container)
         self.buildah("commit", "--quiet", "--rm", "--format", "docker", container, name)
 
-    def build(self, tag: str, arguments: list[str]) -> None:
+    def build(self, tag: str, arguments: list[str], log: Path) -> None:
         """The Dockerfile's steps. pip is configured as on this machine, by files that are mounted and enter no layer."""
         settings = pip_settings()
         conf = self.folder / "pip.conf"
         conf.write_text("[global]\n" + "".join(f"{key} = {' '.join(value.split())}\n" for key, value in settings.items()))
         mounts = {str(conf): PIP_CONF} | {str(place): str(place) for place in local_places(settings)}
-        self.buildah(
-            *("bud", "--quiet", "--isolation", "chroot", "--network", "host", "--format", "docker", "--pull-never", "--layers"),
+        command: list[str | Path] = [
+            *(
+                "buildah",
+                *self.options,
+                "bud",
+                "--isolation",
+                "chroot",
+                "--network",
+                "host",
+                "--format",
+                "docker",
+                "--pull-never",
+                "--layers",
+            ),
             *(word for source, target in mounts.items() for word in ("-v", f"{source}:{target}:ro")),
             *(word for argument in arguments for word in ("--build-arg", argument)),
             *("-f", DOCKERFILE, "-t", tag, ROOT),
-        )
+        ]
+        with log.open("w") as out:
+            subprocess.run(command, check=True, stdout=out, stderr=subprocess.STDOUT)
 
     def describe(self, tag: str) -> dict[str, Any]:
         described: dict[str, Any] = json.loads(self.buildah("inspect", "--type", "image", tag))["Docker"]

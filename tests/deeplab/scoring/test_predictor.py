@@ -178,6 +178,8 @@ def test_an_array_that_is_no_picture_is_refused(small_network, image):
     [
         {"scales": ()},
         {"scales": (0.0,)},
+        {"scales": (1e-9,)},
+        {"scales": (1.0, float("nan"))},
         {"scales": (5.0,)},
         {"fusion": "median"},
         {"precision": "int4"},

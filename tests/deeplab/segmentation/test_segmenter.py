@@ -131,6 +131,8 @@ def test_many_images_come_in_order_and_a_broken_one_brings_its_error(
 
 
 def test_one_broken_image_is_an_exception_that_names_it(segmenter: deeplab.Segmenter, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="an empty path; a path, the bytes of an image file"):
+        segmenter.segment("")
     with pytest.raises(FileNotFoundError):
         segmenter.segment(tmp_path / "missing.jpg")
     (tmp_path / "half.jpg").write_bytes(photo(0)[:300])

@@ -45,7 +45,7 @@ def test_an_architecture_is_measured_with_random_weights_at_the_size_that_was_as
         (["no-such-model"], 1, "give a model folder or one of the bundled models"),
         (["--size", "375"], 2, "HEIGHTxWIDTH such as 375x500"),
         (["--scales", "a"], 2, "numbers separated by"),
-        (["--scales", "9"], 2, "above 0 and at most 4"),
+        (["--scales", "9"], 2, "at least 0.1 and at most 4"),
         (["--crf-params", "nope"], 2, "nope"),
         (["--device", "tpu"], 2, "'auto', 'cpu' or 'cuda'"),
     ],

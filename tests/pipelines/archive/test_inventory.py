@@ -119,7 +119,7 @@ def test_an_inventory_is_taken_as_it_is_and_completed_where_it_has_uris_only(tmp
     [
         (lambda root: root / "nothing-here", "no such folder or file"),
         (lambda root: make_folder(root / "empty"), "no images found"),
-        (lambda root: make_folder(root / "texts", "a.txt", "b.csv"), "2 files were passed over by name"),
+        (lambda root: make_folder(root / "texts", "a.txt", "b.csv"), "2 files passed over by name"),
         (lambda root: write_table(root / "x.parquet", {"path": ["a"]}), "needs a text column `uri`"),
         (lambda root: write_table(root / "x.parquet", {"uri": [1]}), "column `uri` of an inventory is text; here it is int64"),
         (lambda root: write_table(root / "x.parquet", {"uri": ["a"], "bytes": ["b"]}), "`bytes` .* is numbers; here it is string"),

@@ -71,7 +71,7 @@ def test_a_folder_that_is_named_itself_is_taken(archive: Path, tmp_path: Path) -
     export.export(ResultsTable.open(str(archive / "results")), MODEL, archive / "out", "overlay")
     assert (len(taken(archive / "out", tmp_path)[0]), taken(archive / "out", tmp_path)[1]) == (3, 0)
     (archive / "photos").rename(tmp_path / "elsewhere")
-    with pytest.raises(ArchiveError, match="2 outputs of deeplab were passed over"):
+    with pytest.raises(ArchiveError, match="2 outputs of deeplab passed over"):
         taken(archive, tmp_path)
 
 
