@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.infra.schemas import kuberay
+from tests.nightly.image_build import base_name
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -61,6 +62,10 @@ def test_the_image_takes_what_it_needs_and_nothing_private() -> None:
     assert "HEALTHCHECK" in text
     pinned = (ROOT / "constraints.txt").read_text()
     assert re.search(r"^torch==", pinned, re.M)
+
+
+def test_all_stages_of_the_image_begin_from_one_base_that_is_named_by_version() -> None:
+    assert re.fullmatch(r"python:3\.\d+-slim-bookworm", base_name((INFRA / "Dockerfile").read_text()))
 
 
 def test_a_volume_of_the_image_lies_on_a_folder_that_its_user_owns() -> None:
