@@ -17,6 +17,8 @@ DOCKERFILE = ROOT / "infra" / "Dockerfile"
 APT_SOURCES = Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list")
 # What the image python:3.11-slim-bookworm promises, from Debian: python, pip, venv, headers, certificates, time zones.
 PYTHON_PACKAGES = "python{0}-venv,python{0}-dev,python3-pip,ca-certificates,netbase,tzdata"
+# And as in Docker's images of Debian, apt keeps no index of packages in its cache.
+APT_CONF = 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\n'
 PIP_CONF = "/etc/pip.conf"
 
 
@@ -75,9 +77,10 @@ class Images:
         container = self.buildah("from", "scratch")
         self.buildah("add", "--quiet", container, tar, "/")
         tar.unlink()
-        binaries = Path(self.buildah("mount", container)) / "usr" / "local" / "bin"
+        root = Path(self.buildah("mount", container))
         for link, target in {"python": f"python{python}", "python3": f"python{python}", "pip": "pip3"}.items():
-            (binaries / link).symlink_to(f"/usr/bin/{target}")
+            (root / "usr" / "local" / "bin" / link).symlink_to(f"/usr/bin/{target}")
+        (root / "etc" / "apt" / "apt.conf.d" / "docker-clean").write_text(APT_CONF)
         self.buildah("config", "--env", "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", container)
         self.buildah("config", "--created-by", f"stand-in for {name}", container)
         self.buildah("commit", "--quiet", "--rm", "--format", "docker", container, name)
@@ -122,6 +125,9 @@ class Images:
         return [Layer(sizes[digest], step) for digest, step in zip(image["rootfs"]["diff_ids"], steps, strict=True)]
 
     def remove(self) -> None:
-        """All containers and images; what is mounted is unmounted."""
+        """All containers and images; nothing stays mounted, so that the folder can be removed."""
         self.buildah("rm", "--all")
         self.buildah("rmi", "--all", "--force")
+        places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed([place for place in places if Path(place).is_relative_to(self.folder.resolve())]):
+            subprocess.run(["umount", place], check=True)
