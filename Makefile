@@ -17,7 +17,7 @@ help:
 	@echo "make screenshots  the pictures of the docs, taken again: Prefect's pages, the report, a sheet (docs/images/*.webp)"
 	@echo "make wheel   dist/....whl, tried in empty environments from another folder"
 	@echo "make system  the whole system as processes of this machine: database, server, store, cluster; about 3 minutes"
-	@echo "make image   infra/Dockerfile built and used without a registry or a daemon (root, buildah, mmdebstrap); ten minutes or more"
+	@echo "make image   infra/Dockerfile built and used without a registry or a daemon (root, buildah, mmdebstrap); 20 minutes or more"
 	@echo "make bench   the benchmarks that the README's figures come from"
 	@echo "make pets    train the bundled model again (DATASET=... INIT=...)"
 	@echo "make clean   remove .venv, build/, dist/ and demo/"

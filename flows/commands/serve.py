@@ -60,6 +60,8 @@ def serve(
 ) -> None:
     """Serve all flows from this process; runs start from the Prefect UI, by a schedule, or from another system.
 
+    With a schedule, the first line says when it fires next.
+
     [dim]deeplab serve
     deeplab serve s3://bucket/photos s3://bucket/results --cron '0 3 * * *' --timezone Europe/Berlin
     deeplab serve photos/ results/ --interval 3600 --set commit_every=300 --set crf=false --active[/]

@@ -1,6 +1,7 @@
 """A command in an image as the strictest cluster would run it: no privilege, no network, and nothing to write to but named folders.
 
-The root is mounted read-only, so that HOME cannot be written; /tmp is empty and in memory, /dev/shm has Docker's 64 MB.
+The root is mounted read-only, so that HOME cannot be written; /tmp is Docker's --tmpfs: empty, in memory, no program
+runs from it; /dev/shm has Docker's 64 MB.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ mkdir "$root/dev/shm"
 mount -t tmpfs -o size=64m,mode=1777 shm "$root/dev/shm"
 for device in null zero full random urandom; do touch "$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"; done
 ln -s /proc/self/fd "$root/dev/fd"
-mount -t tmpfs -o mode=1777 tmp "$root/tmp"
+mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmp "$root/tmp"
 for place in $places; do
     IFS=: read -r source target mode <<< "$place"
     mkdir -p "$root$target"

@@ -1,6 +1,6 @@
 """The container image, built once for real and used as the strictest cluster would: `make image`.
 
-Needs root, buildah and mmdebstrap (Debian has both), 20 GB of disk and the package indices; takes some ten minutes. Neither a
+Needs root, buildah and mmdebstrap (Debian has both), 20 GB of disk and the package indices; takes 20 minutes or more. Neither a
 container registry nor a daemon: a bare Debian with its python stands in for the base image, and buildah does the steps of
 infra/Dockerfile on it. Then three photos are segmented as the image's user without a network, with a read-only root and a HOME
 that cannot be written; then come the other roles. The layers are listed with their sizes. Nothing stays but what build/image/ has:
