@@ -10,8 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from deeplab.models import checkpoint
 from flows.cli import app
@@ -169,10 +168,11 @@ def test_a_bad_schedule_is_refused_with_a_good_one(option: str, text: str, accep
 def test_serving_says_when_the_next_run_is() -> None:
     from prefect.schedules import Schedule
 
-    from flows.deployments import next_run, segment_archive
+    from flows.deployments import next_run
+    from flows.segment import segment_archive
 
     def line(active: bool, **schedule: str | timedelta) -> str | None:
-        return next_run(segment_archive.to_deployment("photos", schedules=[Schedule(**schedule, active=active)]))  # type: ignore[arg-type]
+        return next_run(segment_archive.to_deployment("photos", schedules=[Schedule(**schedule, active=active)]))
 
     nightly = line(True, cron="0 3 * * *", timezone="Europe/Berlin")
     assert re.fullmatch(r"segment-archive/photos: next run: \d{4}-\d\d-\d\d 03:00:00 CES?T", nightly or "")
