@@ -3,6 +3,7 @@
     python benchmarks/scoring.py [--model pets | --architecture resnet101-aspp] [--images 6] [--rounds 3] [--threads 1]
         [--photos FOLDER]
     python benchmarks/scoring.py --native [--scales 1] [--size 375x500] ...
+    python benchmarks/scoring.py --peers [--dataset FOLDER] [--size 375x500] [--images 6] [--mixed 60] [--rounds 7]
 
 Both score the same photos (without --photos the examples, 320 x 240 and the like) with the same weights; seconds are CPU
 seconds of this process with one thread, else wall seconds. They take turns, and the ratio is the median of the rounds. Labels
@@ -10,6 +11,11 @@ are compared at full size; with random weights (`--architecture`), the scores of
 
 --native: this package's kernels against the same network in torch, in bfloat16 (where the processor has it), int8 and float32;
 seconds are CPU seconds of this thread, medians of rounds in which all take turns. --size: only photos of this size.
+
+--peers: at one scale against ONNX Runtime (float32) and OpenVINO (float32, bfloat16, int8 with NNCF's ranges from 36 photos of the
+data set's train split), which are installed into build/peers once. They take turns with float32, bfloat16 and int8 of this package
+on photos of the test split: of one size, for which the peers are compiled, then of their own sizes, which peers score with a
+network for all sizes and with one compiled for each.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ from deeplab.scoring.predictor import DTYPES, Predictor
 from deeplab.scoring.settings import Scoring
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pets" / "images"
+BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
 
 class Apart(nn.Module):
@@ -143,12 +150,22 @@ def native(network: SegmentationNetwork, images: list[np.ndarray], scales: tuple
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--native", action="store_true")
-    parser.add_argument("--size", help="HEIGHTxWIDTH of the photos to take")
+    parser.add_argument("--peers", action="store_true", help="against ONNX Runtime and OpenVINO")
+    parser.add_argument("--dataset", type=Path, default=BESIDE / "data" / "pets", help="with --peers: labelled photos")
+    parser.add_argument("--mixed", type=int, default=60, help="with --peers: photos of their own sizes")
+    parser.add_argument("--size", help="HEIGHTxWIDTH of the photos to take; with --peers 375x500 by default")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock: Callable[[], float] = time.process_time if arguments.threads == 1 else time.perf_counter
+    if arguments.peers:
+        from peers import scores
+
+        model = checkpoint.load(arguments.model)
+        size = arguments.size or "375x500"
+        scores.compare(model, arguments.dataset, size, arguments.images, arguments.mixed, arguments.rounds)
+        return
     network, _ = network_of(arguments)
     scales = arguments.scales
     decoded = (decode(path.read_bytes()) for path in sorted(arguments.photos.glob("*.jpg")))
