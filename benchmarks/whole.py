@@ -1,24 +1,32 @@
 """From an image file to a PNG mask: Predictor and our CRF against the loop of most ports, with pydensecrf.
 
     python benchmarks/whole.py [--model pets | --architecture resnet101-aspp] [--photos FOLDER] [--images 6] [--rounds 3]
+    python benchmarks/whole.py --peers [--before REVISION] [--dataset FOLDER] [--size 375x500] [--images 6] [--ray-images 64] ...
 
 One core, CPU seconds of this process: read, decode, score at every scale, dense CRF, PNG. The loop is that of scoring.py;
 its scores go to pydensecrf through our own interface, which interpolates them to full size. The two take turns, and
 the ratio, printed last, is the median of the rounds. With random weights (`--architecture`) all 21 classes are contested,
 the case in which our fast CRF gains least.
+
+--peers: this package at one scale (its default, int8, and `draft` with int8) against OpenVINO with pydensecrf, and against the
+way of the Ray documentation: `read_images`, torchvision's deeplabv3_mobilenet_v3_large in `map_batches`, pydensecrf. All take
+turns on the same photos of the data set's test split and print the CPU seconds of each stage. What they need is installed into
+build/peers once. --before: also this package as it was at a commit, which is built there once.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 
 import torch
-from scoring import arguments_of, as_a_port, loop, network_of
+from scoring import BESIDE, arguments_of, as_a_port, loop, network_of
 
 from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
+from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
 
@@ -26,8 +34,19 @@ from deeplab.scoring.settings import Scoring
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--crf-params", default="deeplab-v2")
+    parser.add_argument("--peers", action="store_true", help="against OpenVINO with pydensecrf, and Ray Data with torchvision")
+    parser.add_argument("--before", metavar="REVISION", help="with --peers: also this package at that commit")
+    parser.add_argument("--dataset", type=Path, default=BESIDE / "data" / "pets", help="with --peers: labelled photos")
+    parser.add_argument("--size", default="375x500", help="with --peers: HEIGHTxWIDTH of the photos to take")
+    parser.add_argument("--ray-images", type=int, default=64, help="with --peers: photos of a Ray Data pipeline; 0 leaves it out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.peers:
+        from peers import masks as peers_masks
+
+        model, images, rounds = checkpoint.load(arguments.model), arguments.images, arguments.rounds
+        peers_masks.compare(model, arguments.dataset, arguments.size, images, rounds, arguments.before, arguments.ray_images)
+        return
     network, classes = network_of(arguments)
     scales = arguments.scales
     paths = sorted(arguments.photos.glob("*.jpg"))[: arguments.images]

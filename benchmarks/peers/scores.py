@@ -6,9 +6,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -49,23 +49,26 @@ class Way:
 
 
 class Photos:
-    """Photos of one split of a data set, decoded when they are asked for."""
+    """Photos of one split of a data set, read when they are asked for."""
 
     def __init__(self, dataset: Path, split: str) -> None:
         self.folder = LabelledFolder(dataset, split)
 
-    def all(self) -> list[np.ndarray]:
-        return [decode(self.folder.files.read(image)) for image in self.folder.images]
+    def files(self) -> Iterator[bytes]:
+        """All, encoded."""
+        return (self.folder.files.read(image) for image in self.folder.images)
 
     def evenly(self, count: int) -> list[np.ndarray]:
         """At most `count`, spread over the split."""
-        images = self.folder.images[:: max(1, len(self.folder.images) // count)][:count]
-        return [decode(self.folder.files.read(image)) for image in images]
+        return [decode(encoded) for encoded in list(self.files())[:: max(1, len(self.folder.images) // count)][:count]]
 
-    def of_size(self, size: str, count: int) -> list[np.ndarray]:
-        """The first `count` of HEIGHTxWIDTH pixels."""
-        decoded = (decode(self.folder.files.read(image)) for image in self.folder.images)
-        return list(islice((image for image in decoded if f"{image.shape[0]}x{image.shape[1]}" == size), count))
+    def files_of_size(self, size: str, count: int) -> list[bytes]:
+        """The first `count` of HEIGHTxWIDTH pixels, encoded. SystemExit if there are none."""
+        shape = tuple(map(int, size.split("x")))
+        fitting = list(islice((encoded for encoded in self.files() if decode(encoded).shape[:2] == shape), count))
+        if not fitting:
+            raise SystemExit(f"--size {size}: no photo of this split has it")
+        return fitting
 
 
 class Comparison:
@@ -123,7 +126,8 @@ class Comparison:
         return lambda folder: float(self.child.ask("score", peer=peer, fixed=fixed, scores=str(folder) if folder else None))
 
     def _compiling(self, peer: str, fixed: bool) -> Callable[[], float]:
-        return lambda: float(self.child.ask("compile", peer=peer, fixed=fixed))
+        """The seconds of a network for all sizes, needed once in an archive, do not count."""
+        return lambda: float(self.child.ask("compile", peer=peer, fixed=fixed)) * fixed
 
     def _same(self, folder: Path, exact: list[np.ndarray]) -> list[float]:
         """The share of each photo's labels that are float32's."""
@@ -136,35 +140,29 @@ class Comparison:
     def table(self, photos: int, share_new: float) -> list[str]:
         """Lines of a table. photos: how many were measured; share_new: of an archive's photos, those of a size not seen before."""
         costs: dict[str, list[float]] = {}
-        steady: dict[str, float] = {}
-        for way in self.ways:
-            steady[way.name] = statistics.median(way.rounds) / photos
-            new = max(0.0, way.first - statistics.median(way.rounds)) / self.new_sizes * share_new
-            costs[way.name] = [seconds / photos + new for seconds in way.rounds]
         lines = [
             "| way | s an image | with new sizes | ours takes, x | labels as float32's | worst photo |",
             "|---|---|---|---|---|---|",
         ]
-        best: dict[str, str] = {}
+        best: dict[str, tuple[float, str]] = {}
         for way in self.ways:
-            cost, ratio = statistics.median(costs[way.name]), ""
-            ours = f"ours, {way.precision}"
-            if way.name != ours and ours in costs:
-                ratio = f"{statistics.median(a / b for a, b in zip(costs[ours], costs[way.name], strict=True)):.2f}"
+            steady = statistics.median(way.rounds)
+            new = max(0.0, way.first - steady) / self.new_sizes * share_new
+            cost = costs[way.name] = [seconds / photos + new for seconds in way.rounds]
+            ours, ratio = costs.get(f"ours, {way.precision}", cost), ""
+            if ours is not cost:
+                ratio = f"{statistics.median(a / b for a, b in zip(ours, cost, strict=True)):.2f}"
                 peer = f"{way.name.split(',')[0]} {way.precision}"
-                if peer not in best or cost < statistics.median(costs[best[peer]]):
-                    best[peer] = way.name
-            lines.append(
-                f"| {way.name} | {steady[way.name]:.4f} | {cost:.4f} | {ratio} | {np.mean(way.same):.2%} | {min(way.same):.2%} |"
-            )
-        lines += [f"best of {peer}: {name.partition(', ')[2]}" for peer, name in best.items() if name.count(" ") > 2]
-        return lines
+                best[peer] = min(best.get(peer, (np.inf, "")), (statistics.median(cost), f"{ratio}x the time of {way.name}"))
+            columns = [way.name, f"{steady / photos:.4f}", f"{statistics.median(cost):.4f}", ratio]
+            lines.append(f"| {' | '.join(columns)} | {np.mean(way.same):.2%} | {min(way.same):.2%} |")
+        return [*lines, *(f"against {peer} at its best: ours takes {text}" for peer, (_, text) in best.items())]
 
 
 def compare(model: Model, dataset: Path, size: str, images: int, mixed: int, rounds: int) -> None:
     """Print the tables: `images` photos of `size` with networks compiled for it, then `mixed` of their own sizes."""
     test, train = Photos(dataset, "test"), Photos(dataset, "train")
-    fixed, own = test.of_size(size, images), test.evenly(mixed)
+    fixed, own = [decode(encoded) for encoded in test.files_of_size(size, images)], test.evenly(mixed)
     with engines(model, train.evenly(CALIBRATION)) as child:
         versions = ", ".join(f"{name} {version}" for name, version in child.ask("versions").items())
         print(f"{model.label}; {machine()}, load {os.getloadavg()[0]:.1f}; {versions}; {rounds} rounds, one thread, CPU seconds")
@@ -176,7 +174,7 @@ def compare(model: Model, dataset: Path, size: str, images: int, mixed: int, rou
         comparison = Comparison(model, child, [("dynamic shape, ", False), ("network for each size, ", True)])
         for start in range(0, len(own), AT_ONCE):
             comparison.measure(own[start : start + AT_ONCE], rounds)
-        sizes = [comparison.network_size(image) for image in test.all() + train.all()]
+        sizes = [comparison.network_size(decode(encoded)) for encoded in chain(test.files(), train.files())]
         share_new = len(set(sizes)) / len(sizes)
         print(
             f"\n{len(own)} photos of their own sizes. 'with new sizes' adds what the first photo of a size costs more (compiling,"

@@ -1,0 +1,107 @@
+"""Masks the way of the Ray documentation, as a Ray Data pipeline on one core: a child of `turns`, for whole.py.
+
+    python -m peers.ray_pipeline CLASSES CRF_PARAMETERS HEIGHT WIDTH
+
+`read_images` decodes and resizes to HEIGHT x WIDTH, `map_batches` scores with torchvision's deeplabv3_mobilenet_v3_large (random
+weights) in an actor, `map` refines with pydensecrf and encodes a PNG. Ray has one CPU, of which each of the three takes a third.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from measure import SessionTime
+
+from deeplab.crf import PARAMETER_SETS
+from deeplab.crf.pydensecrf_backend import pydensecrf_marginals
+from peers.turns import answer
+from pipelines.cluster.connection import session
+
+BATCH = 8
+THIRD = 0.33  # of a CPU
+STARTED = 1 / 4  # of the photos, after which the pipeline is in its steady state
+
+Batch = dict[str, np.ndarray]
+
+
+class Scores:
+    """Pixels to scores at full size, as torchvision's networks give them."""
+
+    def __init__(self, classes: int) -> None:
+        import torch
+        from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        self.network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes).eval()
+
+    def __call__(self, batch: Batch) -> Batch:
+        import torch
+        from torchvision.transforms.v2.functional import normalize, to_dtype
+
+        start = time.thread_time()
+        pixels = to_dtype(torch.from_numpy(batch["image"]).permute(0, 3, 1, 2), torch.float32, scale=True)
+        with torch.inference_mode():
+            pixels = normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            batch["scores"] = self.network(pixels)["out"].numpy()
+        batch["score"] = np.full(len(pixels), (time.thread_time() - start) / len(pixels))
+        return batch
+
+
+def refined(row: dict[str, Any], crf: str) -> dict[str, Any]:
+    """The PNG of a photo's mask, and the seconds of its stages."""
+    from PIL import Image
+
+    start = time.thread_time()
+    labels = pydensecrf_marginals(row["image"], row["scores"], PARAMETER_SETS[crf]).argmax(0).astype(np.uint8)
+    middle = time.thread_time()
+    png = io.BytesIO()
+    Image.fromarray(labels).save(png, "PNG")
+    return {"png": png.getvalue(), "score": row["score"], "CRF": middle - start, "encode": time.thread_time() - middle}
+
+
+class Pipeline:
+    def __init__(self, classes: str, crf: str, height: str, width: str) -> None:
+        self.classes, self.crf, self.size = int(classes), crf, (int(height), int(width))
+        self.time = SessionTime(every=2.0)  # looking takes CPU seconds, too
+
+    def run(self, paths: list[str]) -> dict[str, float]:
+        """Seconds an image, from the arrival of the first quarter of the masks to the last: on the wall, of CPU, and by stage."""
+        import ray
+
+        data = ray.data.read_images(paths, size=self.size, mode="RGB", num_cpus=THIRD, override_num_blocks=len(paths) // BATCH)
+        scored = data.map_batches(Scores, fn_constructor_args=(self.classes,), batch_size=BATCH, concurrency=1, num_cpus=THIRD)
+        masks = scored.map(refined, fn_args=(self.crf,), num_cpus=THIRD)
+        done, marks = 0, []
+        stages = dict.fromkeys(("score", "CRF", "encode"), 0.0)
+        for batch in masks.iter_batches(batch_size=None, prefetch_batches=0):
+            done += len(batch["png"])
+            if marks:
+                for stage in stages:
+                    stages[stage] += float(batch[stage].sum())
+            if done >= STARTED * len(paths):
+                marks.append((done, time.perf_counter(), sum(self.time.now().values())))
+        (first, began, before), (last, ended, after) = marks[0], marks[-1]
+        count = last - first
+        figures = {stage: seconds / count for stage, seconds in stages.items()}
+        return {**figures, "wall": (ended - began) / count, "cpu": (after - before) / count}
+
+
+def main() -> None:
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # Ray's processes inherit it
+    os.environ["PYTHONPATH"] = os.getcwd()  # where its workers find this module
+    import ray
+
+    pipeline = Pipeline(*sys.argv[1:])
+    with session(cpus=1):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        answer(run=pipeline.run)
+
+
+if __name__ == "__main__":
+    main()
