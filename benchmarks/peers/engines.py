@@ -42,7 +42,7 @@ class OnnxRuntime:
             options.add_free_dimension_override_by_name("height", shape[1])
             options.add_free_dimension_override_by_name("width", shape[2])
         session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        return lambda pixels: session.run(None, {"pixels": pixels})[0]  # type: ignore[no-any-return]
+        return lambda pixels: session.run(None, {"pixels": pixels})[0]
 
 
 class OpenVINO:

@@ -57,7 +57,7 @@ def engines(model: Model, calibration: Sequence[np.ndarray]) -> Iterator[Child]:
     exact, int8 = stem.with_suffix(".onnx"), Path(f"{stem}-{len(calibration)}.xml")
     exact.parent.mkdir(exist_ok=True)
     if not exact.exists():
-        export = [sys.executable, "-m", "peers.export", model.name, exact, packages(where)]
+        export = [sys.executable, "-m", "peers.export", model.name, str(exact), str(packages(where))]
         subprocess.run(export, cwd=BENCHMARKS, check=True)
     colour = ",".join(str(round(value)) for value in network.normalization.mean_rgb)
     arguments = (str(exact), str(int8), str(network.stride), colour)
@@ -85,7 +85,7 @@ def package_of(revision: str) -> Path:
             with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
                 tree.extractall(folder, filter="data")
             built = target.with_suffix(".part")
-            install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", built, folder]
+            install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(built), folder]
             subprocess.run([sys.executable, "-m", *install], check=True)
             built.rename(target)
     return target

@@ -26,6 +26,7 @@ from peers.turns import Child
 
 CRF = "kazuto"  # the default of segment
 OURS = {"ours": {}, "ours, int8": {"precision": "int8"}, "ours, draft, int8": {"quality": "draft", "precision": "int8"}}
+LEAST = 32  # photos of a Ray Data pipeline: four batches
 Run = Callable[[], list[float]]  # CPU seconds an image of each of STAGES
 
 
@@ -78,6 +79,8 @@ def of_ray(child: Child, paths: list[str], walls: list[float]) -> Run:
 
 def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, before: str | None, ray_images: int) -> None:
     """Print CPU seconds an image of each stage of each way on `images` photos of `size`, all in turns, and the ratios."""
+    if 0 < ray_images < LEAST:
+        raise SystemExit(f"--ray-images {ray_images}: 0, or {LEAST} and more for a steady state, are accepted")
     test, train = Photos(dataset, "test"), Photos(dataset, "train")
     encoded = test.files_of_size(size, images)
     walls: list[float] = []
@@ -89,7 +92,6 @@ def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, be
         photos = paths[: len(encoded)]
         engine = stack.enter_context(engines(model, train.evenly(CALIBRATION)))
         here = stack.enter_context(Child("peers.stages", model.name))
-        ray = stack.enter_context(Child("peers.ray_pipeline", str(len(model.classes)), CRF, *size.split("x")))
         ways: dict[str, Run] = {}
         for name, options in OURS.items():
             precision, run = of_tree(here, name, options, photos)
@@ -101,6 +103,7 @@ def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, be
         for precision in ("bfloat16", "int8"):
             ways[f"OpenVINO {precision}, pydensecrf"] = of_engine(engine, f"OpenVINO {precision}", model, photos, folder)
         if ray_images:
+            ray = stack.enter_context(Child("peers.ray_pipeline", str(len(model.classes)), CRF, *size.split("x")))
             ways["Ray Data, torchvision, pydensecrf"] = of_ray(ray, paths[:ray_images], walls)
         seconds: dict[str, list[list[float]]] = {name: [] for name in ways}
         for number in range(rounds + 1):
@@ -114,7 +117,7 @@ def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, be
     print("\n".join(table(seconds)))
     if walls:
         print(
-            f"Ray Data: {ray_images} photos, counted after the first quarter of the masks; decode holds the resize and Ray's own work."
+            f"Ray Data: {ray_images} photos, counted after the first quarter of the masks; decode holds the resize and Ray's work."
         )
         print(f"Wall seconds on its one core, with what else the machine did: {statistics.median(walls[1:]):.3f} an image")
 

@@ -77,7 +77,8 @@ class Pipeline:
         data = ray.data.read_images(paths, size=self.size, mode="RGB", num_cpus=THIRD, override_num_blocks=len(paths) // BATCH)
         scored = data.map_batches(Scores, fn_constructor_args=(self.classes,), batch_size=BATCH, concurrency=1, num_cpus=THIRD)
         masks = scored.map(refined, fn_args=(self.crf,), num_cpus=THIRD)
-        done, marks = 0, []
+        done = 0
+        marks: list[tuple[int, float, float]] = []  # masks so far, wall and CPU seconds
         stages = dict.fromkeys(("score", "CRF", "encode"), 0.0)
         for batch in masks.iter_batches(batch_size=None, prefetch_batches=0):
             done += len(batch["png"])

@@ -80,7 +80,7 @@ class Comparison:
         self.images: list[np.ndarray] = []
         precisions = [name for name in ("float32", "bfloat16") if name == "float32" or builds(name)]
         precisions += ["int8"] if model.network.quantization is not None else []
-        self.ours = {name: Predictor(model.network, Scoring(precision=name), device="cpu", batch_pixels=1) for name in precisions}  # type: ignore[arg-type]
+        self.ours = {name: Predictor(model.network, Scoring(precision=name), device="cpu") for name in precisions}  # type: ignore[arg-type]
         self.ways = [Way(f"ours, {name}", self._of_ours(predictor)) for name, predictor in self.ours.items()]
         for peer in PEERS:
             for mode, fixed in modes:

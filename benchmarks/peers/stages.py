@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Ways:
         import torch
 
         from deeplab.models import checkpoint
-        from deeplab.scoring.predictor import Predictor, Scoring
+        from deeplab.scoring.predictor import Predictor
         from pipelines.options import BenchmarkOptions
 
         torch.set_num_threads(1)
@@ -39,7 +40,7 @@ class Ways:
             model = chosen.prepared(model)
             scoring = chosen.scoring(model)
         else:
-            scoring = chosen.of_kind(Scoring)
+            scoring = chosen.of_kind(import_module("deeplab.scoring.predictor").Scoring)
         predictor = Predictor(model.network, scoring, device="cpu")
         self.ways[way] = predictor, chosen.refinement(model).engine(), model.classes
         return predictor.precision
