@@ -26,7 +26,7 @@ from peers.turns import Child
 
 CRF = "kazuto"  # the default of segment
 OURS = {"ours": {}, "ours, int8": {"precision": "int8"}, "ours, draft, int8": {"quality": "draft", "precision": "int8"}}
-LEAST = 32  # photos of a Ray Data pipeline: four batches
+LEAST = 32  # photos of a Ray Data pipeline: a quarter of them is a batch
 Run = Callable[[], list[float]]  # CPU seconds an image of each of STAGES
 
 
@@ -80,7 +80,7 @@ def of_ray(child: Child, paths: list[str], walls: list[float]) -> Run:
 def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, before: str | None, ray_images: int) -> None:
     """Print CPU seconds an image of each stage of each way on `images` photos of `size`, all in turns, and the ratios."""
     if 0 < ray_images < LEAST:
-        raise SystemExit(f"--ray-images {ray_images}: 0, or {LEAST} and more for a steady state, are accepted")
+        raise SystemExit(f"--ray-images {ray_images}: 0, or {LEAST} and more, are accepted")
     test, train = Photos(dataset, "test"), Photos(dataset, "train")
     encoded = test.files_of_size(size, images)
     walls: list[float] = []
@@ -102,24 +102,22 @@ def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, be
             ways[f"commit {before}, {precision}"] = run
         for precision in ("bfloat16", "int8"):
             ways[f"OpenVINO {precision}, pydensecrf"] = of_engine(engine, f"OpenVINO {precision}", model, photos, folder)
+        for run in ways.values():
+            run()  # makes kernels and buffers
         if ray_images:
             ray = stack.enter_context(Child("peers.ray_pipeline", str(len(model.classes)), CRF, *size.split("x")))
             ways["Ray Data, torchvision, pydensecrf"] = of_ray(ray, paths[:ray_images], walls)
         seconds: dict[str, list[list[float]]] = {name: [] for name in ways}
-        for number in range(rounds + 1):
+        for _ in range(rounds):
             for name, run in ways.items():
-                result = run()
-                if number:  # the first round makes kernels and buffers
-                    seconds[name].append(result)
+                seconds[name].append(run())
     print(
         f"{model.label}; {machine()}, load {os.getloadavg()[0]:.1f}; {len(encoded)} photos of {size}, {rounds} rounds; CPU seconds"
     )
     print("\n".join(table(seconds)))
     if walls:
-        print(
-            f"Ray Data: {ray_images} photos, counted after the first quarter of the masks; decode holds the resize and Ray's work."
-        )
-        print(f"Wall seconds on its one core, with what else the machine did: {statistics.median(walls[1:]):.3f} an image")
+        print(f"Ray Data: {ray_images} photos, the start of its workers not counted; decode holds the resize and Ray's work.")
+        print(f"Wall seconds on its one core, with what else the machine did: {statistics.median(walls):.3f} an image")
 
 
 def table(seconds: dict[str, list[list[float]]]) -> list[str]:
