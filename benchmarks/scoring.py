@@ -162,9 +162,10 @@ def main() -> None:
     if arguments.peers:
         from peers import scores
 
-        model = checkpoint.load(arguments.model)
-        size = arguments.size or "375x500"
-        scores.compare(model, arguments.dataset, size, arguments.images, arguments.mixed, arguments.rounds)
+        if arguments.architecture:
+            parser.error("--peers: a --model is accepted, no --architecture")
+        counts = arguments.images, arguments.mixed, arguments.rounds
+        scores.compare(arguments.model, arguments.dataset, arguments.size or "375x500", *counts)
         return
     network, _ = network_of(arguments)
     scales = arguments.scales

@@ -26,7 +26,6 @@ from scoring import BESIDE, arguments_of, as_a_port, loop, network_of
 from deeplab import masks
 from deeplab.crf import DenseCRF
 from deeplab.images.decoding import decode
-from deeplab.models import checkpoint
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
 
@@ -44,8 +43,10 @@ def main() -> None:
     if arguments.peers:
         from peers import masks as peers_masks
 
-        model, images, rounds = checkpoint.load(arguments.model), arguments.images, arguments.rounds
-        peers_masks.compare(model, arguments.dataset, arguments.size, images, rounds, arguments.before, arguments.ray_images)
+        if arguments.architecture:
+            parser.error("--peers: a --model is accepted, no --architecture")
+        counts = arguments.images, arguments.rounds, arguments.ray_images
+        peers_masks.compare(arguments.model, arguments.dataset, arguments.size, arguments.before, *counts)
         return
     network, classes = network_of(arguments)
     scales = arguments.scales

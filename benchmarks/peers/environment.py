@@ -13,11 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplab.models import checkpoint
 from deeplab.models.checkpoint import Model
 from peers.turns import BENCHMARKS, Child
 
 FOLDER = BENCHMARKS.parent / "build" / "peers"
 REQUIREMENTS = BENCHMARKS / "peers" / "requirements.txt"
+
+
+def located(name: str) -> tuple[str, Model]:
+    """A bundled model, or one in a folder, and what children call it. SystemExit if it has no ranges for int8."""
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    model = checkpoint.load(name)
+    if model.network.quantization is None:
+        raise SystemExit(f"{model.label} has no ranges for int8; `deeplab quantize MODEL PHOTOS` finds and writes them")
+    return name, model
 
 
 def environment() -> Path:
@@ -47,8 +57,8 @@ def save_photos(photos: Sequence[np.ndarray], folder: Path) -> list[str]:
 
 
 @contextmanager
-def engines(model: Model, calibration: Sequence[np.ndarray]) -> Iterator[Child]:
-    """`peers.engines` with the model's network, exported and quantized with these photos; both files are kept."""
+def engines(name: str, model: Model, calibration: Sequence[np.ndarray]) -> Iterator[Child]:
+    """`peers.engines` with the network of a `located` model, exported and quantized with these photos; both files are kept."""
     where = environment()
     network = model.network
     if not network.geometry.padded or network.geometry.exact_mean:
@@ -57,7 +67,7 @@ def engines(model: Model, calibration: Sequence[np.ndarray]) -> Iterator[Child]:
     exact, int8 = stem.with_suffix(".onnx"), Path(f"{stem}-{len(calibration)}.xml")
     exact.parent.mkdir(exist_ok=True)
     if not exact.exists():
-        export = [sys.executable, "-m", "peers.export", model.name, str(exact), str(packages(where))]
+        export = [sys.executable, "-m", "peers.export", name, str(exact), str(packages(where))]
         subprocess.run(export, cwd=BENCHMARKS, check=True)
     colour = ",".join(str(round(value)) for value in network.normalization.mean_rgb)
     arguments = (str(exact), str(int8), str(network.stride), colour)

@@ -19,7 +19,7 @@ from deeplab.images.decoding import decode
 from deeplab.models.checkpoint import Model
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
-from peers.environment import engines, package_of, save_photos
+from peers.environment import engines, located, package_of, save_photos
 from peers.scores import CALIBRATION, Photos
 from peers.stages import STAGES
 from peers.turns import Child
@@ -77,10 +77,11 @@ def of_ray(child: Child, paths: list[str], walls: list[float]) -> Run:
     return run
 
 
-def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, before: str | None, ray_images: int) -> None:
+def compare(name: str, dataset: Path, size: str, before: str | None, images: int, rounds: int, ray_images: int) -> None:
     """Print CPU seconds an image of each stage of each way on `images` photos of `size`, all in turns, and the ratios."""
     if 0 < ray_images < LEAST:
         raise SystemExit(f"--ray-images {ray_images}: 0, or {LEAST} and more, are accepted")
+    name, model = located(name)
     test, train = Photos(dataset, "test"), Photos(dataset, "train")
     encoded = test.files_of_size(size, images)
     walls: list[float] = []
@@ -90,14 +91,14 @@ def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, be
         for number, path in enumerate(paths):
             Path(path).write_bytes(encoded[number % len(encoded)])
         photos = paths[: len(encoded)]
-        engine = stack.enter_context(engines(model, train.evenly(CALIBRATION)))
-        here = stack.enter_context(Child("peers.stages", model.name))
+        engine = stack.enter_context(engines(name, model, train.evenly(CALIBRATION)))
+        here = stack.enter_context(Child("peers.stages", name))
         ways: dict[str, Run] = {}
-        for name, options in OURS.items():
-            precision, run = of_tree(here, name, options, photos)
-            ways[name if "precision" in options else f"{name}, {precision}"] = run
+        for way, options in OURS.items():
+            precision, run = of_tree(here, way, options, photos)
+            ways[way if "precision" in options else f"{way}, {precision}"] = run
         if before:
-            earlier = stack.enter_context(Child("peers.stages", model.name, str(package_of(before))))
+            earlier = stack.enter_context(Child("peers.stages", name, str(package_of(before))))
             precision, run = of_tree(earlier, before, {}, photos)
             ways[f"commit {before}, {precision}"] = run
         for precision in ("bfloat16", "int8"):
@@ -107,10 +108,10 @@ def compare(model: Model, dataset: Path, size: str, images: int, rounds: int, be
         if ray_images:
             ray = stack.enter_context(Child("peers.ray_pipeline", str(len(model.classes)), CRF, *size.split("x")))
             ways["Ray Data, torchvision, pydensecrf"] = of_ray(ray, paths[:ray_images], walls)
-        seconds: dict[str, list[list[float]]] = {name: [] for name in ways}
+        seconds: dict[str, list[list[float]]] = {way: [] for way in ways}
         for _ in range(rounds):
-            for name, run in ways.items():
-                seconds[name].append(run())
+            for way, run in ways.items():
+                seconds[way].append(run())
     print(
         f"{model.label}; {machine()}, load {os.getloadavg()[0]:.1f}; {len(encoded)} photos of {size}, {rounds} rounds; CPU seconds"
     )

@@ -81,10 +81,13 @@ class Pipeline:
     def _seconds(self, paths: list[str]) -> dict[str, float]:
         """Seconds from the start of a pipeline to the arrival of its last mask."""
         import ray
+        from ray.data import ActorPoolStrategy
 
         wall, cpu = time.perf_counter(), sum(self.time.now().values())
         data = ray.data.read_images(paths, size=self.size, mode="RGB", num_cpus=THIRD, override_num_blocks=len(paths) // BATCH)
-        scored = data.map_batches(Scores, fn_constructor_args=(self.classes,), batch_size=BATCH, concurrency=1, num_cpus=THIRD)
+        scored = data.map_batches(
+            Scores, fn_constructor_args=(self.classes,), batch_size=BATCH, compute=ActorPoolStrategy(size=1), num_cpus=THIRD
+        )
         masks = scored.map(refined, fn_args=(self.crf,), num_cpus=THIRD)
         figures = dict.fromkeys(("score", "CRF", "encode"), 0.0)
         done = 0
@@ -99,7 +102,6 @@ class Pipeline:
 
 def main() -> None:
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # Ray's processes inherit it
-    os.environ["PYTHONPATH"] = os.getcwd()  # where its workers find this module
     import ray
 
     pipeline = Pipeline(*sys.argv[1:])

@@ -20,7 +20,7 @@ from deeplab.models.checkpoint import Model
 from deeplab.scoring.native.engine import builds
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
-from peers.environment import engines, save_photos
+from peers.environment import engines, located, save_photos
 from peers.turns import Child
 
 PEERS = ("ONNX Runtime float32", "OpenVINO float32", "OpenVINO bfloat16", "OpenVINO int8")
@@ -79,7 +79,7 @@ class Comparison:
         self.child, self.network = child, model.network
         self.images: list[np.ndarray] = []
         precisions = [name for name in ("float32", "bfloat16") if name == "float32" or builds(name)]
-        precisions += ["int8"] if model.network.quantization is not None else []
+        precisions.append("int8")
         self.ours = {name: Predictor(model.network, Scoring(precision=name), device="cpu") for name in precisions}  # type: ignore[arg-type]
         self.ways = [Way(f"ours, {name}", self._of_ours(predictor)) for name, predictor in self.ours.items()]
         for peer in PEERS:
@@ -159,12 +159,13 @@ class Comparison:
         return [*lines, *(f"against {peer} at its best: ours takes {text}" for peer, (_, text) in best.items())]
 
 
-def compare(model: Model, dataset: Path, size: str, images: int, mixed: int, rounds: int) -> None:
+def compare(name: str, dataset: Path, size: str, images: int, mixed: int, rounds: int) -> None:
     """Print the tables: `images` photos of `size` with networks compiled for it, then `mixed` of their own sizes."""
+    name, model = located(name)
     test, train = Photos(dataset, "test"), Photos(dataset, "train")
     fixed, own = [decode(encoded) for encoded in test.files_of_size(size, images)], test.evenly(mixed)
-    with engines(model, train.evenly(CALIBRATION)) as child:
-        versions = ", ".join(f"{name} {version}" for name, version in child.ask("versions").items())
+    with engines(name, model, train.evenly(CALIBRATION)) as child:
+        versions = ", ".join(f"{package} {version}" for package, version in child.ask("versions").items())
         print(f"{model.label}; {machine()}, load {os.getloadavg()[0]:.1f}; {versions}; {rounds} rounds, one thread, CPU seconds")
         print("From uint8 pixels to scores at the network's stride: padding and normalising count on all sides.")
         comparison = Comparison(model, child, [("", True)])
