@@ -140,23 +140,29 @@ class Comparison:
     def table(self, photos: int, share_new: float) -> list[str]:
         """Lines of a table. photos: how many were measured; share_new: of an archive's photos, those of a size not seen before."""
         costs: dict[str, list[float]] = {}
-        lines = [
-            "| way | s an image | with new sizes | ours takes, x | labels as float32's | worst photo |",
-            "|---|---|---|---|---|---|",
-        ]
+        titles = ["way", "s an image", "ours takes, x", "with new sizes", "ours takes, x", "labels as float32's", "worst photo"]
+        lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         best: dict[str, tuple[float, str]] = {}
+        rounds = {way.name: [seconds / photos for seconds in way.rounds] for way in self.ways}
         for way in self.ways:
-            steady = statistics.median(way.rounds)
-            new = max(0.0, way.first - steady) / self.new_sizes * share_new
-            cost = costs[way.name] = [seconds / photos + new for seconds in way.rounds]
-            ours, ratio = costs.get(f"ours, {way.precision}", cost), ""
-            if ours is not cost:
-                ratio = f"{statistics.median(a / b for a, b in zip(ours, cost, strict=True)):.2f}"
+            steady = statistics.median(rounds[way.name])
+            new = max(0.0, way.first - photos * steady) / self.new_sizes * share_new
+            cost = costs[way.name] = [seconds + new for seconds in rounds[way.name]]
+            ours = f"ours, {way.precision}"
+            ratios = ["", ""]
+            if ours != way.name:
+                ratios = [ratio(rounds[ours], rounds[way.name]), ratio(costs[ours], cost)]
                 peer = f"{way.name.split(',')[0]} {way.precision}"
-                best[peer] = min(best.get(peer, (np.inf, "")), (statistics.median(cost), f"{ratio}x the time of {way.name}"))
-            columns = [way.name, f"{steady / photos:.4f}", f"{statistics.median(cost):.4f}", ratio]
+                text = f"ours takes {ratios[1]}x the time of {way.name}"
+                best[peer] = min(best.get(peer, (np.inf, "")), (statistics.median(cost), text))
+            columns = [way.name, f"{steady:.4f}", ratios[0], f"{statistics.median(cost):.4f}", ratios[1]]
             lines.append(f"| {' | '.join(columns)} | {np.mean(way.same):.2%} | {min(way.same):.2%} |")
-        return [*lines, *(f"against {peer} at its best: ours takes {text}" for peer, (_, text) in best.items())]
+        return [*lines, *(f"against {peer} at its best: {text}" for peer, (_, text) in best.items())]
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """The median over rounds."""
+    return f"{statistics.median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}"
 
 
 def compare(name: str, dataset: Path, size: str, images: int, mixed: int, rounds: int) -> None:
