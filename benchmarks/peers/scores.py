@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -60,15 +60,20 @@ class Photos:
 
     def evenly(self, count: int) -> list[np.ndarray]:
         """At most `count`, spread over the split."""
-        return [decode(encoded) for encoded in list(self.files())[:: max(1, len(self.folder.images) // count)][:count]]
+        return [decode(encoded) for encoded in spread(list(self.files()), count)]
 
     def files_of_size(self, size: str, count: int) -> list[bytes]:
-        """The first `count` of HEIGHTxWIDTH pixels, encoded. SystemExit if there are none."""
+        """At most `count` of HEIGHTxWIDTH pixels, encoded, spread over the split. SystemExit if there are none."""
         shape = tuple(map(int, size.split("x")))
-        fitting = list(islice((encoded for encoded in self.files() if decode(encoded).shape[:2] == shape), count))
+        fitting = [encoded for encoded in self.files() if decode(encoded).shape[:2] == shape]
         if not fitting:
             raise SystemExit(f"--size {size}: no photo of this split has it")
-        return fitting
+        return spread(fitting, count)
+
+
+def spread(files: list[bytes], count: int) -> list[bytes]:
+    """At most `count`, evenly."""
+    return files[:: max(1, len(files) // count)][:count]
 
 
 class Comparison:
