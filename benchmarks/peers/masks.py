@@ -119,9 +119,9 @@ def compare(name: str, dataset: Path, size: str, before: str | None, images: int
     if walls:
         print(f"Ray Data: {ray_images} photos, the start of its workers not counted; decode holds the resize and Ray's work.")
         print(
-            f"Wall seconds on its one core: {statistics.median(walls):.3f} an image. Other work on the machine makes these longer, and"
+            f"Wall seconds on its one core: {statistics.median(walls):.3f} an image. Other work makes these longer, and with them the"
         )
-        print("with them the CPU seconds of Ray's own processes.")
+        print("CPU seconds of Ray's own processes.")
 
 
 def table(seconds: dict[str, list[list[float]]]) -> list[str]:
