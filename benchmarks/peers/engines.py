@@ -98,17 +98,15 @@ class Peers:
         self.images = [np.load(path) for path in paths]
         self.networks = {key: network for key, network in self.networks.items() if key[1] is None}
 
-    def calibrate(self) -> float:
-        """Write the int8 network with the ranges of the photos, unless it is there: CPU seconds."""
-        start = time.process_time()
+    def calibrate(self) -> None:
+        """Write the int8 network with the ranges of the photos, unless it is there."""
         if not Path(self.int8).exists():
             quantize(self.exact, [self._padded(image) for image in self.images], self.int8)
-        return time.process_time() - start
 
     def compile(self, peer: str, fixed: bool) -> float:
         """Compile the networks that `score` needs, one for each padded size if `fixed`: CPU seconds.
 
-        The one for all sizes also scores a photo, as it is compiled once for an archive.
+        The one for all sizes also scores a small picture: its first inference makes what all later ones need.
         """
         start = time.process_time()
         for shape in {self._shape(image) for image in self.images} if fixed else {None}:

@@ -64,11 +64,12 @@ def engines(name: str, model: Model, calibration: Sequence[np.ndarray]) -> Itera
     if not network.geometry.padded or network.geometry.exact_mean:
         raise SystemExit(f"{model.label}: the peers pad as bundled models do; this one is padded otherwise")
     stem = FOLDER / "networks" / f"{model.name.replace('/', '-')}-{model.digest[:12]}"
-    exact, int8 = stem.with_suffix(".onnx"), Path(f"{stem}-{len(calibration)}.xml")
+    exact, int8 = Path(f"{stem}.onnx"), Path(f"{stem}-{len(calibration)}.xml")
     exact.parent.mkdir(exist_ok=True)
     if not exact.exists():
-        export = [sys.executable, "-m", "peers.export", name, str(exact), str(packages(where))]
-        subprocess.run(export, cwd=BENCHMARKS, check=True)
+        part = Path(f"{stem}.part")
+        subprocess.run([sys.executable, "-m", "peers.export", name, part, packages(where)], cwd=BENCHMARKS, check=True)
+        part.rename(exact)
     colour = ",".join(str(round(value)) for value in network.normalization.mean_rgb)
     arguments = (str(exact), str(int8), str(network.stride), colour)
     python = where / "bin" / "python"
@@ -95,7 +96,17 @@ def package_of(revision: str) -> Path:
             with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
                 tree.extractall(folder, filter="data")
             built = target.with_suffix(".part")
-            install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(built), folder]
+            install = [
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-build-isolation",
+                "--upgrade",
+                "--target",
+                str(built),
+                folder,
+            ]
             subprocess.run([sys.executable, "-m", *install], check=True)
             built.rename(target)
     return target

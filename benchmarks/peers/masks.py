@@ -118,10 +118,8 @@ def compare(name: str, dataset: Path, size: str, before: str | None, images: int
     print("\n".join(table(seconds)))
     if walls:
         print(f"Ray Data: {ray_images} photos, the start of its workers not counted; decode holds the resize and Ray's work.")
-        print(
-            f"Wall seconds on its one core: {statistics.median(walls):.3f} an image. Other work makes these longer, and with them the"
-        )
-        print("CPU seconds of Ray's own processes.")
+        print(f"Wall seconds on its one core: {statistics.median(walls):.3f} an image. Other work makes these longer,")
+        print("and with them the CPU seconds of Ray's own processes.")
 
 
 def table(seconds: dict[str, list[list[float]]]) -> list[str]:
