@@ -85,14 +85,16 @@ class Pipeline:
     def _seconds(self, paths: list[str]) -> dict[str, float]:
         """Seconds from the start of a pipeline to the arrival of its last mask."""
         import ray
-        from ray.data import ActorPoolStrategy
+        from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
         wall, cpu = time.perf_counter(), sum(self.time.now().values())
-        data = ray.data.read_images(paths, size=self.size, mode="RGB", num_cpus=THIRD, override_num_blocks=len(paths) // BATCH)
+        # One task of a kind at a time, as there is one core: more would start more workers in long pipelines than in short ones.
+        blocks = len(paths) // BATCH
+        data = ray.data.read_images(paths, size=self.size, mode="RGB", num_cpus=THIRD, concurrency=1, override_num_blocks=blocks)
         scored = data.map_batches(
             Scores, fn_constructor_args=(self.classes,), batch_size=BATCH, compute=ActorPoolStrategy(size=1), num_cpus=THIRD
         )
-        masks = scored.map(refined, fn_args=(self.crf,), num_cpus=THIRD)
+        masks = scored.map(refined, fn_args=(self.crf,), compute=TaskPoolStrategy(size=1), num_cpus=THIRD)
         figures = dict.fromkeys(("score", "CRF", "encode"), 0.0)
         done = 0
         for batch in masks.iter_batches(batch_size=None, prefetch_batches=0):
