@@ -9,8 +9,9 @@ Both score the same photos (without --photos the examples, 320 x 240 and the lik
 seconds of this process with one thread, else wall seconds. They take turns, and the ratio is the median of the rounds. Labels
 are compared at full size; with random weights (`--architecture`), the scores of classes are close and labels say little.
 
---native: this package's kernels against the same network in torch, in bfloat16 (where the processor has it), int8 and float32;
-seconds are CPU seconds of this thread, medians of rounds in which all take turns. --size: only photos of this size.
+--native: this package's kernels, and int8 through oneDNN, against the same network in torch, in bfloat16 (where the processor has
+it) and float32; seconds are CPU seconds of this thread, medians of rounds in which all take turns. A network without ranges for
+int8 gets them from the photos. --size: only photos of this size.
 
 --peers: at one scale against ONNX Runtime (float32) and OpenVINO (float32, bfloat16, int8 with NNCF's ranges from 36 photos of the
 data set's train split), which are installed into build/peers once. They take turns with float32, bfloat16 and int8 of this package
@@ -42,6 +43,8 @@ from deeplab.convolutions.conv_norm import ConvBatchNorm
 from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
+from deeplab.scoring.int8.calibration import calibrated
+from deeplab.scoring.int8.networks import steps_of
 from deeplab.scoring.native.engine import NativeNetwork, builds
 from deeplab.scoring.predictor import DTYPES, Predictor
 from deeplab.scoring.settings import Scoring
@@ -126,7 +129,10 @@ def native(network: SegmentationNetwork, images: list[np.ndarray], scales: tuple
     ways: dict[str, Predictor] = {"float32, torch": InTorch(network, Scoring(scales=scales, precision="float32"))}
     if builds("bfloat16"):
         scoring = Scoring(scales=scales, precision="bfloat16")
-        ways |= {"bfloat16, torch": InTorch(network, scoring), "bfloat16": Predictor(network, scoring, device="cpu")}
+        own = Predictor(network, scoring, device="cpu")
+        ways |= {"bfloat16, torch": InTorch(network, scoring), **({"bfloat16": own} if own.takes_pixels else {})}
+    if network.quantization is None and steps_of(network):
+        network.quantization = calibrated(network, images)
     if network.quantization is not None:
         ways["int8"] = Predictor(network, Scoring(scales=scales, precision="int8"), device="cpu")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -140,10 +146,14 @@ def native(network: SegmentationNetwork, images: list[np.ndarray], scales: tuple
     for name, predictor in ways.items():
         build = f" ({predictor.network.build})" if isinstance(predictor.network, NativeNetwork) else ""
         same = [float((a == b).mean()) for a, b in zip(predictor.labels(images), exact, strict=True)]
-        against = statistics.median(a / b for a, b in zip(seconds["float32, torch"], seconds[name], strict=True))
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(seconds[peer], seconds[name], strict=True)):.2f}x {peer}"
+            for peer in ("float32, torch", "bfloat16, torch")
+            if peer in ways and peer != name
+        ]
         print(
-            f"{name + build:28} {statistics.median(seconds[name]):.4f} s an image, best {min(seconds[name]):.4f}, {against:.2f}x; "
-            f"labels as in float32 {np.mean(same):.2%}, worst photo {min(same):.2%}"
+            f"{name + build:28} {statistics.median(seconds[name]):.4f} s an image, best {min(seconds[name]):.4f}; "
+            f"{'; '.join([*ratios, ''])}labels as in float32 {np.mean(same):.2%}, worst photo {min(same):.2%}"
         )
 
 

@@ -20,7 +20,7 @@ from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.image_pooling_head import ImagePoolingHead, ShortMobileNetV2
 from deeplab.networks.mobilenet import InvertedResidual, MobileNetV2
 from deeplab.networks.network import MOBILE, TENSORFLOW, TORCHVISION, SegmentationNetwork
-from deeplab.scoring.native.calibration import calibrated
+from deeplab.scoring.int8.calibration import calibrated
 from deeplab.scoring.native.engine import builds, native_network
 
 

@@ -8,7 +8,7 @@ itself is slow, too, because oneDNN computes 16 channels at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -70,6 +70,17 @@ def summed_by_shifts(
     in_place = not torch.is_grad_enabled()
     if in_place:
         total = total.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    for part, rows, columns in shifted(maps, rates):
+        if in_place:
+            total[..., rows, columns] += part
+        else:
+            total = total + F.pad(part, (columns.start, width - columns.stop, rows.start, height - rows.stop))
+    return total
+
+
+def shifted(maps: torch.Tensor, rates: Sequence[int]) -> Iterator[tuple[torch.Tensor, slice, slice]]:
+    """B x branches x 3 x 3 x C x h x w, what each tap of dilated 3x3 kernels adds -> parts of them, and where they are added."""
+    height, width = maps.shape[-2:]
     for branch, rate in enumerate(rates):
         for i in range(3):
             for j in range(3):
@@ -78,8 +89,4 @@ def summed_by_shifts(
                     continue  # this tap sees only padding
                 part = maps[:, branch, i, j]
                 part = part[..., max(0, down) : height + min(0, down), max(0, across) : width + min(0, across)]
-                if in_place:
-                    total[..., max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)] += part
-                else:
-                    total = total + F.pad(part, (max(0, -across), max(0, across), max(0, -down), max(0, down)))
-    return total
+                yield part, slice(max(0, -down), height - max(0, down)), slice(max(0, -across), width - max(0, across))

@@ -42,6 +42,11 @@ class Normalization:
         """The colour (RGB, 0..255) that normalises to zero, with which images are padded."""
         return self.mean if self.order == "RGB" else (self.mean[2], self.mean[1], self.mean[0])
 
+    @property
+    def std_rgb(self) -> tuple[float, float, float]:
+        """What the values of R, G and B are divided by."""
+        return self.std if self.order == "RGB" else (self.std[2], self.std[1], self.std[0])
+
 
 # Caffe's ImageNet mean, in B, G, R (the VGG and MSRA ResNet weights), also as DeepLab's own prototxts round it;
 # MobileNetV2 as Google trained it.
@@ -60,7 +65,7 @@ class Quantization:
     """What int8 needs beside the weights: codes of the layers' results, and biases without the mean error that codes bring.
 
     A result is scale * (code - zero), code 0 to 255; one scale (float32) and zero (uint8) for each convolution whose result is
-    codes, in order. bias: float32, of all convolutions one after the other. `deeplab.scoring.native.calibration` finds them.
+    codes, in order. bias: float32, of all convolutions one after the other. `deeplab.scoring.int8.calibration` finds them.
     """
 
     scale: np.ndarray

@@ -13,8 +13,8 @@ from deeplab.devices import best_precision, device_named
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.placement import Placement
 from deeplab.scoring.batch_norm_folding import folded
+from deeplab.scoring.int8.choice import cpu_network
 from deeplab.scoring.multiscale import multiscale_scores, upsample, winning_classes
-from deeplab.scoring.native.engine import native_network
 from deeplab.scoring.row_bands import Label, RowSource, label_rows, label_windows
 from deeplab.scoring.settings import PLAIN, Scoring
 
@@ -39,7 +39,8 @@ class Predictor:
 
     device: "auto" is the GPU if there is one, for int8 the CPU. The network is copied, with batch norm folded and weights in the
     precision; sums inside a layer and between scales stay float32. On a CPU, MobileNetV2 networks in bfloat16 and int8 are
-    computed by this package's own kernels, where the processor has the instructions (`deeplab.scoring.native`).
+    computed by this package's own kernels, where the processor has the instructions (`deeplab.scoring.native`), and other
+    networks in int8 through oneDNN (`deeplab.scoring.int8`).
     batch_pixels: the most padded pixels of one pass at scale 1, although a single image may have more. On a CPU it is
     small, so that features between two layers stay in the cache.
     score_dtype: of the scores, float16 as they are stored and sent, or float32 for a caller that computes with them.
@@ -57,9 +58,9 @@ class Predictor:
         self.device = device_named("cpu" if scoring.precision == "int8" and device == "auto" else device)
         self.precision = best_precision(self.device) if scoring.precision == "auto" else scoring.precision
         self.dtype = DTYPES[self.precision]
-        native = native_network(network, self.precision, self.device)
-        self.native = native is not None
-        self.network: SegmentationNetwork = native or self._in_torch(network)
+        own = cpu_network(network, self.precision, self.device)
+        self.takes_pixels = own is not None
+        self.network: SegmentationNetwork = own or self._in_torch(network)
         self.scales, self.flip, self.fusion = scoring.scales, scoring.flip, scoring.fusion
         self.tile = network.lattice_size(max(scoring.tile, network.geometry.least_side))
         self.overlap = -(-scoring.overlap // network.stride) * network.stride
@@ -156,7 +157,7 @@ class Predictor:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the scores of an image."""
-        dtype = torch.float32 if self.native else self.dtype
+        dtype = torch.float32 if self.takes_pixels else self.dtype
         return self.network.grid(height, width, torch.empty(0, dtype=dtype, device=self.device))
 
     def in_windows(self, height: int, width: int) -> bool:
@@ -196,7 +197,7 @@ class Predictor:
             if self.device.type == "cuda":  # copies from pinned memory overlap with the GPU's work
                 x = x.pin_memory().to(self.device, non_blocking=True)
             x = x.permute(0, 3, 1, 2)
-            if not self.native:
+            if not self.takes_pixels:
                 x = self.network.normalization.apply(x).to(self.dtype)
             elif self.scales != (1.0,) or self.network.geometry.exact_mean:  # whole numbers cannot say it
                 x = self.network.normalization.apply(x)

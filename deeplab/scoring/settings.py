@@ -25,7 +25,7 @@ class Scoring:
     """How the scores of several scales become one: "max" as in DeepLab v2, or "mean"."""
     precision: Precision = "auto"
     """Of the arithmetic. "auto" is float16 on a GPU, and `deeplab.devices.best_precision` on a CPU. "int8" is for CPUs and
-    MobileNetV2 networks with a quantization."""
+    networks with a quantization."""
     tile: int = 1025
     """Pixels: an image of more than `tile` x `tile` is scored in tiles of that side."""
     overlap: int = 128

@@ -77,7 +77,8 @@ class ScoringOptions(Options):
     flip: bool | None = Field(default=None, description="Also score the mirror image and average")
     fusion: Fusion | None = Field(default=None, description="How scales are fused: max (DeepLab v2, the default) or mean")
     precision: Precision = Field(
-        default="auto", description="Number format of scoring; int8 is for MobileNetV2 models on CPUs (deeplab quantize)"
+        default="auto",
+        description="Number format of scoring; int8 is for MobileNetV2, ResNet and VGG-16 models on CPUs (deeplab quantize)",
     )
     tile: int = Field(default=1025, ge=193, le=8193, description="Images above TILE x TILE pixels are scored in overlapping tiles")
     overlap: int = Field(default=128, ge=0, le=1024, description="Pixels that tiles share")

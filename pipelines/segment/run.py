@@ -19,7 +19,8 @@ from deeplab.crf.pydensecrf_backend import require_pydensecrf
 from deeplab.errors import UserError, last_line
 from deeplab.models import checkpoint
 from deeplab.region_proposals import require_opencv
-from deeplab.scoring.native.engine import require_int8, slow_int8
+from deeplab.scoring.int8.choice import require_int8
+from deeplab.scoring.native.engine import slow_int8
 from pipelines.archive import inventory
 from pipelines.archive.inventory import Inventory
 from pipelines.options import SegmentOptions

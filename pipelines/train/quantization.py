@@ -15,8 +15,8 @@ from deeplab.evaluation.metrics import Confusion
 from deeplab.images.decoding import EXTENSIONS, decode
 from deeplab.models import checkpoint
 from deeplab.models.quantized_weights import taken_apart, with_quantization
-from deeplab.scoring.native.calibration import MOST_PHOTOS, calibrated
-from deeplab.scoring.native.engine import require_int8
+from deeplab.scoring.int8.calibration import MOST_PHOTOS, calibrated
+from deeplab.scoring.int8.choice import require_int8
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
 from pipelines.options import QuantizeOptions

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 from torch import nn
 
 from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.image_pooling_head import ImagePoolingHead
 from deeplab.networks.mobilenet import InvertedResidual, MobileNetV2
 from deeplab.networks.network import Normalization, SegmentationNetwork
-
-Activation = Literal["none", "relu6", "relu"]
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """weight: N x K x 3 x 3, N x K x 1 x 1 or, depthwise, N x 1 x 3 x 3; bias: N; both float64."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    activation: Activation = "none"
+from deeplab.scoring.batch_norm_folding import Convolution, folded_convolution
 
 
 @dataclass(frozen=True)
@@ -80,10 +68,7 @@ class Layers:
 
 
 def layers_of(network: SegmentationNetwork) -> Layers | None:
-    """The layers of a network, whose batch norm may be folded already; None if it is not of the kind that the engine computes.
-
-    Batch norm is folded in float64 with operations that round alike on every processor, so int8 weights are the same everywhere.
-    """
+    """The layers of a network, whose batch norm may be folded already; None if it is not of the kind that the engine computes."""
     backbone, head = network.backbone, network.head
     if type(network) is not SegmentationNetwork or network.normalization.order != "RGB":
         return None
@@ -99,9 +84,9 @@ def layers_of(network: SegmentationNetwork) -> Layers | None:
     return Layers(
         network.normalization,
         any(conv.padding != (0, 0) for conv in strided),
-        _folded(stem[0], stem[1], "relu6"),
+        folded_convolution(stem[0], stem[1], "relu6"),
         tuple(blocks),
-        _folded(after[0][0], after[0][1], "relu6") if after else None,  # type: ignore[index]
+        folded_convolution(after[0][0], after[0][1], "relu6") if after else None,  # type: ignore[index]
         _pyramid(head) if isinstance(head, ASPP) else _pooling(head),
         network.classes,
     )
@@ -111,9 +96,9 @@ def _block(block: InvertedResidual) -> Block:
     *before, depthwise = block.conv
     conv = depthwise[0]  # type: ignore[index]
     return Block(
-        _folded(before[0][0], before[0][1], "relu6") if before else None,  # type: ignore[index]
-        _folded(conv, depthwise[1], "relu6"),  # type: ignore[index]
-        _folded(block.project[0], block.project[1]),
+        folded_convolution(before[0][0], before[0][1], "relu6") if before else None,  # type: ignore[index]
+        folded_convolution(conv, depthwise[1], "relu6"),  # type: ignore[index]
+        folded_convolution(block.project[0], block.project[1]),
         int(conv.stride[0]),
         int(conv.dilation[0]),
         block.shortcut,
@@ -121,27 +106,13 @@ def _block(block: InvertedResidual) -> Block:
 
 
 def _pyramid(head: ASPP) -> Pyramid:
-    return Pyramid(tuple(_folded(branch, None) for branch in head.branches), head.rates)
+    return Pyramid(tuple(folded_convolution(branch, None) for branch in head.branches), head.rates)
 
 
 def _pooling(head: ImagePoolingHead) -> PoolingHead:
     return PoolingHead(
-        _folded(head.pooling[1], head.pooling[2], "relu"),
-        _folded(head.conv[0], head.conv[1], "relu"),
-        _folded(head.project[0], head.project[1], "relu"),
-        _folded(head.score, None),
+        folded_convolution(head.pooling[1], head.pooling[2], "relu"),
+        folded_convolution(head.conv[0], head.conv[1], "relu"),
+        folded_convolution(head.project[0], head.project[1], "relu"),
+        folded_convolution(head.score, None),
     )
-
-
-def _folded(conv: nn.Module, norm: nn.Module | None, activation: Activation = "none") -> Convolution:
-    assert isinstance(conv, nn.Conv2d)
-    weight = conv.weight.detach().cpu().double().numpy()
-    bias = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().cpu().double().numpy()
-    if isinstance(norm, nn.BatchNorm2d):
-        assert norm.running_mean is not None and norm.running_var is not None
-        mean, variance, gain, shift = (
-            value.detach().cpu().double().numpy() for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        )
-        factor = gain / np.sqrt(variance + norm.eps)
-        weight, bias = weight * factor[:, None, None, None], (bias - mean) * factor + shift
-    return Convolution(weight, bias, activation)

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from deeplab.networks.network import Normalization
-from deeplab.scoring.native.layers import Convolution, Layers, Pyramid
+from deeplab.scoring.batch_norm_folding import Convolution
+from deeplab.scoring.int8.steps import taps
+from deeplab.scoring.native.layers import Layers, Pyramid
 
 if TYPE_CHECKING:
     from deeplab.scoring.native._mobilenet import Network, Parts
@@ -135,8 +137,8 @@ def stem_matrix(weight: np.ndarray) -> np.ndarray:
 
 def taps_of(head: Pyramid) -> Convolution:
     """All taps of all branches as one 1x1 without bias: outputs by branch, row, column and class."""
-    weight = np.concatenate([branch.weight.transpose(2, 3, 0, 1).reshape(-1, branch.weight.shape[1]) for branch in head.branches])
-    return Convolution(weight[:, :, None, None], np.zeros(len(weight)))
+    weight = taps([branch.weight for branch in head.branches])
+    return Convolution(weight, np.zeros(len(weight)))
 
 
 def pooled_share(project: Convolution) -> tuple[np.ndarray, Convolution]:

@@ -15,10 +15,10 @@ from deeplab.networks.deeplab_heads import ASPP
 from deeplab.networks.image_pooling_head import ImagePoolingHead, ShortMobileNetV2
 from deeplab.networks.mobilenet import InvertedResidual, MobileNetV2
 from deeplab.networks.network import MOBILE, TENSORFLOW, Normalization, SegmentationNetwork
+from deeplab.scoring.int8.calibration import calibrated
+from deeplab.scoring.int8.codes import Int8Error
 from deeplab.scoring.model_predictor import predictor_of
-from deeplab.scoring.native.calibration import calibrated
 from deeplab.scoring.native.engine import NativeNetwork, builds, native_network
-from deeplab.scoring.native.int8 import Int8Error
 from deeplab.scoring.native.layers import layers_of
 from deeplab.scoring.native.program import bfloat16_program
 from deeplab.scoring.predictor import Predictor

@@ -14,7 +14,7 @@ from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
 from deeplab.networks.network import SegmentationNetwork
-from deeplab.scoring.native.int8 import Int8Error
+from deeplab.scoring.int8.codes import Int8Error
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
 from deeplab.zoo import build
