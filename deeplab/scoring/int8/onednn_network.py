@@ -126,14 +126,14 @@ class OnednnNetwork(SegmentationNetwork):
                 if source == PIXELS:
                     convolution, at_border = coded_stem(weight, bias, self.normalization)
                     bias = bias_at_zero(convolution, at_border, self.normalization)
-                    step = replace(step, padding=0)  # it has its border already
+                    framed = [(height + 2 * step.padding, width + 2 * step.padding) for height, width in maps[PIXELS]]
+                    maps[PIXELS], step = framed, replace(step, padding=0)  # it has its border already
                 else:
                     convolution = coded_over(weight, bias, [codes[value] for value in step.sources])
                 groups = sum(channels[value] for value in step.sources) // weight.shape[1]
                 shortcut = None if step.shortcut is None else codes[step.shortcut]
-                self.convolutions[number] = PackedConvolution(
-                    convolution, bias, result, maps[source], groups, step, shortcut
-                )  # fmt: skip
+                packed = PackedConvolution(convolution, bias, result, maps[source], groups, step, shortcut)
+                self.convolutions[number] = packed
                 codes[number], channels[number] = result, len(weight)
             elif isinstance(step, MaxPool):
                 source = step.source

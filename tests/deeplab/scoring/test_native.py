@@ -16,6 +16,7 @@ from deeplab.networks.image_pooling_head import ImagePoolingHead, ShortMobileNet
 from deeplab.networks.mobilenet import InvertedResidual, MobileNetV2
 from deeplab.networks.network import MOBILE, TENSORFLOW, Normalization, SegmentationNetwork
 from deeplab.scoring.int8.calibration import calibrated
+from deeplab.scoring.int8.choice import cpu_network
 from deeplab.scoring.int8.codes import Int8Error
 from deeplab.scoring.model_predictor import predictor_of
 from deeplab.scoring.native.engine import NativeNetwork, builds, native_network
@@ -147,7 +148,7 @@ def test_int8_is_refused_where_it_cannot_be():
     with pytest.raises(Int8Error, match="ranges of another network"):
         native_network(foreign, "int8")
     with pytest.raises(Int8Error, match="it is for CPUs; on meta float16 is accepted"):
-        native_network(network(), "int8", torch.device("meta"))
+        cpu_network(network(), "int8", torch.device("meta"))
 
 
 def test_photos_without_contrast_give_ranges():

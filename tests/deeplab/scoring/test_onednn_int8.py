@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.networks.resnet import BLOCKS
-from deeplab.scoring.int8 import onednn_network
 from deeplab.scoring.int8.calibration import calibrated
 from deeplab.scoring.int8.choice import cpu_network, require_int8
 from deeplab.scoring.int8.codes import Int8Error
@@ -240,15 +239,15 @@ def test_other_heads_and_backbones_give_the_scores_of_the_network(name, options)
 
 @VNNI
 def test_masks_do_not_depend_on_company_threads_and_tiles_orders(resnet):
-    images = [x.numpy() for height, width in ((60, 50), (33, 50), (40, 260)) for x in pixels(height, width).permute(0, 2, 3, 1)]
+    images = [x.numpy() for height, width in ((60, 50), (33, 50), (40, 130)) for x in pixels(height, width).permute(0, 2, 3, 1)]
     images.append(images[0][::-1].copy())
-    scoring = Scoring(scales=(0.5, 1.0), flip=True, precision="int8", tile=97, overlap=32)
+    scoring = Scoring(scales=(0.5, 1.0), flip=False, precision="int8", tile=97, overlap=32)
     predictor = Predictor(resnet, scoring, score_dtype=torch.float32)
     together = predictor.scores(images)
     exact = Predictor(resnet, replace(scoring, precision="float32"), device="cpu", score_dtype=torch.float32).scores(images)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(3)
+        torch.set_num_threads(2 if threads == 1 else 1)
         for image, scores in zip(reversed(images), reversed(together), strict=True):
             assert np.array_equal(predictor.scores([image])[0], scores)
     finally:
@@ -297,4 +296,3 @@ def test_a_processor_without_vnni_is_known_by_its_sums():
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False"]
-    assert onednn_network.available() in (True, False)

@@ -14,7 +14,9 @@ from deeplab.images.decoding import decode
 from deeplab.models import checkpoint
 from deeplab.models.checkpoint import ModelError
 from deeplab.networks.network import SegmentationNetwork
+from deeplab.networks.resnet import BLOCKS
 from deeplab.scoring.int8.codes import Int8Error
+from deeplab.scoring.int8.onednn_network import available
 from deeplab.scoring.predictor import Predictor
 from deeplab.scoring.settings import Scoring
 from deeplab.zoo import build
@@ -121,6 +123,26 @@ def test_what_cannot_be_quantized_is_one_line(plain, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             quantize(QuantizeOptions(model=str(model), photos=str(photos)))
+
+
+@pytest.mark.skipif(not available(), reason="a processor with VNNI is needed")
+def test_a_resnet_is_quantized_scored_and_refused_alike(monkeypatch, tmp_path):
+    """With random weights and few blocks: another way computes it, all else is the same."""
+    monkeypatch.setitem(BLOCKS, 50, (1, 1, 1, 1))
+    folder = save(tmp_path / "resnet", build("resnet50-plain", 3, seed=0, output_stride=16), "resnet")
+    checkpoint.note(folder, architecture={"name": "resnet50-plain", "options": {"output_stride": 16}})
+    before = checkpoint.load(folder).label
+    options = QuantizeOptions(model=str(folder), photos=str(PHOTOS), count=2, least=1.0)
+    with pytest.raises(UserError, match=r"at least 100\.00% is wanted"):
+        quantize(options)
+    assert checkpoint.load(folder).label == before
+    result = quantize(options.model_copy(update={"least": 0.9}))
+    model = checkpoint.load(folder)
+    assert result["model"] == model.label != before and 0.9 <= model.card["quantization"]["labels_equal"] < 1
+    photo = decode((PHOTOS / "Bengal_105.jpg").read_bytes())
+    int8, exact = (Predictor(model.network, Scoring(precision=p), device="cpu").labels([photo])[0] for p in ("int8", "float32"))
+    assert (int8 == exact).mean() > 0.9
+    assert run.begin(SegmentOptions(archive=str(PHOTOS), results=str(tmp_path), model=str(folder), precision="int8"))
 
 
 def test_int8_without_ranges_says_how_to_make_them(plain, tmp_path):
