@@ -145,10 +145,8 @@ class _Calibration:
         """Codes of a result, counted from its zero, as they are rounded in scoring."""
         unit = convolution.inputs.scale * convolution.step
         column = _column(np.rint(bias / unit) * unit)
-        return [
-            ((y + column) / codes.scale).add_(codes.zero).round_().clamp_(0, 255).sub_(codes.zero)
-            for y in sums
-        ]  # fmt: skip
+        values = (((y + column) / codes.scale).add_(codes.zero).round_() for y in sums)
+        return [code.clamp_(0, 255).sub_(codes.zero) for code in values]
 
     def _range(self, results: list[torch.Tensor]) -> Codes:
         ends = np.array([[float(y.min()), float(y.max())] for y in results])
@@ -178,9 +176,7 @@ class _Calibration:
         bias = torch.from_numpy(step.convolution.bias.astype(np.float32))
         for photo in self.photos:
             x = photo[step.source]
-            exact, coded_mean = (
-                (values.mean((2, 3)) @ weight.T + bias).relu_() for values in (x.exact, x.codes * scale)
-            )  # fmt: skip
+            exact, coded_mean = ((values.mean((2, 3)) @ weight.T + bias).relu_() for values in (x.exact, x.codes * scale))
             photo[number] = _Value(exact, coded_mean)
 
     def _scores(self, step: Scores) -> None:
