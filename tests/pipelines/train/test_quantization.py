@@ -100,7 +100,7 @@ def test_ranges_of_another_model_are_refused(quantized, tmp_path):
 
 def test_too_little_agreement_is_refused_with_the_figure_and_nothing_is_written(plain, tmp_path):
     options = QuantizeOptions(model=str(plain), photos=str(PHOTOS), out=str(tmp_path / "out"), count=2, least=1.0)
-    with pytest.raises(UserError, match=r"int8 gives 9\d\.\d\d% of float32's labels on 1 photos .* at least 100.00% is wanted"):
+    with pytest.raises(UserError, match=r"int8 gives 9\d\.\d\d% of float32's labels on 1 photo .* at least 100.00% is wanted"):
         quantize(options)
     assert not (tmp_path / "out").exists()
 
