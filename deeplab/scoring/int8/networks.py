@@ -5,31 +5,34 @@ from __future__ import annotations
 from torch import nn
 
 from deeplab.networks.deeplab_heads import ASPP, LargeFOV, Plain, SummedScores
+from deeplab.networks.mobilenet import MobileNetV2
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.networks.resnet import Bottleneck, ResNet
 from deeplab.networks.torchvision_heads import ConvolutionalFCNHead, DeepLabV3ASPP, DeepLabV3Head, ImagePooling
 from deeplab.networks.vgg import VGG16, FullyConnected, VGG16FullyConvolutional, VGG16Pyramid
 from deeplab.scoring.batch_norm_folding import Activation, Convolution, folded_convolution
 from deeplab.scoring.int8.steps import PIXELS, Branch, Convolved, ImageMean, MaxPool, Scores, Steps
-from deeplab.scoring.native.layers import Layers, Pyramid, layers_of
+from deeplab.scoring.native.layers import Backbone, Layers, Pyramid, backbone_of, layers_of
 from deeplab.scoring.native.program import pooled_share
 
 KINDS = (
-    "MobileNetV2 networks with an ASPP or an image pooling head (mobilenet-v2-aspp, mobilenet-v2-image-pooling), "
-    "ResNet networks (resnet50-..., resnet101-...) and VGG-16 networks (vgg16-..., without -features and -attention)"
+    "MobileNetV2 networks (mobilenet-v2-...), ResNet networks (resnet50-..., resnet101-...) "
+    "and VGG-16 networks (vgg16-..., without -features and -attention)"
 )
 
 
 def steps_of(network: SegmentationNetwork) -> Steps | None:
     """The steps of a network, whose batch norm may be folded already; None if it is of another kind than KINDS."""
-    layers = layers_of(network)
-    if layers is not None:
-        return _mobilenet(layers)
+    known = layers_of(network)
+    if known is not None:
+        return _mobilenet(known)
     if type(network) is not SegmentationNetwork:
         return None
     steps, backbone, head = Steps(network.normalization), network.backbone, network.head
     if isinstance(backbone, ResNet):
         features: tuple[int, ...] = (_resnet(steps, backbone),)
+    elif isinstance(backbone, MobileNetV2) and network.normalization.order == "RGB" and (layers := backbone_of(backbone)):
+        features = (_mobilenet_features(steps, layers),)
     elif isinstance(backbone, VGG16Pyramid) or (isinstance(backbone, VGG16FullyConvolutional) and not backbone.taps):
         features = _vgg(steps, backbone)
     else:
@@ -39,14 +42,7 @@ def steps_of(network: SegmentationNetwork) -> Steps | None:
 
 def _mobilenet(layers: Layers) -> Steps:
     steps = Steps(layers.normalization)
-    # Calibration sees lattice sizes alone, where both kinds of padding are one pixel at each end.
-    x = steps.add(Convolved((PIXELS,), layers.stem, 2, 1, 1))
-    for block in layers.blocks:
-        hidden = steps.add(Convolved((x,), block.expand)) if block.expand else x
-        hidden = steps.add(Convolved((hidden,), block.depthwise, block.stride, block.rate, block.rate))
-        x = steps.add(Convolved((hidden,), block.project, shortcut=x if block.shortcut else None))
-    if layers.last:
-        x = steps.add(Convolved((x,), layers.last))
+    x = _mobilenet_features(steps, layers.backbone)
     head = layers.head
     if isinstance(head, Pyramid):
         steps.add(Scores(tuple(Branch(x, branch, rate) for branch, rate in zip(head.branches, head.rates, strict=True))))
@@ -57,6 +53,16 @@ def _mobilenet(layers: Layers) -> Steps:
     result = steps.add(Convolved((between,), projection, pooled=(means, share)))
     steps.add(Scores((Branch(result, head.score),)))
     return steps
+
+
+def _mobilenet_features(steps: Steps, backbone: Backbone) -> int:
+    # Photos are padded to lattice sizes, where both kinds of padding are one pixel at each end.
+    x = steps.add(Convolved((PIXELS,), backbone.stem, 2, 1, 1))
+    for block in backbone.blocks:
+        hidden = steps.add(Convolved((x,), block.expand)) if block.expand else x
+        hidden = steps.add(Convolved((hidden,), block.depthwise, block.stride, block.rate, block.rate))
+        x = steps.add(Convolved((hidden,), block.project, shortcut=x if block.shortcut else None))
+    return steps.add(Convolved((x,), backbone.last)) if backbone.last else x
 
 
 def _convolved(

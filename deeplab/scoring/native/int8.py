@@ -32,11 +32,11 @@ def int8_program(layers: Layers, quantization: Quantization) -> Program:
         result = rest.codes()
         return _parts(coded(convolution.weight, bias, inputs), bias, result, shortcut), result
 
-    stem, at_border = coded_stem(layers.stem.weight, rest.bias(len(layers.stem.bias)), layers.normalization)
+    stem, at_border = coded_stem(layers.backbone.stem.weight, rest.bias(len(layers.backbone.stem.bias)), layers.normalization)
     x = rest.codes()
     stem_parts = _parts(stem, bias_at_zero(stem, at_border, layers.normalization), x, stem=True)
     blocks = []
-    for block in layers.blocks:
+    for block in layers.backbone.blocks:
         hidden, expand = x, None
         if block.expand:
             expand, hidden = one(block.expand, x)
@@ -47,12 +47,18 @@ def int8_program(layers: Layers, quantization: Quantization) -> Program:
         blocks.append(BlockParts(expand, depthwise, project, block.stride, block.rate, block.shortcut, by))
         x = result
     last = None
-    if layers.last:
-        last, x = one(layers.last, x)
+    if layers.backbone.last:
+        last, x = one(layers.backbone.last, x)
     head = _pyramid(layers.head, x, rest) if isinstance(layers.head, Pyramid) else _pooling_head(layers.head, x, rest)
     rest.finish()
     return Program(
-        stem_parts, np.empty((0,), np.float32), border_of(layers.normalization), layers.symmetric, tuple(blocks), last, head
+        stem_parts,
+        np.empty((0,), np.float32),
+        border_of(layers.normalization),
+        layers.backbone.symmetric,
+        tuple(blocks),
+        last,
+        head,
     )
 
 

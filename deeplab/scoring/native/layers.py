@@ -48,23 +48,30 @@ class PoolingHead:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """A network. symmetric: its strided layers pad both sides, as torchvision's."""
+class Backbone:
+    """MobileNetV2. symmetric: its strided layers pad both sides, as torchvision's."""
 
-    normalization: Normalization
     symmetric: bool
     stem: Convolution
     blocks: tuple[Block, ...]
     last: Convolution | None
-    head: Pyramid | PoolingHead
-    classes: int
 
-    def backbone(self) -> Iterator[Convolution]:
+    def convolutions(self) -> Iterator[Convolution]:
         yield self.stem
         for block in self.blocks:
             yield from block.convolutions()
         if self.last:
             yield self.last
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A network that the engine computes."""
+
+    normalization: Normalization
+    backbone: Backbone
+    head: Pyramid | PoolingHead
+    classes: int
 
 
 def layers_of(network: SegmentationNetwork) -> Layers | None:
@@ -74,6 +81,14 @@ def layers_of(network: SegmentationNetwork) -> Layers | None:
         return None
     if not isinstance(backbone, MobileNetV2) or not isinstance(head, ASPP | ImagePoolingHead):
         return None
+    layers = backbone_of(backbone)
+    if layers is None:
+        return None
+    return Layers(network.normalization, layers, _pyramid(head) if isinstance(head, ASPP) else _pooling(head), network.classes)
+
+
+def backbone_of(backbone: MobileNetV2) -> Backbone | None:
+    """The layers of a MobileNetV2; None if it has holes before its last stride."""
     stem, *rest = backbone.layers()
     blocks = [_block(module) for module in rest if isinstance(module, InvertedResidual)]
     after = [module for module in rest if not isinstance(module, InvertedResidual)]
@@ -81,14 +96,11 @@ def layers_of(network: SegmentationNetwork) -> Layers | None:
     if len(after) > 1 or any(conv.dilation != (1, 1) for conv in strided):
         return None
     assert isinstance(stem, nn.Sequential) and all(isinstance(module, nn.Sequential) for module in after)
-    return Layers(
-        network.normalization,
+    return Backbone(
         any(conv.padding != (0, 0) for conv in strided),
         folded_convolution(stem[0], stem[1], "relu6"),
         tuple(blocks),
         folded_convolution(after[0][0], after[0][1], "relu6") if after else None,  # type: ignore[index]
-        _pyramid(head) if isinstance(head, ASPP) else _pooling(head),
-        network.classes,
     )
 
 

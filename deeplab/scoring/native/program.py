@@ -103,10 +103,10 @@ def bfloat16_program(layers: Layers) -> Program:
             _parts(head.score),
         )
     return Program(
-        _parts(Convolution(stem_matrix(layers.stem.weight), layers.stem.bias, "relu6")),
+        _parts(Convolution(stem_matrix(layers.backbone.stem.weight), layers.backbone.stem.bias, "relu6")),
         meanings(layers.normalization),
         (0, 0, 0),
-        layers.symmetric,
+        layers.backbone.symmetric,
         tuple(
             BlockParts(
                 _parts(block.expand) if block.expand else None,
@@ -116,9 +116,9 @@ def bfloat16_program(layers: Layers) -> Program:
                 block.rate,
                 block.shortcut,
             )
-            for block in layers.blocks
+            for block in layers.backbone.blocks
         ),
-        _parts(layers.last) if layers.last else None,
+        _parts(layers.backbone.last) if layers.backbone.last else None,
         parts,
     )
 

@@ -1,4 +1,4 @@
-"""ResNet and VGG-16 in int8 through oneDNN: the codes are those of exact sums, in every size, batch and number of threads."""
+"""Networks in int8 through oneDNN: the codes are those of exact sums, in every size, batch and number of threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deeplab.images.decoding import decode
+from deeplab.models import checkpoint
 from deeplab.networks.network import SegmentationNetwork
 from deeplab.networks.resnet import BLOCKS
 from deeplab.scoring.int8.calibration import calibrated
@@ -26,6 +29,7 @@ from deeplab.scoring.settings import Scoring
 from deeplab.zoo import build
 from tests.deeplab.scoring.test_native import error, pixels
 
+PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "cat.jpg"
 VNNI = pytest.mark.skipif(not available(), reason="a processor with VNNI is needed")
 
 
@@ -235,6 +239,20 @@ def test_other_heads_and_backbones_give_the_scores_of_the_network(name, options)
         exact, other = net(net.normalization.apply(x)), net(net.normalization.apply(x.flip(1)))
         assert error(own(x), exact) < 0.1 < error(other, exact)
         torch.testing.assert_close(own(net.normalization.apply(x)), own(x), rtol=0, atol=0)
+
+
+@VNNI
+def test_mobilenet_under_version_3s_head_gives_the_scores_of_the_network():
+    """The backbone is a trained one: with random weights, errors of its codes grow from block to block."""
+    net = network("mobilenet-v2-aspp-v3")
+    net.backbone.load_state_dict(checkpoint.load("pets").network.backbone.state_dict())
+    photo = decode(PHOTO.read_bytes())[:161, :193]
+    net.quantization = calibrated(net, [photo])
+    own, x = cpu_network(net, "int8"), torch.from_numpy(photo).permute(2, 0, 1)[None]
+    assert isinstance(own, OnednnNetwork)
+    with torch.inference_mode():
+        exact, other = net(net.normalization.apply(x)), net(net.normalization.apply(x.flip(1)))
+        assert error(own(x), exact) < 0.1 < error(other, exact)
 
 
 @VNNI
