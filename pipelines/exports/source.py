@@ -143,7 +143,7 @@ class Masks:
             mark_files(self.targets)
 
     def write_classes(self) -> None:
-        """Write classes.txt, the name of a class a line in the order of ids, as data sets have it.
+        """Write classes.txt, the name of a class a line in the order of ids, as data sets have it. It does not count as a file.
 
         ResultsError if `folder` has one with other names: masks of two models would lie side by side.
         """
@@ -151,8 +151,8 @@ class Masks:
         text = "".join(f"{' '.join(name.split())}\n" for name in self.classes.names)
         if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
             raise ResultsError(f"{self.folder}: its {CLASSES} names other classes than {self.model}; choose another folder")
+        self.targets.add(path)  # an image's folder of that name gets another
         LocalFiles(self.folder).write(CLASSES, text.encode())
-        self.done.files += 1
 
     def refuse_earlier(self, pattern: str) -> None:
         """ResultsError if `folder` holds numbered files of an earlier export, which this one might not all replace."""

@@ -314,6 +314,7 @@ def exported(tmp_path: Path, uris: list[str]) -> list[bytes]:
     written = listed(tmp_path) - before - {str(base / "a"), str(base / "a" / "b"), str(base / "a" / "b" / "out")}
     assert all(path.startswith(f"{base}/a/b/out/") for path in written)
     files = [os.fsencode(path) for path in written if os.path.isfile(path) and os.path.basename(path) != MARKER]
+    files.remove(os.fsencode(base / "a" / "b" / "out" / "classes.txt"))
     assert (done.images, done.files, len(files)) == (len(uris),) * 3
     return files
 
@@ -342,6 +343,7 @@ def test_names_that_are_paths_stay_as_they_are_and_the_rest_becomes_safe(tmp_pat
     assert all(len(part) <= 255 for part in escaped.split(b"/"))
     nested = exported(tmp_path, ["s3://b/p/a.jpg", "s3://b/p/a.png/b.jpg", "s3://b/p/a.png"])
     assert len(nested) == 3
+    assert len(exported(tmp_path, ["s3://b/p/classes.txt/a.jpg", "s3://b/p/b.jpg"])) == 2
 
 
 def test_bytes_that_are_no_utf8_are_read_listed_and_found(tmp_path: Path) -> None:
@@ -439,7 +441,7 @@ def test_a_model_an_archive_and_a_table_of_odd_names_go_the_whole_way(tmp_path: 
         written = export.export(table, label, tmp_path / "out" / form, form)
         assert written.images + written.left_out == len(odd)
         assert written.left_out == (1 if form == "cvat" else 0)  # XML has no way to write the byte
-    pictures = {os.fsencode(path.name) for path in (tmp_path / "out" / "png").iterdir()} - {MARKER.encode()}
+    pictures = {os.fsencode(path.name) for path in (tmp_path / "out" / "png").iterdir()} - {MARKER.encode(), b"classes.txt"}
     assert pictures == {name[:-4] + b".png" for name in odd}
     page = static_page.build(table, tmp_path / "out" / "report", label)
     assert "caf\\xe9.jpg" in page.page.read_text(encoding="utf-8").replace("\\\\", "\\")
