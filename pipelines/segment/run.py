@@ -327,8 +327,8 @@ def within_limit(summary: Summary, max_error_rate: float) -> Summary:
         share = summary.errors / summary.images
         raise TooManyErrors(
             f"{summary.errors} of {summary.images} images ({share:.1%}) became error rows, over --max-error-rate "
-            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed. `deeplab status` counts the "
-            "reasons, --retry-errors tries these images again",
+            f"{max_error_rate:.1%}; the {summary.images - summary.errors} good ones are committed. `deeplab report` names "
+            "the others with their reasons, --retry-errors tries them again, a higher limit lets a run with them succeed",
             summary,
         )
     return summary
